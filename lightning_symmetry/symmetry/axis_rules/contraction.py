@@ -1,0 +1,29 @@
+"""Products that sum over a shared axis."""
+
+import torch
+
+from lightning_symmetry.symmetry.axis_rules.registry import axis_rule, axis_table
+
+aten = torch.ops.aten
+
+axis_table(
+    {
+        aten.dot.default: "k, k -> ",
+        aten.mv.default: "m k, k -> m",
+        aten.mm.default: "m k, k n -> m n",
+        aten.bmm.default: "b m k, b k n -> b m n",
+    }
+)
+
+
+@axis_rule(aten.addmm.default)
+def _(bias, left, right, **scales):
+    return f"{' '.join('mn'[-len(bias.shape) :])}, m k, k n -> m n"
+
+
+@axis_rule(aten.convolution.default)
+def _(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+    space = " _" * (len(input.shape) - 2)
+    kernel = f"(g i) o{space}" if transposed else f"(g o) i{space}"
+    vector = "" if bias is None else ", (g o)"
+    return f"n (g i){space}, {kernel}{vector} -> n (g o){space}", {"g": groups}

@@ -1,0 +1,53 @@
+"""Softmax and the norms: what they keep, and the statistics that they take within."""
+
+import torch
+
+from lightning_symmetry.symmetry.axis_rules.registry import axis_rule
+
+aten = torch.ops.aten
+
+
+@axis_rule(aten._softmax.default, aten._log_softmax.default)
+def _(input, dim, half_to_float=False):
+    letters = [f"a{k}" for k in range(len(input.shape))]
+    kept = [letter for k, letter in enumerate(letters) if k != dim % max(len(letters), 1)]
+    return f"{' '.join(letters)} -> {' '.join(letters)}; {' '.join(kept)}"
+
+
+@axis_rule(aten.native_layer_norm.default)
+def _(input, normalized_shape, weight, bias, eps):
+    normed = " ".join(f"a{k}" for k in range(len(normalized_shape)))
+    affine = "".join(f", {normed}" for parameter in (weight, bias) if parameter is not None)
+    statistics = "..." + " 1" * len(normalized_shape)
+    return f"... {normed}{affine} -> ... {normed}, {statistics}, {statistics}"
+
+
+@axis_rule(aten.native_group_norm.default)
+def _(input, weight, bias, batch, channels, space, groups, eps):
+    affine = "".join(", (g c)" for parameter in (weight, bias) if parameter is not None)
+    return f"n (g c) ...{affine} -> n (g c) ..., n g, n g", {"g": groups}
+
+
+def _batch_norm(input, vectors, n_outputs):
+    """Batch norm with so many vectors given and outputs: the statistics, empty in inference, are vectors of channels."""
+    return f"n c ...{', c' * sum(vector is not None for vector in vectors)} -> n c ...{', c' * n_outputs}; c"
+
+
+@axis_rule(aten._native_batch_norm_legit_functional.default)
+def _(input, weight, bias, running_mean, running_var, training, momentum, eps):
+    return _batch_norm(input, (weight, bias, running_mean, running_var), 4)
+
+
+@axis_rule(aten.native_batch_norm.default, aten._native_batch_norm_legit.default)
+def _(input, weight, bias, running_mean, running_var, training, momentum, eps):
+    return _batch_norm(input, (weight, bias, running_mean, running_var), 2)
+
+
+@axis_rule(aten._native_batch_norm_legit.no_stats)
+def _(input, weight, bias, training, momentum, eps):
+    return _batch_norm(input, (weight, bias), 2)
+
+
+@axis_rule(aten._native_batch_norm_legit_no_training.default)
+def _(input, weight, bias, running_mean, running_var, momentum, eps):
+    return _batch_norm(input, (weight, bias, running_mean, running_var), 2)

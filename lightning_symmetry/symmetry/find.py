@@ -1,0 +1,85 @@
+"""Find the symmetries of an existing model: trace one step, label its axes, read off the groups, verify them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from lightning_symmetry.symmetry.actions import Block
+from lightning_symmetry.symmetry.groups import KINDS, Symmetries, SymmetryGroup
+from lightning_symmetry.symmetry.permutations import permutation_groups
+from lightning_symmetry.symmetry.step import Step
+from lightning_symmetry.symmetry.tracing import trace
+from lightning_symmetry.symmetry.verification import verify
+
+
+def find_symmetries(
+    model: nn.Module, batch: Any, *, kinds: Sequence[str] | None = None, verify_up_to: int = 200_000_000
+) -> Symmetries:
+    """Find every symmetry of a model's parameters, and verify each on the model.
+
+    A parameter symmetry is a transformation of the parameters that leaves the model's outputs unchanged for every input.
+    One step is run on the batch and traced; neither the model nor any random stream is changed by it.
+
+    Args:
+        model: A `LightningModule`, whose `training_step` is traced, or any module, which is called as ``model(batch)``,
+            ``model(*batch)`` for a tuple, ``model(**batch)`` for a mapping.
+        batch: One batch of data, on the device of the model.
+        kinds: The kinds of symmetry to look for; None for all: ``"permutation"``.
+        verify_up_to: The largest number of parameters at which groups are verified; above it they have ``verified=None``.
+
+    Returns:
+        The groups, in the order of the parameters that they move.
+
+    Raises:
+        ValueError: A kind is unknown, the model has no parameters, or one step returns nothing to compare.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [(group.kind, group.name, group.size) for group in find_symmetries(model, torch.randn(16, 4))]
+        [('permutation', '0', 8)]
+
+    References:
+        Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory", arXiv:2502.05300.
+    """
+    check_kinds(kinds)
+    step = Step(model, batch)
+    tape = trace(step)
+    groups, blocks, labelling = permutation_groups(tape, step.parameters)
+    rejected: list[SymmetryGroup] = []
+    if sum(parameter.numel() for parameter in step.parameters.values()) <= verify_up_to:
+        groups, rejected = verify(step, groups)
+    return Symmetries(
+        groups=tuple(groups),
+        blocks=blocks,
+        share=_share(groups, blocks, step),
+        rejected=tuple(group.name for group in rejected),
+        without_rule=dict(labelling.without_rule),
+    )
+
+
+def check_kinds(kinds: Sequence[str] | None) -> None:
+    """Refuse an unknown kind of symmetry.
+
+    Raises:
+        ValueError: A kind is unknown.
+    """
+    for kind in kinds or ():
+        if kind not in KINDS:
+            raise ValueError(
+                f"kinds={list(kinds or ())!r}: {kind!r} is no kind of symmetry; known kinds: {', '.join(KINDS)}"
+            )
+
+
+def _share(groups: Sequence[SymmetryGroup], blocks: Sequence[Block], step: Step) -> float:
+    names = {group.name for group in groups}
+    moved = sum(
+        block.of(step.parameters[block.tensor]).numel()
+        for block in blocks
+        if block.tensor in step.parameters and names.intersection(block.axes)
+    )
+    return moved / sum(parameter.numel() for parameter in step.parameters.values())

@@ -1,0 +1,166 @@
+"""The symmetry groups of a model."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, overload
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Generator, Tensor
+
+from lightning_symmetry.symmetry.actions import Block, permute, random_permutations
+
+KINDS = ("permutation",)
+
+
+@dataclass(frozen=True)
+class SymmetryGroup:
+    """A group of transformations of a model's parameters that leave what the model computes unchanged.
+
+    Attributes:
+        kind: What its elements do; ``"permutation"``: they exchange units (arXiv:2502.05300).
+        name: Where it acts, after the first parameter that it moves; unique within a model.
+        size: The number of units n that it exchanges.
+        rows: The axes at whose every position it acts by itself, with their sizes: units within each head.
+        blocks: The parts of the parameters and buffers that it moves.
+        parameters: The names of the parameters that it moves.
+        buffers: The names of the buffers that move with them: running statistics.
+        dimension: The dimension of its Lie algebra; 0 for a discrete group.
+        preserves: ``"output"``, or ``"loss"`` where the outputs change, or where none is known.
+        exact: False where it holds only at eps = 0 of a norm.
+        verified: True where a random element was tried on the model in float64; None where the model was too large to try.
+    """
+
+    kind: str
+    name: str
+    size: int
+    rows: tuple[tuple[str, int], ...]
+    blocks: tuple[Block, ...]
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...] = ()
+    dimension: int = 0
+    preserves: str = "output"
+    exact: bool = True
+    verified: bool | None = None
+
+    def transform(self, tensors: Mapping[str, Tensor], generator: Generator | None = None) -> dict[str, Tensor]:
+        """Apply one random element, never the identity.
+
+        Args:
+            tensors: The model's parameters and buffers by name; those that the group does not move may be missing.
+            generator: The source of randomness, on the CPU.
+
+        Returns:
+            The same mapping with the tensors that moved replaced; none is changed in place.
+
+        Raises:
+            KeyError: A tensor that the group moves is missing.
+        """
+        moved = {name: tensors[name].clone() for name in (*self.parameters, *self.buffers)}
+        permutations = random_permutations([length for _, length in self.rows], self.size, generator)
+        for block in self.blocks:
+            permute(moved[block.tensor], block, self.name, [row for row, _ in self.rows], permutations)
+        return {**tensors, **moved}
+
+    def tangent(self, tensors: Mapping[str, Tensor], generator: Generator | None = None) -> dict[str, Tensor]:
+        """One random direction of the Lie algebra at a point: zeros for a discrete group.
+
+        Args:
+            tensors: The model's parameters by name.
+            generator: The source of randomness, on the CPU.
+
+        Returns:
+            A tensor of the same shape for each parameter that the group moves.
+        """
+        return {name: tensors[name].new_zeros(tensors[name].shape) for name in self.parameters}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The group in plain types, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> SymmetryGroup:
+        """The group that `to_dict` wrote, also after a way through JSON."""
+        return cls(**{**{key: _as_tuples(value) for key, value in plain.items()}, "blocks": _blocks(plain["blocks"])})
+
+
+def _blocks(plain: Sequence[Mapping[str, Any]]) -> tuple[Block, ...]:
+    return tuple(Block(block["tensor"], _as_tuples(block["views"]), tuple(block["axes"])) for block in plain)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+@dataclass(frozen=True)
+class Symmetries(Sequence[SymmetryGroup]):
+    """The symmetry groups that were found in a model; prints as a table.
+
+    Attributes:
+        groups: The groups, in the order of the parameters that they move first.
+        blocks: The partition of every parameter along the model's axes, those included that no group acts on.
+        share: The share of the parameters' entries that at least one group moves, from 0 to 1.
+        rejected: The names of groups that were proposed, but changed what the model computes.
+        without_rule: The operations whose axes could not be followed, with how often each was met: what they touch is
+            taken to have no symmetry.
+    """
+
+    groups: tuple[SymmetryGroup, ...]
+    blocks: tuple[Block, ...] = ()
+    share: float = 0.0
+    rejected: tuple[str, ...] = ()
+    without_rule: Mapping[str, int] = field(default_factory=dict)
+
+    @overload
+    def __getitem__(self, index: int) -> SymmetryGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SymmetryGroup, ...]: ...
+    def __getitem__(self, index: int | slice) -> SymmetryGroup | tuple[SymmetryGroup, ...]:
+        return self.groups[index]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[SymmetryGroup]:
+        return iter(self.groups)
+
+    def select(self, keep: Sequence[SymmetryGroup]) -> Symmetries:
+        """The same findings with only some of the groups."""
+        return replace(self, groups=tuple(keep))
+
+    def __str__(self) -> str:
+        table = Table(box=box.SIMPLE, pad_edge=False)
+        for heading in ("kind", "name", "units", "moves", "verified"):
+            table.add_column(heading, justify="right" if heading == "units" else "left", no_wrap=True)
+        for group in self.groups:
+            units = " x ".join(str(length) for length in (*(length for _, length in group.rows), group.size))
+            moves = f"{len(group.parameters)} parameters"
+            table.add_row(group.kind, group.name, units, moves, "yes" if group.verified else "not tried")
+        lines = io.StringIO()
+        Console(file=lines, width=200).print(table)
+        lines.write(f"{len(self)} groups move {self.share:.1%} of the parameters")
+        if self.rejected:
+            lines.write(f"; {len(self.rejected)} proposed and rejected: {_listed(self.rejected)}")
+        if self.without_rule:
+            lines.write(f"; operations not followed: {_listed(tuple(self.without_rule))}")
+        return lines.getvalue()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings in plain types, for JSON."""
+        return {**asdict(self), "groups": [group.to_dict() for group in self.groups]}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Symmetries:
+        """The findings that `to_dict` wrote, also after a way through JSON."""
+        groups = tuple(map(SymmetryGroup.from_dict, plain["groups"]))
+        return cls(
+            groups, _blocks(plain["blocks"]), plain["share"], tuple(plain["rejected"]), dict(plain["without_rule"])
+        )
+
+
+def _listed(names: Sequence[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,0 +1,49 @@
+"""Names of axes: after the first parameter that holds them, and after their place in it.
+
+``encoder.0.mlp`` is an axis that is a whole dimension of a parameter of that module. Where it is one factor of a product,
+the name says which: ``attn.heads`` and ``attn.head_dims``, or ``groups`` and ``units`` outside attention. Where it is in
+some segments of a concatenation, it says in which: ``attn.qk.head_dims`` and ``attn.v.head_dims`` of a fused map.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, atoms, resolve
+
+_ATTENTION_ROLES = ("head_dims", "heads", "head_groups")
+_OTHER_ROLES = ("units", "groups", "outer_groups")
+
+
+def axis_names(wanted: Iterable[Atom], leaves: Mapping[str, Sequence[Axis]]) -> dict[Atom, str]:
+    """A name for each atom that is on a leaf, none given twice."""
+    names: dict[Atom, str] = {}
+    for atom in wanted:
+        places = ((leaf, axis) for leaf, axes in leaves.items() for axis in axes if atom in set(atoms(axis)))
+        place = next(places, None)
+        if place is not None:
+            name = _described(*place, atom)
+            count = 1 + sum(name in (other, other.rpartition(".")[0]) for other in names.values())
+            names[atom] = f"{name}.{count}" if name in names.values() else name
+    return names
+
+
+def _described(leaf: str, axis: Axis, atom: Atom) -> str:
+    module = re.sub(r"[._](weight|bias)$", "", leaf)
+    attention = "att" in module.lower()
+    words = [module]
+    axis = resolve(axis)
+    while atom not in axis:
+        segments = next(
+            factor.segments for factor in axis if isinstance(factor, Concatenation) and atom in set(atoms((factor,)))
+        )
+        holding = [k for k, segment in enumerate(segments) if atom in set(atoms(segment))]
+        if len(holding) < len(segments):
+            fused = attention and len(segments) == 3
+            words.append("".join("qkv"[k] for k in holding) if fused else "_".join(map(str, holding)))
+        axis = resolve(segments[holding[0]])
+    if len(axis) > 1:
+        roles = _ATTENTION_ROLES if attention else _OTHER_ROLES
+        words.append(roles[min(len(axis) - 1 - axis.index(atom), 2)])
+    return ".".join(words)

@@ -1,0 +1,234 @@
+"""The tape: the operations of one real step, in order, and which of their tensors depend on the parameters.
+
+Operations run as they are, on real tensors, so that Python control flow and `.item()` work; they are decomposed to core
+ATen, but for norms and pooling, which are ruled whole. Views and mutations are made functional. A random operation acts
+by its mean, so that dropout is the identity: the mask that it would draw tells positions apart that the model does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions
+from torch._ops import OpOverload
+from torch.func import functionalize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+from lightning_symmetry.symmetry.step import Step, undisturbed
+
+aten = torch.ops.aten
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor on the tape.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its type.
+        constant: The tensor itself where no parameter reaches it, else None.
+        name: The name of the parameter or buffer that it is.
+        source: The operation that made it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    constant: Tensor | None = None
+    name: str | None = None
+    source: Operation | None = None
+
+    @property
+    def depends(self) -> bool:
+        """Whether a symmetry may move it: it is a parameter, a running statistic, or made from one."""
+        return self.constant is None
+
+
+@dataclass(eq=False)
+class Operation:
+    """One call of an operation, with values in place of tensors."""
+
+    operation: OpOverload
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: list[Value | None] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> list[Value]:
+        """The tensors among the arguments, in order."""
+        return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Value)]
+
+    @property
+    def name(self) -> str:
+        """The operation's name without its overload, and without the mark of a functional view."""
+        name = self.operation._schema.name.split("::")[1]
+        return name if name == "_to_copy" else name.removesuffix("_copy")
+
+
+@dataclass
+class Tape:
+    """The operations that lead to the outputs, in order; the parameters and buffers they start from, by name."""
+
+    operations: list[Operation]
+    leaves: dict[str, Value]
+    outputs: list[Value]
+
+
+def trace(step: Step) -> Tape:
+    """Run one step and write down its operations."""
+    recorder = _Recorder()
+    parameters = {name: parameter.clone() for name, parameter in step.parameters.items()}
+    buffers = {name: buffer.clone() for name, buffer in step.buffers.items()}
+    with undisturbed(), recorder:
+        leaves = {name: recorder.depending(tensor, name) for name, tensor in parameters.items()}
+        leaves |= {name: recorder.value(tensor, name) for name, tensor in buffers.items()}
+        outputs = functionalize(lambda *given: step(*given).preserved, remove="mutations_and_views")(
+            parameters, buffers, step.batch
+        )
+        returned = [recorder.value(output) for output in outputs]
+    return Tape(_living(recorder.operations, returned), leaves, returned)
+
+
+def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Operation]:
+    """The operations that an output needs: dead ones tie axes that nothing uses."""
+    needed = set(map(id, outputs))
+    living = []
+    for operation in reversed(operations):
+        if any(id(output) in needed for output in operation.outputs):
+            living.append(operation)
+            needed.update(map(id, operation.inputs))
+    return living[::-1]
+
+
+_KEPT_WHOLE = {
+    aten.native_batch_norm,
+    aten._native_batch_norm_legit,
+    aten._native_batch_norm_legit_functional,
+    aten._native_batch_norm_legit_no_training,
+    aten.native_layer_norm,
+    aten.native_group_norm,
+    aten.max_pool2d_with_indices,
+    aten.avg_pool1d,
+    aten.avg_pool2d,
+    aten._adaptive_avg_pool2d,
+    aten.upsample_bilinear2d,
+    aten.upsample_nearest2d,
+    aten.nll_loss_forward,
+    aten.nll_loss2d_forward,
+}
+_DECOMPOSITIONS = {
+    operation: decomposition
+    for operation, decomposition in core_aten_decompositions().items()
+    if getattr(operation, "overloadpacket", None) not in _KEPT_WHOLE
+}
+_FROM_SHAPE_ALONE = {
+    aten.empty_like,
+    aten.full_like,
+    aten.new_empty,
+    aten.new_full,
+    aten.new_ones,
+    aten.new_zeros,
+    aten.ones_like,
+    aten.zeros_like,
+}
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+        self._values: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def value(self, tensor: Tensor, name: str | None = None) -> Value:
+        """The value of a tensor: a constant where it was not seen before."""
+        if tensor not in self._values:
+            self._values[tensor] = Value(tuple(tensor.shape), tensor.dtype, constant=tensor, name=name)
+        return self._values[tensor]
+
+    def depending(self, tensor: Tensor, name: str | None = None) -> Value:
+        """The value of a tensor that parameters reach."""
+        value = self._values[tensor] = Value(tuple(tensor.shape), tensor.dtype, name=name)
+        return value
+
+    def __torch_dispatch__(
+        self, operation: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        drawn = mean_of_random(operation, args, kwargs)
+        if drawn is not None:
+            return drawn
+        if operation in _DECOMPOSITIONS:
+            with self:
+                result = _DECOMPOSITIONS[operation](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        elif operation._can_decompose() and operation.overloadpacket not in _KEPT_WHOLE:
+            with self:
+                result = operation.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = operation(*args, **kwargs)
+        self._record(operation, args, kwargs, result)
+        return result
+
+    def _record(self, operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        given = tree_map(lambda leaf: self.value(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+        node = Operation(operation, *given)
+        if "batch_norm" in node.name:
+            self._move_running_statistics(node)
+        depends = operation.overloadpacket not in _FROM_SHAPE_ALONE and any(value.depends for value in node.inputs)
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if not isinstance(tensor, Tensor):
+                node.outputs.append(None)
+            elif any(tensor is leaf for leaf in tree_leaves((args, kwargs))):
+                node.outputs.append(self.value(tensor))
+            else:
+                node.outputs.append(self.depending(tensor) if depends else self.value(tensor))
+                node.outputs[-1].source = node
+        self.operations.append(node)
+
+    @staticmethod
+    def _move_running_statistics(node: Operation) -> None:
+        """Of the buffers only the running statistics of a batch norm move with a symmetry."""
+        for value in node.args[3:5]:
+            if isinstance(value, Value) and value.name is not None:
+                value.constant = None
+
+
+def mean_of_random(operation: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a random operation returns on average; None for an operation that is not random.
+
+    Whole numbers drawn at random (permutations, indices) have no mean of use and are left as they fall.
+    """
+    match operation.overloadpacket:
+        case aten.native_dropout:
+            return args[0], torch.ones_like(args[0], dtype=torch.bool)
+        case aten.bernoulli if operation is aten.bernoulli.default:
+            return args[0].clone()
+        case aten.bernoulli | aten.bernoulli_:
+            probability = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+            if isinstance(probability, Tensor):
+                return args[0].copy_(probability)
+            return _filled(operation, args[0], probability)
+        case aten.uniform | aten.uniform_:
+            low, high = (*args[1:], 0.0, 1.0)[:2]
+            return _filled(operation, args[0], (low + high) / 2)
+        case aten.normal_ | aten.normal_functional:
+            return _filled(operation, args[0], args[1] if len(args) > 1 else 0.0)
+        case aten.rand_like:
+            return torch.full_like(args[0], 0.5)
+        case aten.randn_like:
+            return torch.zeros_like(args[0])
+        case aten.rand | aten.randn:
+            options = {name: kwargs[name] for name in ("dtype", "device") if kwargs.get(name) is not None}
+            return torch.full(args[0], 0.5 if operation.overloadpacket is aten.rand else 0.0, **options)
+    return None
+
+
+def _filled(operation: OpOverload, tensor: Tensor, number: float) -> Tensor:
+    return tensor.fill_(number) if operation._schema.is_mutable else torch.full_like(tensor, number)

@@ -1,0 +1,137 @@
+"""Verification: rerun the model with its parameters moved by a group, in float64, and compare what it computes.
+
+The labelling only proposes. A proposal is right when a random element of the group, applied at *generic* parameters, moves
+them and changes nothing that the model returns. Generic means that every parameter is perturbed by independent noise:
+at initialisation much is zero, one or equal, and would let false groups pass. The model itself is rerun, not the tape, so
+that routing and control flow are live; whatever in it asks for float32 is given float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from lightning_symmetry.symmetry.groups import SymmetryGroup
+from lightning_symmetry.symmetry.step import Outputs, Step, Tensors, undisturbed
+from lightning_symmetry.symmetry.tracing import mean_of_random
+
+TOLERANCE = 1e-8
+"""The largest change of an output, relative to the largest entry of that output, that passes as rounding."""
+MOVEMENT = 1e-2
+"""The least relative distance that an element of a group must move the parameters by."""
+
+
+def verify(
+    step: Step, groups: Sequence[SymmetryGroup], seed: int = 0
+) -> tuple[list[SymmetryGroup], list[SymmetryGroup]]:
+    """Sort proposed groups into those that leave the step as it was, and those that do not.
+
+    All are tried jointly; only where that fails, halves are tried until the culprits are alone.
+
+    Returns:
+        The groups that passed, each with `verified` and `preserves` set, and those that failed.
+    """
+    generator = Generator().manual_seed(seed)
+    parameters = _generic(step.parameters, generator)
+    buffers = {name: _lifted(buffer) for name, buffer in step.buffers.items()}
+    reference = _run(step, parameters, buffers)
+
+    def moved(group: Sequence[SymmetryGroup]) -> Outputs:
+        tensors = {**parameters, **buffers}
+        for each in group:
+            before, tensors = tensors, each.transform(tensors, generator)
+            if _distance(each, before, tensors) < MOVEMENT:
+                raise AssertionError(f"the element tried of group {each.name!r} moves nothing")
+        return _run(step, {name: tensors[name] for name in parameters}, {name: tensors[name] for name in buffers})
+
+    kept = _passing(groups, lambda some: _same(moved(some).preserved, reference.preserved))
+    keeping_output = {
+        group.name
+        for group in _passing(kept, lambda some: _same(moved(some).forward, reference.forward) and reference.forward)
+    }
+    passed = [
+        replace(group, verified=True, preserves="output" if group.name in keeping_output else "loss") for group in kept
+    ]
+    return passed, [group for group in groups if group not in kept]
+
+
+def _passing(
+    groups: Sequence[SymmetryGroup], passes: Callable[[Sequence[SymmetryGroup]], object]
+) -> list[SymmetryGroup]:
+    if not groups or passes(groups):
+        return list(groups)
+    middle = len(groups) // 2
+    return [*_passing(groups[:middle], passes), *_passing(groups[middle:], passes)] if middle else []
+
+
+def relative_change(moved: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    """The largest change of any tensor relative to its largest entry; infinite where the shapes or the infinities differ."""
+    worst = 0.0
+    for left, right in zip(moved, reference, strict=True):
+        if left.shape != right.shape:
+            return torch.inf
+        if right.numel() == 0:
+            continue
+        change = torch.where(left == right, 0.0, (left - right).abs())
+        scale = right[right.isfinite()].abs().max() if right.isfinite().any() else torch.ones(())
+        change = change.max() / scale if bool(scale > 0) else change.max()
+        worst = max(worst, float(change)) if bool(change.isfinite()) else torch.inf
+    return worst
+
+
+def _same(moved: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:
+    return len(moved) == len(reference) and relative_change(moved, reference) <= TOLERANCE
+
+
+def _distance(group: SymmetryGroup, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
+    names = (*group.parameters, *group.buffers)
+    change = sum(float((after[name] - before[name]).square().sum()) for name in names)
+    return float((change / max(sum(float(before[name].square().sum()) for name in names), 1e-300)) ** 0.5)
+
+
+def _generic(parameters: Tensors, generator: Generator) -> Tensors:
+    """Perturb every parameter by noise of a tenth of its own size, or of 0.1 where it is smaller than 1."""
+    generic = {}
+    for name, parameter in parameters.items():
+        lifted = _lifted(parameter)
+        if lifted.is_floating_point():
+            noise = torch.randn(lifted.shape, generator=generator, dtype=torch.float64).to(lifted.device)
+            lifted = lifted + 0.1 * noise * lifted.square().mean().sqrt().clamp(min=0.1, max=1.0)
+        generic[name] = lifted
+    return generic
+
+
+def _run(step: Step, parameters: Tensors, buffers: Tensors) -> Outputs:
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with undisturbed(), _InFloat64():
+            return step(parameters, {name: buffer.clone() for name, buffer in buffers.items()}, step.batch)
+    finally:
+        torch.set_default_dtype(default)
+
+
+class _InFloat64(TorchDispatchMode):
+    """Whatever floating type an operation is given or asks for, it computes in float64; random ones act by their mean."""
+
+    def __torch_dispatch__(
+        self, operation: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map(_lifted, (args, kwargs or {}))
+        drawn = mean_of_random(operation, args, kwargs)
+        return tree_map(_lifted, operation(*args, **kwargs) if drawn is None else drawn)
+
+
+def _lifted(leaf: Any) -> Any:
+    if isinstance(leaf, torch.dtype):
+        return torch.float64 if leaf.is_floating_point else leaf
+    if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.float64:
+        return leaf.double()
+    return leaf

@@ -1,0 +1,274 @@
+"""The permutation groups that are found, against what is written down by hand."""
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_symmetry.symmetry.find import find_symmetries
+from lightning_symmetry.symmetry.groups import Symmetries
+from lightning_symmetry.symmetry.permutations import permutation_groups
+from lightning_symmetry.symmetry.step import Step
+from lightning_symmetry.symmetry.tracing import trace
+from lightning_symmetry.symmetry.verification import TOLERANCE, relative_change, verify
+from tests.models import ConvNet, Transformer, Twisted, mlp
+
+
+def tokens(vocabulary, batch=2, length=7):
+    return torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+def gpt2():
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=50, n_positions=16, n_embd=24, n_layer=2, n_head=3, use_cache=False, bos_token_id=0, eos_token_id=0
+        )
+    )
+
+
+def llama():
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=50,
+            hidden_size=32,
+            intermediate_size=20,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            use_cache=False,
+        )
+    )
+
+
+def of_each_layer(layers, groups):
+    return {name.format(layer): shape for layer in range(layers) for name, shape in groups.items()}
+
+
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+VECTORS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+LANGUAGE = {"input_ids": tokens(50), "labels": tokens(50)}
+
+# name -> the sizes of the rows that a permutation may depend on, and last the number of units
+EXPECTED = {
+    "mlp": (mlp, VECTORS, {"0": (11,), "2": (9,)}),
+    "convnet": (
+        ConvNet,
+        IMAGES,
+        {"stem": (6,), "block1.conv1": (8,), "down": (10,), "block2.conv1": (12,)},
+    ),
+    "transformer": (
+        Transformer,
+        tokens(13),
+        {"positions": (12,)}
+        | of_each_layer(
+            2,
+            {
+                "blocks.{}.attn.qkv.heads": (3,),
+                "blocks.{}.attn.qkv.qk.head_dims": (3, 4),
+                "blocks.{}.attn.qkv.v.head_dims": (3, 4),
+                "blocks.{}.up": (17,),
+            },
+        ),
+    ),
+    "gpt2": (
+        gpt2,
+        LANGUAGE,
+        {"transformer.wte": (24,)}
+        | of_each_layer(
+            2,
+            {
+                "transformer.h.{}.attn.c_attn.heads": (3,),
+                "transformer.h.{}.attn.c_attn.qk.head_dims": (3, 8),
+                "transformer.h.{}.attn.c_attn.v.head_dims": (3, 8),
+                "transformer.h.{}.mlp.c_fc": (96,),
+            },
+        ),
+    ),
+    "llama": (
+        llama,
+        LANGUAGE,
+        {"model.embed_tokens": (32,)}
+        | of_each_layer(
+            2,
+            {
+                "model.layers.{}.self_attn.q_proj.head_groups": (2,),
+                "model.layers.{}.self_attn.q_proj.heads": (2, 2),
+                "model.layers.{}.self_attn.v_proj.head_dims": (2, 8),
+                "model.layers.{}.mlp.gate_proj": (20,),
+            },
+        ),
+    ),
+    "twisted: the hidden units to which a fixed constant is added are told apart": (
+        Twisted,
+        VECTORS,
+        {"second": (6,)},
+    ),
+}
+
+
+def shapes(symmetries):
+    return {group.name: (*(length for _, length in group.rows), group.size) for group in symmetries}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("training", [True, False])
+def test_every_axis_that_can_be_permuted_is_found_and_no_other(name, training):
+    torch.manual_seed(0)
+    build, batch, expected = EXPECTED[name]
+    symmetries = find_symmetries(build().train(training), batch)
+    assert shapes(symmetries) == expected
+    assert all(group.verified and group.exact and group.preserves == "output" for group in symmetries)
+    assert not symmetries.rejected
+    assert not symmetries.without_rule
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_group_leaves_the_float64_model_unchanged_and_moves_it(name):
+    """Independent of the product's own verification: a float64 copy of the model, loaded with the moved tensors."""
+    torch.manual_seed(0)
+    build, batch, _ = EXPECTED[name]
+    symmetries = find_symmetries(build(), batch)
+    model = build().double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for buffer in model.buffers():
+            if buffer.is_floating_point() and name != "llama":
+                buffer.add_(torch.rand_like(buffer))
+    batch = {key: value for key, value in batch.items()} if isinstance(batch, dict) else batch
+    outputs = computed(model, batch)
+    state = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    for group in symmetries:
+        moved = group.transform(state, torch.Generator().manual_seed(1))
+        changed = {name for name in state if not torch.equal(state[name], moved[name])}
+        assert changed == {*group.parameters, *group.buffers}
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for key, tensor in (*other.named_parameters(), *other.named_buffers()):
+                tensor.copy_(moved[key])
+        tolerance = 1e-6 if name == "llama" else TOLERANCE  # its rotary tables and norms compute in float32
+        assert relative_change([computed(other, batch)], [outputs]) <= tolerance, group.name
+
+
+def computed(model, batch):
+    with torch.no_grad():
+        if isinstance(batch, dict):
+            return model(**batch).logits
+        return model(batch.double() if batch.is_floating_point() else batch)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_leaving_one_parameter_out_of_a_group_is_noticed(seed):
+    """Verification is no rubber stamp: a group that forgets a part of what it must move is dropped."""
+    torch.manual_seed(seed)
+    step = Step(mlp(), VECTORS)
+    groups, _, _ = permutation_groups(trace(step), step.parameters)
+    for group in groups:
+        for forgotten in group.parameters:
+            broken = replace(
+                group,
+                blocks=tuple(block for block in group.blocks if block.tensor != forgotten),
+                parameters=tuple(name for name in group.parameters if name != forgotten),
+            )
+            others = [other for other in groups if other is not group]
+            passed, failed = verify(step, [broken, *others])
+            assert [each.name for each in failed] == [group.name]
+            assert [each.name for each in passed] == [other.name for other in others]
+
+
+class Digits(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(5, 7), nn.Dropout(0.5), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3))
+        self.steps_run = 0
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+    def training_step(self, batch, batch_idx):
+        self.steps_run += 1
+        inputs, labels = batch
+        loss = F.cross_entropy(self(inputs), labels)
+        self.log("loss", loss)
+        return loss
+
+
+def test_a_lightning_module_is_run_by_its_training_step_and_left_as_it_was():
+    torch.manual_seed(0)
+    model = Digits()
+    before = copy.deepcopy(model.state_dict())
+    random_state = torch.get_rng_state()
+    symmetries = find_symmetries(model, (VECTORS, torch.tensor([0, 1, 2, 0, 1, 2])))
+    assert shapes(symmetries) == {"net.0": (7,)}
+    assert symmetries[0].parameters == ("net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias", "net.4.weight")
+    assert symmetries[0].buffers == ("net.2.running_mean", "net.2.running_var")
+    assert symmetries[0].preserves == "output"
+    assert model.steps_run == 0
+    assert torch.equal(random_state, torch.get_rng_state())
+    after = model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_random_streams_are_put_back_when_the_step_raises():
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 5)
+
+        def forward(self, inputs):
+            torch.randperm(10)
+            raise RuntimeError("the user's own")
+
+    model = Failing()
+    random_state = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="the user's own"):
+        find_symmetries(model, VECTORS)
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_above_the_size_limit_groups_are_proposed_and_marked_as_not_tried():
+    symmetries = find_symmetries(mlp(), VECTORS, verify_up_to=10)
+    assert shapes(symmetries) == {"0": (11,), "2": (9,)}
+    assert all(group.verified is None for group in symmetries)
+    assert "not tried" in str(symmetries)
+
+
+def test_an_operation_without_a_rule_is_named_and_pins_what_it_touches():
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(5, 7), nn.Linear(7, 6), nn.Linear(6, 3)
+
+        def forward(self, inputs):
+            return self.third(F.relu(self.second(torch.linalg.qr(self.first(inputs))[0] @ torch.eye(6, 7))))
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Sorted(), VECTORS)
+    assert shapes(symmetries) == {"second": (6,)}
+    assert "linalg_qr" in "".join(symmetries.without_rule)
+
+
+def test_symmetries_go_to_json_and_back():
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Transformer(), tokens(13))
+    again = Symmetries.from_dict(json.loads(json.dumps(symmetries.to_dict())))
+    assert again == symmetries
+    assert isinstance(again.groups[0].blocks[0].views, tuple)
+
+
+def test_a_model_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="ReLU has no parameters"):
+        find_symmetries(nn.ReLU(), VECTORS)
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'mirror' is no kind of symmetry; known kinds: permutation"):
+        find_symmetries(mlp(), VECTORS, kinds=["mirror"])

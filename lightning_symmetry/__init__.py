@@ -1,0 +1,19 @@
+"""Watch parameter symmetries break in any PyTorch Lightning training run."""
+
+from lightning_symmetry import functional
+from lightning_symmetry.callbacks.spectrum_monitor import SpectrumMonitor
+from lightning_symmetry.callbacks.symmetry_monitor import SymmetryMonitor
+from lightning_symmetry.history import History, read_history
+from lightning_symmetry.symmetry.find import find_symmetries
+from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+
+__all__ = [
+    "History",
+    "SpectrumMonitor",
+    "Symmetries",
+    "SymmetryGroup",
+    "SymmetryMonitor",
+    "find_symmetries",
+    "functional",
+    "read_history",
+]

@@ -8,6 +8,7 @@ different one at each position along other axes of the block, its *rows* (units 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,11 +30,13 @@ class Block:
         tensor: The name of the parameter or buffer.
         views: The views that lead to it, in order: ``(dim, sizes)`` splits a dimension, ``(dim, start, length)`` narrows it.
         axes: The name of the axis that each dimension is; empty where its positions are told apart.
+        numel: The number of its entries.
     """
 
     tensor: str
     views: tuple[View, ...]
     axes: tuple[str, ...]
+    numel: int
 
     def of(self, tensor: Tensor) -> Tensor:
         """The part of a tensor, as a view that shares its memory."""
@@ -71,7 +74,8 @@ def _blocks(tensor: str, views: tuple[View, ...], axes: list[Axis], names: Mappi
                 yield from _blocks(tensor, narrowed, [*axes[:dim], segment, *axes[dim + 1 :]], names)
                 start += length
             return
-    yield Block(tensor, views, tuple(_name(resolve(axis), names) for axis in axes))
+    numel = math.prod(map(size, axes))
+    yield Block(tensor, views, tuple(_name(resolve(axis), names) for axis in axes), numel)
 
 
 def _of_single_positions(concatenation: Concatenation) -> bool:

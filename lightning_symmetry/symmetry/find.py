@@ -77,9 +77,5 @@ def check_kinds(kinds: Sequence[str] | None) -> None:
 
 def _share(groups: Sequence[SymmetryGroup], blocks: Sequence[Block], step: Step) -> float:
     names = {group.name for group in groups}
-    moved = sum(
-        block.of(step.parameters[block.tensor]).numel()
-        for block in blocks
-        if block.tensor in step.parameters and names.intersection(block.axes)
-    )
+    moved = sum(block.numel for block in blocks if block.tensor in step.parameters and names.intersection(block.axes))
     return moved / sum(parameter.numel() for parameter in step.parameters.values())

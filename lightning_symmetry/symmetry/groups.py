@@ -89,7 +89,7 @@ class SymmetryGroup:
 
 
 def _blocks(plain: Sequence[Mapping[str, Any]]) -> tuple[Block, ...]:
-    return tuple(Block(block["tensor"], _as_tuples(block["views"]), tuple(block["axes"])) for block in plain)
+    return tuple(Block(**{key: _as_tuples(value) for key, value in block.items()}) for block in plain)
 
 
 def _as_tuples(value: Any) -> Any:

@@ -1,0 +1,194 @@
+"""One monitor during one fit. It knows no Trainer: a callback tells it when a step begins and ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_symmetry.measurement.budget import Budget
+from lightning_symmetry.measurement.indicators import Piece, nonfinite
+from lightning_symmetry.measurement.measure import Ranks, measure
+from lightning_symmetry.measurement.snapshot import snapshot
+from lightning_symmetry.sinks.recorder import Recorder
+
+PATIENCE = 2
+"""How many failures a monitor is forgiven before it stands down."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        pieces: The pieces of a measurement, the same on every rank.
+        aggregates: From the values of all pieces to what is told of the model as a whole.
+        findings: What there is to note of the model before the first measurement: details of events by their kind.
+    """
+
+    pieces: Sequence[Piece]
+    aggregates: Callable[[Mapping[str, float]], dict[str, float]]
+    findings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class Session:
+    """Measures a model at the steps that the budget allows, and hands on what was measured.
+
+    Args:
+        name: The name of the monitor, for messages.
+        make_plan: From the model and its first batch to what to measure; called once, at the first step, on every rank.
+        budget: When to measure.
+        ranks: Who measures together.
+        recorder: Where measurements go; on other ranks than zero, one that keeps them in memory.
+        raise_errors: Raise failures, instead of warning of them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make_plan: Callable[[nn.Module, Any], Plan],
+        budget: Budget,
+        ranks: Ranks,
+        recorder: Recorder,
+        raise_errors: bool,
+    ) -> None:
+        self._name = name
+        self._make_plan = make_plan
+        self._budget = budget
+        self._ranks = ranks
+        self._recorder = recorder
+        self._raise_errors = raise_errors
+        self._plan: Plan | None = None
+        self._row: tuple[int, dict[str, float]] | None = None
+        self._owed = 0.0
+        self._first_cost = 0.0
+        self._failures = 0
+        self._measured_at = -1
+        self._told_nonfinite: set[str] = set()
+        recorder.overheads.append(lambda: budget.overhead)
+
+    def step_begins(self, step: int, model: nn.Module, batch: Any) -> dict[str, float]:
+        """Measure if the step is due.
+
+        Returns:
+            What is told of the model as a whole, the same on all ranks; empty where nothing was measured.
+        """
+        self._budget.step_begins(step)
+        if step < self._budget.due or self._standing_down:
+            return {}
+        with self._fenced(step), self._timed():
+            if self._plan is None:
+                self._plan = self._make_plan(model, batch)
+                for kind, details in self._plan.findings.items():
+                    self._recorder.event(step, kind, **details)
+            if not self._budget.planned:
+                return self._replan(step)
+            return self._measure(step, model)
+        return {}
+
+    def step_ends(self, loss: float | None) -> None:
+        """Hand on what was measured when the step began, with the loss of the step."""
+        if self._row is None:
+            return
+        with self._timed():
+            step, values = self._row
+            self._row = None
+            self._recorder.record(step, values if loss is None else {**values, "loss": loss})
+        if not self._budget.counting:
+            self._owed = 0.0
+            self._budget.start_counting()
+
+    @property
+    def awaits_loss(self) -> bool:
+        """Whether a measurement waits for the loss of its step."""
+        return self._row is not None
+
+    def finish(self, step: int, model: nn.Module) -> dict[str, float]:
+        """Measure where training ended.
+
+        Returns:
+            What is told of the model as a whole.
+        """
+        aggregates: dict[str, float] = {}
+        if self._plan is not None and step > self._measured_at and not self._standing_down:
+            with self._fenced(step), self._timed():
+                aggregates = self._measure(step, model)
+        self.step_ends(None)
+        return aggregates
+
+    @property
+    def _standing_down(self) -> bool:
+        return self._failures >= PATIENCE
+
+    def _replan(self, step: int) -> dict[str, float]:
+        """Plan the first interval at the end of the warm-up, from the cost of the measurement before it."""
+        agreed = measure([], {}, self._ranks, self._budget.step_time, self._first_cost)
+        self._budget.plan(step, agreed.cost, agreed.step_time)
+        return {}
+
+    def _measure(self, step: int, model: nn.Module) -> dict[str, float]:
+        assert self._plan is not None
+        tensors = snapshot(model)
+        started = time.perf_counter()
+        measured = measure(self._plan.pieces, tensors, self._ranks, self._budget.step_time, self._owed)
+        self._owed = (
+            started - time.perf_counter()
+        )  # this part is in the cost already; the rest is counted with the next
+        if self._measured_at < 0:
+            self._first_cost = measured.cost
+        self._measured_at = step
+        self._budget.plan(step, measured.cost, measured.step_time)
+        aggregates = self._plan.aggregates(measured.values)
+        self._row = (step, {**aggregates, **measured.values})
+        self._tell_nonfinite(step, measured.values, tensors)
+        if measured.failed:
+            self._fail(step, measured.error or RuntimeError("another rank failed; its log says why"))
+        return aggregates
+
+    def _tell_nonfinite(self, step: int, values: Mapping[str, float], tensors: Mapping[str, Tensor]) -> None:
+        """One event for each parameter, the first time that a value is NaN because of it."""
+        assert self._plan is not None
+        suspects = {
+            name: None
+            for piece in self._plan.pieces
+            if any(values[key] != values[key] for key in piece.keys)
+            for name in piece.tensors
+        }
+        for name in nonfinite(tensors, (name for name in suspects if name not in self._told_nonfinite)):
+            self._told_nonfinite.add(name)
+            self._recorder.event(step, "nonfinite", parameter=name)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            self._budget.spend(seconds)
+            self._owed += seconds
+
+    @contextmanager
+    def _fenced(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._fail(step, error)
+
+    def _fail(self, step: int, error: Exception) -> None:
+        if self._raise_errors:
+            raise error
+        self._failures += 1
+        if self._plan is None:
+            self._failures = PATIENCE
+        self._budget.due = max(self._budget.due, step + 1)
+        self._recorder.errors += 1
+        message = f"{type(error).__name__}: {error}"
+        self._recorder.event(step, "error", where=self._name, message=message)
+        fate = "stands down" if self._standing_down else "goes on"
+        rank_zero_warn(f"{self._name} failed at step {step} and {fate}; training is not affected. {message}")

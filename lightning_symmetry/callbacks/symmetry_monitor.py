@@ -1,0 +1,93 @@
+"""The callback that watches parameter symmetries break and be restored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import nn
+
+from lightning_symmetry.callbacks.monitor import Monitor, OnError
+from lightning_symmetry.callbacks.session import Plan
+from lightning_symmetry.measurement.indicators import symmetry_aggregates, symmetry_pieces
+from lightning_symmetry.symmetry.find import check_kinds, find_symmetries
+from lightning_symmetry.symmetry.groups import Symmetries
+
+
+class SymmetryMonitor(Monitor):
+    """Finds the symmetries of the model on its first batch, and measures during training how far each is broken.
+
+    A network with n interchangeable units starts or ends at states in which some of them are equal: the symmetry between
+    them is unbroken, and the network has fewer effective parameters. For every group it logs, at one row a measurement,
+    ``symmetry/INDICATOR/GROUP``: ``broken_fraction`` (0: all units equal, 1: no two are), ``distinct_units``,
+    ``effective_units``, ``relative_distance`` and the quantiles of ``nearest_distance``, the early warning of a merger; and of
+    the whole model ``symmetry/broken_fraction`` (the mean over groups) and ``complexity/effective_parameters``.
+
+    Args:
+        kinds: The kinds of symmetry to find; None for all: ``"permutation"``.
+        tolerance: The relative distance, in (0, 1), up to which two units count as equal.
+        verify_up_to: The largest number of parameters at which groups are verified by rerunning the model in float64.
+        max_overhead: As for `Monitor`.
+        every_n_train_steps: As for `Monitor`.
+        include: As for `Monitor`; a group belongs to the first parameter that it moves.
+        exclude: As for `Monitor`.
+        on_error: As for `Monitor`.
+
+    Attributes:
+        symmetries: The symmetries found; empty before the first step.
+
+    Raises:
+        ValueError: An argument is out of its range; at the start of fit, the model has no parameters, or `include` or
+            `exclude` is found in the name of none.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[SymmetryMonitor()], logger=False, enable_checkpointing=False)
+
+    References:
+        Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory", arXiv:2502.05300.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[str] | None = None,
+        tolerance: float = 1e-2,
+        verify_up_to: int = 200_000_000,
+        max_overhead: float = 0.01,
+        every_n_train_steps: int | None = None,
+        include: str | None = None,
+        exclude: str | None = None,
+        on_error: OnError = "warn",
+    ) -> None:
+        super().__init__(max_overhead, every_n_train_steps, include, exclude, on_error)
+        check_kinds(kinds)
+        if not 0 < tolerance < 1:
+            raise ValueError(f"tolerance={tolerance!r} is no relative distance: give a number above 0 and below 1")
+        self.kinds = kinds
+        self.tolerance = tolerance
+        self.verify_up_to = verify_up_to
+        self.symmetries = Symmetries(())
+
+    def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
+        """Find the symmetries on rank zero, tell them to all ranks, and plan one piece for each group."""
+        found: Symmetries | Exception | None = None
+        if trainer.is_global_zero:
+            try:
+                found = find_symmetries(model, batch, kinds=self.kinds, verify_up_to=self.verify_up_to)
+            except Exception as error:
+                found = error if trainer.world_size == 1 else RuntimeError(f"{type(error).__name__}: {error}")
+        found = trainer.strategy.broadcast(found)
+        if isinstance(found, Exception):
+            raise found
+        assert found is not None
+        names = [name for name, _ in model.named_parameters()]
+        selected = set(self.select(names))
+        self.symmetries = symmetries = found.select([group for group in found if group.parameters[0] in selected])
+        rank_zero_info(f"{type(self).__name__} found {len(symmetries)} symmetry groups in {type(model).__name__}")
+        numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        return Plan(
+            pieces=symmetry_pieces(symmetries, self.tolerance),
+            aggregates=lambda values: symmetry_aggregates(symmetries, numel, values),
+            findings={"symmetries": symmetries.to_dict()},
+        )

@@ -1,0 +1,331 @@
+"""Order parameters of a permutation group: how far n interchangeable units are from being equal.
+
+At a symmetric state units coincide; training, weight decay and noise tell them apart or merge them. Everything here is
+a function of the distances m_ij and d_ij to the mirror that exchanges units i and j, defined and computed in
+`lightning_symmetry.functional.units`: d_ij is 0 for equal units, 1/sqrt(2) for orthogonal ones, 1 for opposite ones of
+equal norm.
+
+A NaN or Inf in any entry makes every result NaN. Results are detached, in the dtype in which they were measured
+(float32 or float64), on the device of the units, and use no random numbers. Source: Ziyin, Xu, Poggio, Chuang,
+"Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from lightning_symmetry.functional.spectrum import perplexity
+from lightning_symmetry.functional.units import PairGeometry, Units, pair_geometry
+
+CLOSE = 1e-2
+"""Below this d_ij^2 the Gram matrix costs digits, and `pair_distances` measures again."""
+
+PERMUTATION_INDICATORS = (
+    "broken_fraction",
+    "distinct_units",
+    "effective_units",
+    "relative_distance",
+    "nearest_distance_min",
+    "nearest_distance_q05",
+    "nearest_distance_median",
+)
+"""The names in what `permutation_indicators` returns."""
+
+
+def pair_distances(units: Tensor | Units) -> Tensor:
+    """Relative distance d_ij of each two units to the mirror that exchanges them.
+
+    d_ij = m_ij / sqrt(2 |theta_M|^2), as the module describes; sqrt(|w_i - w_j|^2 / (2 |w_i|^2 + 2 |w_j|^2)) for parts.
+
+    Args:
+        units: ``(n_units, dim)``, or `Units`.
+
+    Returns:
+        ``(n_units, n_units)``, symmetric, in [0, 1]: 0 equal (or both zero), 1/sqrt(2) orthogonal, 1 opposite.
+
+    Raises:
+        ValueError: If ``units`` has not the shape of units.
+
+    Example:
+        >>> pair_distances(torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]))
+        tensor([[0., 0., 1.],
+                [0., 0., 1.],
+                [1., 1., 0.]])
+    """
+    units = _as_units(units)
+    return _measure(units, _pair_distances, (units.n_units, units.n_units))
+
+
+def nearest_distances(units: Tensor | Units) -> Tensor:
+    """Relative distance of each unit to the unit nearest to it, min over j of d_ij: the early warning of a merger.
+
+    Args:
+        units: ``(n_units, dim)``, or `Units`.
+
+    Returns:
+        ``(n_units,)``, in [0, 1]: 0 where another unit is equal, about 1/sqrt(2) between independent random units of
+        large dimension; 1 for a single unit, which has nothing to merge with.
+
+    Raises:
+        ValueError: If ``units`` has not the shape of units.
+
+    Example:
+        >>> nearest_distances(torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]))
+        tensor([0., 0., 1.])
+    """
+    units = _as_units(units)
+    return _measure(units, lambda geometry: _neighbours(geometry)[0], (units.n_units,))
+
+
+def distinct_units(units: Tensor | Units, tolerance: float = 1e-2) -> Tensor:
+    """How many distinct units there are: connected components of the graph d_ij <= tolerance.
+
+    Args:
+        units: ``(n_units, dim)``, or `Units`.
+        tolerance: The distance up to which two units count as merged, in (0, 1).
+
+    Returns:
+        0-d, a whole number in [1, n_units]: 1 if the units are all equal, n_units if no two are.
+
+    Raises:
+        ValueError: If ``tolerance`` is outside (0, 1), or ``units`` has not the shape of units.
+
+    Example:
+        >>> distinct_units(torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]))
+        tensor(2.)
+    """
+    _check_tolerance(tolerance)
+    return _measure(_as_units(units), lambda geometry: _distinct(_neighbours(geometry, tolerance)[1]), (), tolerance)
+
+
+def broken_fraction(units: Tensor | Units, tolerance: float = 1e-2) -> Tensor:
+    """How much of the permutation symmetry is broken: 1 - sum_c log(|c|!) / log(n!), over clusters c of merged units.
+
+    The residual symmetry is the product of the permutations within clusters; this compares the logarithm of its order
+    with that of the whole group. Clusters are those of `distinct_units`.
+
+    Args:
+        units: ``(n_units, dim)``, or `Units`.
+        tolerance: The distance up to which two units count as merged, in (0, 1).
+
+    Returns:
+        0-d, in [0, 1]: 0 if all units are equal, 1 if no two are (and for a single unit).
+
+    Raises:
+        ValueError: If ``tolerance`` is outside (0, 1), or ``units`` has not the shape of units.
+
+    Example:
+        >>> broken_fraction(torch.eye(5))
+        tensor(1.)
+    """
+    _check_tolerance(tolerance)
+    return _measure(_as_units(units), lambda geometry: _broken(_neighbours(geometry, tolerance)[1]), (), tolerance)
+
+
+def relative_distance(units: Tensor | Units) -> Tensor:
+    """Relative distance to the symmetric state: |theta - P theta| / |theta|, P the mean over all permutations.
+
+    For parts P puts the mean unit in place of each, and the distance is sqrt(sum_{i<j} m_ij^2 / (n sum |w_i|^2)). For
+    coupled tensors P averages the diagonal and the off-diagonal entries, each among themselves. For inner tensors,
+    whose group is a wreath product, the formula in m_ij is used.
+
+    Args:
+        units: ``(n_units, dim)``, or `Units`.
+
+    Returns:
+        0-d, in [0, 1]: 0 if all units are equal (or zero), 1 if their mean is zero.
+
+    Raises:
+        ValueError: If ``units`` has not the shape of units.
+
+    Example:
+        >>> relative_distance(torch.tensor([[1.0], [-1.0]]))
+        tensor(1.)
+    """
+    return _measure(_as_units(units), _relative_distance, ())
+
+
+def effective_units(units: Tensor | Units) -> Tensor:
+    """Effective number of units, the Vendi score: exp(H(lambda)), lambda the eigenvalues of K / n.
+
+    K_ij is the cosine similarity of w_i and w_j, under the best inner permutation for inner tensors (negative
+    eigenvalues, which that can cause, are set to 0 and the rest normalised), of the vectors (row, column) for coupled
+    ones. Zero units are left out. Friedman and Dieng, "The Vendi Score" (arXiv:2210.02410).
+
+    Args:
+        units: ``(n_units, dim)``, or `Units`.
+
+    Returns:
+        0-d, in [1, n_units]: 1 if all units are parallel, n_units if all are orthogonal; 0 if all are zero.
+
+    Raises:
+        ValueError: If ``units`` has not the shape of units.
+
+    Example:
+        >>> round(effective_units(torch.eye(3)).item(), 5)
+        3.0
+    """
+    return _measure(_as_units(units), _effective_units, ())
+
+
+def permutation_indicators(units: Tensor | Units, tolerance: float = 1e-2) -> dict[str, Tensor]:
+    """All order parameters of a permutation group that a monitor logs, from one pass over the pairs.
+
+    Args:
+        units: ``(n_units, dim)``, or `Units`.
+        tolerance: The distance up to which two units count as merged, in (0, 1).
+
+    Returns:
+        0-d tensors: `broken_fraction`, `distinct_units`, `effective_units`, `relative_distance` under their names, and
+        of `nearest_distances` the least, the 5 % quantile and the median as ``nearest_distance_min``,
+        ``nearest_distance_q05`` and ``nearest_distance_median``.
+
+    Raises:
+        ValueError: If ``tolerance`` is outside (0, 1), or ``units`` has not the shape of units.
+
+    Example:
+        >>> indicators = permutation_indicators(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+        >>> {name: round(value.item(), 3) for name, value in indicators.items()}  # doctest: +NORMALIZE_WHITESPACE
+        {'broken_fraction': 0.782, 'distinct_units': 3.0, 'effective_units': 1.876, 'relative_distance': 0.592,
+         'nearest_distance_min': 0.0, 'nearest_distance_q05': 0.0, 'nearest_distance_median': 0.204}
+    """
+    _check_tolerance(tolerance)
+
+    def all_values(geometry: PairGeometry) -> Tensor:
+        gram = None if _is_thin(geometry) else geometry.gram()
+        nearest, sizes = _neighbours(geometry, tolerance, gram)
+        quantiles = nearest.quantile(nearest.new_tensor([0.0, 0.05, 0.5]))
+        scalars = (_broken(sizes), _distinct(sizes), _effective_units(geometry, gram), _relative_distance(geometry))
+        return torch.stack([scalar.to(quantiles) for scalar in (*scalars, *quantiles)])
+
+    values = _measure(_as_units(units), all_values, (len(PERMUTATION_INDICATORS),), tolerance)
+    return dict(zip(PERMUTATION_INDICATORS, values, strict=True))
+
+
+def _as_units(units: Tensor | Units) -> Units:
+    return units if isinstance(units, Units) else Units(parts=(units,))
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not 0 < tolerance < 1:
+        raise ValueError(
+            f"tolerance must be in (0, 1), got {tolerance}: it is the relative distance up to which units count as "
+            "merged, such as 0.01 (orthogonal units are at 0.71)."
+        )
+
+
+def _measure(
+    units: Units, formula: Callable[[PairGeometry], Tensor], shape: tuple[int, ...], resolution: float = 1.0
+) -> Tensor:
+    """``formula`` of the geometry of ``units``, on their device; NaN in ``shape`` if an entry is NaN or Inf."""
+    geometry = pair_geometry(units, resolution)
+    if geometry is None:
+        return torch.full(shape, math.nan, device=units.tensors[0].device)
+    return formula(geometry).to(geometry.squared_norms)
+
+
+def _pair_distances(geometry: PairGeometry) -> Tensor:
+    squares = geometry.squared_norms.new_zeros(geometry.n_units, geometry.n_units)
+    for start, block in geometry.square_blocks():
+        squares[start : start + len(block), start:] = block
+    i, j = (squares < CLOSE).triu(1).nonzero().T
+    squares[i, j] = geometry.exact_squares(i, j)
+    squares = squares.triu(1)
+    return (squares + squares.T).sqrt()
+
+
+def _neighbours(geometry: PairGeometry, tolerance: float = 0.0, gram: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The distance of each unit to its nearest one, ``(n_units,)``, and the sizes of the clusters, ``(n_clusters,)``.
+
+    A pair is measured exactly if by the Gram matrix it is the nearest of one of its units, or if it is within the
+    tolerance up to the error of that matrix. In a block with more than 8 pairs of the second sort per row, as in a
+    collapsed layer, the Gram matrix decides which of them are edges.
+    """
+    n_units = geometry.n_units
+    labels = np.arange(n_units)
+    if n_units == 1:
+        return torch.ones_like(geometry.squared_norms), torch.ones(1)
+    units = torch.arange(n_units, device=geometry.squared_norms.device)
+    partner = torch.zeros_like(units)
+    best = torch.full_like(geometry.squared_norms, math.inf)
+    exact = best.clone()
+    for start, squares in geometry.square_blocks(gram):
+        for axis, rows in ((1, slice(start, start + len(squares))), (0, slice(start, n_units))):
+            least, index = squares.min(axis)
+            partner[rows] = torch.where(least < best[rows], index + start, partner[rows])
+            best[rows] = torch.minimum(least, best[rows])
+        near = squares <= tolerance**2 + geometry.gram_resolution
+        i, j = near.nonzero().T + start
+        if len(i) <= 8 * len(squares):
+            edges = geometry.exact_squares(i, j)
+            for end in (i, j):
+                exact.scatter_reduce_(0, end, edges, "amin")
+        else:
+            edges = squares[near]
+        edge = edges <= tolerance**2
+        labels = _merge(labels, i[edge], j[edge])
+    nearest = torch.minimum(exact, geometry.exact_squares(units, partner)).sqrt()
+    return nearest, torch.from_numpy(np.unique(labels, return_counts=True)[1])
+
+
+def _merge(labels: NDArray[np.intp], i: Tensor, j: Tensor) -> NDArray[np.intp]:
+    """The labels of the connected components after joining unit i[k] to unit j[k] for all k."""
+    ends = labels[i.cpu().numpy()], labels[j.cpu().numpy()]
+    graph = coo_array((np.ones(len(ends[0]), dtype=bool), ends), shape=(len(labels), len(labels)))
+    merged: NDArray[np.intp] = connected_components(graph, directed=False)[1]
+    return merged[labels]
+
+
+def _distinct(sizes: Tensor) -> Tensor:
+    return torch.tensor(float(len(sizes)))
+
+
+def _broken(sizes: Tensor) -> Tensor:
+    log_orders = torch.lgamma(sizes.double() + 1)
+    log_order = torch.lgamma(sizes.sum().double() + 1)
+    return 1 - log_orders.sum() / log_order if log_order > 0 else torch.ones(())
+
+
+def _relative_distance(geometry: PairGeometry) -> Tensor:
+    n_units = geometry.n_units
+    total = geometry.squared_norms.sum()
+    distance = torch.zeros_like(total)
+    if geometry.inner_squares is not None:
+        distance += geometry.inner_squares.sum() / (2 * n_units)  # each pair is there twice
+    for part in geometry.parts:
+        distance += _scatter(part)
+    for tensor in geometry.coupled:
+        total -= torch.linalg.vector_norm(tensor).square()  # each entry is in the norm of two vectors
+        entries = tensor.flatten(0, 1)
+        distance += _scatter(entries[:: n_units + 1])  # the diagonal, and what lies between its entries
+        if n_units > 1:
+            distance += _scatter(entries[1:].reshape(n_units - 1, n_units + 1, -1)[:, :-1].flatten(0, 1))
+    return torch.where(total > 0, distance / total, 0.0).clamp(0.0, 1.0).sqrt()
+
+
+def _scatter(rows: Tensor) -> Tensor:
+    """sum_i |w_i - mean w|^2, seen from the first row so that it is exactly 0 for equal ones."""
+    return (rows - rows[:1]).var(0, correction=0).sum() * len(rows)
+
+
+def _effective_units(geometry: PairGeometry, gram: Tensor | None = None) -> Tensor:
+    norms = geometry.squared_norms.sqrt()
+    weights = torch.where(norms > 0, norms.reciprocal(), 0.0)[:, None]
+    if _is_thin(geometry):  # the same eigenvalues but for zeros, from the smaller side
+        directions = torch.cat(geometry.vectors, 1) * weights
+        similarity = directions.T @ directions
+    else:
+        similarity = (geometry.gram() if gram is None else gram) * weights * weights.T
+    return perplexity(torch.linalg.eigvalsh(similarity).clamp_min(0.0))
+
+
+def _is_thin(geometry: PairGeometry) -> bool:
+    return geometry.inner_squares is None and geometry.dimension < geometry.n_units

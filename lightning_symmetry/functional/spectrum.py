@@ -1,0 +1,394 @@
+"""Ranks and norms of a matrix, from its singular values.
+
+For W (m x n) with singular values s_1 >= ... >= s_r, r = min(m, n), let w_i = s_i / s_1. Every indicator here is a
+function of s_1 and w, written once, in the table ``_FORMULAS``; the public functions give each its name and meaning. A
+convolution kernel is read as out x (in kh kw).
+
+Singular values come from the Gram matrix on the smaller side, G = W W^T (n x n), s_i = sqrt(lambda_i(G)): one product
+and the eigenvalues of the small matrix, several times faster than an SVD. Squaring costs half of the digits:
+eigenvalues below n eps lambda_1 are noise. A matrix that has such values, as at rank collapse, is measured again in
+float64, where the noise lies at s_i / s_1 = sqrt(n eps64), about 4e-7 for n = 768, below the rank tolerance of float32.
+Float64 matrices go to the SVD itself.
+
+All results are detached 0-d float64 tensors on the device of the matrix: a measurement carries no gradient. The zero
+matrix and an empty one have rank 0 in every sense; a NaN or Inf in the matrix makes every result NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_symmetry.functional.precision import binary_scale, for_measuring, working_dtype
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    r"""Singular values, the largest first.
+
+    s_i = sqrt(lambda_i(W W^T)), by the Gram matrix on the smaller side, repeated in float64 where float32 cannot
+    resolve the smallest ones; by the SVD for a float64 matrix.
+
+    Args:
+        matrix: ``(m, n)``, or ``(out, in, *kernel)``, which is flattened to ``(out, in * kernel)``.
+
+    Returns:
+        ``(min(m, n),)`` in float64, in the units of ``matrix``. Values too small to be told from 0 are 0: below
+        sqrt(min(m, n) eps64) s_1, or max(m, n) eps64 s_1 for a float64 matrix. All NaN if the matrix has a NaN or Inf.
+
+    Raises:
+        ValueError: If ``matrix`` has fewer than two dimensions.
+
+    Example:
+        >>> singular_values(torch.diag(torch.tensor([3.0, 4.0]))).tolist()
+        [4.0, 3.0]
+    """
+    wide = _as_wide_matrix(matrix)
+    if wide.numel() == 0:
+        return wide.new_zeros(len(wide), dtype=torch.float64)
+    magnitude = torch.linalg.vector_norm(wide, math.inf).item()
+    if magnitude == 0 or not math.isfinite(magnitude):
+        return wide.new_full((len(wide),), 0.0 if magnitude == 0 else math.nan, dtype=torch.float64)
+    scale = binary_scale(magnitude)
+    values = _by_gram(wide / scale) if wide.dtype == torch.float32 else _by_svd(wide / scale)
+    return values * scale
+
+
+def _as_wide_matrix(matrix: Tensor) -> Tensor:
+    """``matrix`` flattened to two dimensions, detached, in the dtype to work in, with the smaller side first."""
+    if matrix.ndim < 2:
+        raise ValueError(
+            f"matrix must have at least 2 dimensions, got shape {tuple(matrix.shape)}: a vector or a scalar has no "
+            "spectrum. Leave it out, or give it as a matrix of one row, matrix.reshape(1, -1)."
+        )
+    dtype = torch.complex128 if matrix.is_complex() else working_dtype(matrix)
+    flat: Tensor = for_measuring(matrix.flatten(1), dtype)
+    return flat if flat.shape[0] <= flat.shape[1] else flat.T
+
+
+def _by_gram(wide: Tensor) -> Tensor:
+    """Singular values of a float32 ``(n, k)``, n <= k, with entries of order 1, from its ``(n, n)`` Gram matrix."""
+    eigenvalues: Tensor = torch.linalg.eigvalsh(wide @ wide.T)
+    # The bound on the noise is n eps lambda_1; where n is small, 1e-4 keeps the smallest value right to 1 % too.
+    if eigenvalues[0] < max(len(wide) * torch.finfo(torch.float32).eps, 1e-4) * eigenvalues[-1]:
+        wide = wide.double()
+        eigenvalues = torch.linalg.eigvalsh(wide @ wide.T)
+        eigenvalues = _drop_below(eigenvalues, len(wide) * torch.finfo(torch.float64).eps * eigenvalues[-1])
+    return eigenvalues.double().flip(0).sqrt()
+
+
+def _by_svd(wide: Tensor) -> Tensor:
+    # LAPACK is several times slower on a wide matrix than on its transpose.
+    values: Tensor = torch.linalg.svdvals(wide.mT)
+    return _drop_below(values, wide.shape[1] * torch.finfo(torch.float64).eps * values[0])
+
+
+def _drop_below(values: Tensor, resolution: Tensor) -> Tensor:
+    return torch.where(values < resolution, 0.0, values)
+
+
+def perplexity(weights: Tensor) -> Tensor:
+    """The effective number of equal weights: exp of the Shannon entropy of the normalised weights.
+
+    exp(H(p)), p_i = weights_i / sum weights, H(p) = -sum p_i log p_i.
+
+    Args:
+        weights: ``(n,)``, none negative.
+
+    Returns:
+        0-d, in [1, n]: 1 for a single weight, n for n equal ones; 0 if all weights are 0 or there is none.
+
+    Example:
+        >>> perplexity(torch.tensor([1.0, 1.0, 0.0]))
+        tensor(2.)
+    """
+    total = weights.sum()
+    shares = torch.where(weights == 0, 0.0, weights / total)
+    return torch.where(total == 0, 0.0, torch.exp(-torch.xlogy(shares, shares).sum()))
+
+
+class _Spectrum(NamedTuple):
+    """What every formula is a function of."""
+
+    norm: Tensor
+    """s_1, 0-d."""
+    relative: Tensor
+    """w_i = s_i / s_1, from 1 down; ``[0]`` in place of an empty spectrum, zeros for the zero matrix."""
+    tolerance: float
+    """The relative size below which a singular value does not count as rank."""
+
+
+def _spectrum(matrix: Tensor) -> _Spectrum:
+    values = singular_values(matrix)
+    if values.numel() == 0:
+        values = values.new_zeros(1)
+    # Half precision would have so large an eps that nothing counts: weights are kept in float32 or come from it.
+    eps = min(torch.finfo(matrix.dtype).eps, torch.finfo(torch.float32).eps)
+    tolerance = max(matrix.shape[0], matrix.shape[1:].numel()) * eps
+    return _Spectrum(values[0], torch.where(values == 0, 0.0, values / values[0]), tolerance)
+
+
+def _srank(spectrum: _Spectrum, delta: float = 0.01) -> Tensor:
+    weights = spectrum.relative.cpu()  # cumsum on CUDA refuses to run under deterministic algorithms
+    sums = weights.cumsum(0)
+    return (sums - weights < (1 - delta) * sums[-1]).sum().to(spectrum.relative.device)
+
+
+_FORMULAS: dict[str, Callable[[_Spectrum], Tensor]] = {
+    "effective_rank": lambda s: perplexity(s.relative),
+    "stable_rank": lambda s: s.relative.square().sum(),
+    "participation_ratio": lambda s: s.relative.square().sum() ** 2 / s.relative.pow(4).sum().clamp_min(1.0),
+    "entropy_rank": lambda s: perplexity(s.relative.square()),
+    "numerical_rank": lambda s: (s.relative > s.tolerance).sum(),
+    "srank": _srank,
+    "spectral_norm": lambda s: s.norm,
+    "nuclear_norm": lambda s: s.norm * s.relative.sum(),
+    "frobenius_norm": lambda s: s.norm * s.relative.square().sum().sqrt(),
+    "condition_number": lambda s: s.relative[-1].reciprocal(),
+}
+
+SPECTRAL_INDICATORS: tuple[str, ...] = tuple(_FORMULAS)
+"""The names that `spectral_indicators` knows."""
+
+
+def _apply(formula: Callable[[_Spectrum], Tensor], spectrum: _Spectrum) -> Tensor:
+    """The value of ``formula`` as a 0-d float64 tensor; NaN for a matrix that is not finite (counts would give 0)."""
+    return torch.where(spectrum.norm.isnan(), spectrum.norm, formula(spectrum).double())
+
+
+def spectral_indicators(matrix: Tensor, names: Iterable[str] = SPECTRAL_INDICATORS) -> dict[str, Tensor]:
+    """Several indicators of one matrix, from one decomposition.
+
+    Args:
+        matrix: ``(m, n)``, or ``(out, in, *kernel)``.
+        names: Which ones, out of `SPECTRAL_INDICATORS`; all of them by default.
+
+    Returns:
+        Each name with its 0-d float64 value, in the order of ``names``.
+
+    Raises:
+        ValueError: If a name is unknown, or ``matrix`` has fewer than two dimensions.
+
+    Example:
+        >>> {name: value.item() for name, value in spectral_indicators(torch.eye(4), ["stable_rank", "srank"]).items()}
+        {'stable_rank': 4.0, 'srank': 4.0}
+    """
+    names = tuple(names)
+    if unknown := sorted(set(names) - set(_FORMULAS)):
+        raise ValueError(f"names must be out of {', '.join(SPECTRAL_INDICATORS)}; got {', '.join(map(repr, unknown))}.")
+    spectrum = _spectrum(matrix)
+    return {name: _apply(_FORMULAS[name], spectrum) for name in names}
+
+
+def effective_rank(matrix: Tensor) -> Tensor:
+    """Effective rank: exp(H(p)), p_i = s_i / sum s, H the Shannon entropy.
+
+    A smooth count of the directions that a matrix uses. Roy and Vetterli, "The effective rank" (EUSIPCO 2007).
+
+    Args:
+        matrix: ``(m, n)``, or ``(out, in, *kernel)``.
+
+    Returns:
+        0-d, in [1, min(m, n)]: 1 for a matrix of rank one, min(m, n) for an orthogonal one; 0 for the zero matrix.
+
+    Raises:
+        ValueError: If ``matrix`` has fewer than two dimensions.
+
+    Example:
+        >>> round(effective_rank(torch.eye(3)).item(), 6)
+        3.0
+    """
+    return _apply(_FORMULAS["effective_rank"], _spectrum(matrix))
+
+
+def stable_rank(matrix: Tensor) -> Tensor:
+    """Stable rank: sum s^2 / s_1^2 = |W|_F^2 / |W|_2^2.
+
+    Insensitive to small singular values. Rudelson and Vershynin, "Sampling from large matrices" (arXiv:math/0503442).
+
+    Args:
+        matrix: ``(m, n)``, or ``(out, in, *kernel)``.
+
+    Returns:
+        0-d, in [1, rank]: 1 if one direction dominates, the rank if all are equal; 0 for the zero matrix.
+
+    Raises:
+        ValueError: If ``matrix`` has fewer than two dimensions.
+
+    Example:
+        >>> stable_rank(torch.diag(torch.tensor([2.0, 1.0]))).item()
+        1.25
+    """
+    return _apply(_FORMULAS["stable_rank"], _spectrum(matrix))
+
+
+def participation_ratio(matrix: Tensor) -> Tensor:
+    """Participation ratio of the squared singular values: (sum s^2)^2 / sum s^4.
+
+    The inverse of the probability that two draws from s^2 / sum s^2 coincide: Rényi's counterpart of `entropy_rank`.
+
+    Args:
+        matrix: ``(m, n)``, or ``(out, in, *kernel)``.
+
+    Returns:
+        0-d, in [1, rank]: 1 if one direction dominates, the rank if all are equal; 0 for the zero matrix.
+
+    Raises:
+        ValueError: If ``matrix`` has fewer than two dimensions.
+
+    Example:
+        >>> participation_ratio(torch.eye(3)).item()
+        3.0
+    """
+    return _apply(_FORMULAS["participation_ratio"], _spectrum(matrix))
+
+
+def entropy_rank(matrix: Tensor) -> Tensor:
+    """Exponential of the von Neumann entropy: exp(H(q)), q_i = s_i^2 / sum s^2.
+
+    As `effective_rank`, but of the energy s^2 rather than the amplitude s: never larger.
+
+    Args:
+        matrix: ``(m, n)``, or ``(out, in, *kernel)``.
+
+    Returns:
+        0-d, in [1, min(m, n)]: 1 for a matrix of rank one, min(m, n) for an orthogonal one; 0 for the zero matrix.
+
+    Raises:
+        ValueError: If ``matrix`` has fewer than two dimensions.
+
+    Example:
+        >>> round(entropy_rank(torch.eye(3)).item(), 6)
+        3.0
+    """
+    return _apply(_FORMULAS["entropy_rank"], _spectrum(matrix))
+
+
+def numerical_rank(matrix: Tensor) -> Tensor:
+    """Numerical rank: the number of s_i > max(m, n) eps s_1.
+
+    The tolerance of ``numpy.linalg.matrix_rank``, eps being that of the dtype of ``matrix`` (of float32 for half
+    precision, whose own eps would leave no rank at all).
+
+    Args:
+        matrix: ``(m, n)``, or ``(out, in, *kernel)``.
+
+    Returns:
+        0-d, a whole number in [0, min(m, n)]: 0 for the zero matrix only.
+
+    Raises:
+        ValueError: If ``matrix`` has fewer than two dimensions.
+
+    Example:
+        >>> numerical_rank(torch.ones(3, 5)).item()
+        1.0
+    """
+    return _apply(_FORMULAS["numerical_rank"], _spectrum(matrix))
+
+
+def srank(matrix: Tensor, delta: float = 0.01) -> Tensor:
+    """Kumar's effective rank: the least k with sum_{i<=k} s_i >= (1 - delta) sum s.
+
+    How many directions carry all but a share ``delta`` of the spectrum. Kumar et al., "Implicit Under-Parameterization
+    Inhibits Data-Efficient Deep Reinforcement Learning" (arXiv:2010.14498).
+
+    Args:
+        matrix: ``(m, n)``, or ``(out, in, *kernel)``.
+        delta: The share that may be missing, in [0, 1).
+
+    Returns:
+        0-d, a whole number in [0, min(m, n)]: 0 for the zero matrix only.
+
+    Raises:
+        ValueError: If ``delta`` is outside [0, 1), or ``matrix`` has fewer than two dimensions.
+
+    Example:
+        >>> srank(torch.diag(torch.tensor([1.0, 1.0, 0.001]))).item()
+        2.0
+    """
+    if not 0 <= delta < 1:
+        raise ValueError(
+            f"delta must be in [0, 1), got {delta}: it is the share of the spectrum left out, such as 0.01."
+        )
+    return _apply(partial(_srank, delta=delta), _spectrum(matrix))
+
+
+def spectral_norm(matrix: Tensor) -> Tensor:
+    """Spectral norm: s_1, the largest factor by which the matrix stretches a vector.
+
+    Args:
+        matrix: ``(m, n)``, or ``(out, in, *kernel)``.
+
+    Returns:
+        0-d, at least 0, in the units of ``matrix``.
+
+    Raises:
+        ValueError: If ``matrix`` has fewer than two dimensions.
+
+    Example:
+        >>> spectral_norm(torch.diag(torch.tensor([3.0, 4.0]))).item()
+        4.0
+    """
+    return _apply(_FORMULAS["spectral_norm"], _spectrum(matrix))
+
+
+def nuclear_norm(matrix: Tensor) -> Tensor:
+    """Nuclear norm: sum s, the convex envelope of the rank on the unit ball of the spectral norm.
+
+    Args:
+        matrix: ``(m, n)``, or ``(out, in, *kernel)``.
+
+    Returns:
+        0-d, at least 0, in the units of ``matrix``.
+
+    Raises:
+        ValueError: If ``matrix`` has fewer than two dimensions.
+
+    Example:
+        >>> nuclear_norm(torch.diag(torch.tensor([3.0, 4.0]))).item()
+        7.0
+    """
+    return _apply(_FORMULAS["nuclear_norm"], _spectrum(matrix))
+
+
+def frobenius_norm(matrix: Tensor) -> Tensor:
+    """Frobenius norm: sqrt(sum s^2), the root of the sum of squared entries.
+
+    Args:
+        matrix: ``(m, n)``, or ``(out, in, *kernel)``.
+
+    Returns:
+        0-d, at least 0, in the units of ``matrix``.
+
+    Raises:
+        ValueError: If ``matrix`` has fewer than two dimensions.
+
+    Example:
+        >>> frobenius_norm(torch.diag(torch.tensor([3.0, 4.0]))).item()
+        5.0
+    """
+    return _apply(_FORMULAS["frobenius_norm"], _spectrum(matrix))
+
+
+def condition_number(matrix: Tensor) -> Tensor:
+    """Condition number: s_1 / s_r, r = min(m, n).
+
+    Args:
+        matrix: ``(m, n)``, or ``(out, in, *kernel)``.
+
+    Returns:
+        0-d, in [1, inf]: 1 for an orthogonal matrix, inf for a singular one, whose smallest singular value cannot be
+        told from 0 (see `singular_values`), the zero matrix and an empty one included.
+
+    Raises:
+        ValueError: If ``matrix`` has fewer than two dimensions.
+
+    Example:
+        >>> condition_number(torch.ones(2, 2)).item()
+        inf
+    """
+    return _apply(_FORMULAS["condition_number"], _spectrum(matrix))

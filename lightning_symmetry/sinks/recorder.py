@@ -1,0 +1,114 @@
+"""What becomes of a measurement: a line of the run's history, a row of each logger, and now and then a new report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from plotly.graph_objects import Figure
+
+from lightning_symmetry.history import FILE_NAME, History
+from lightning_symmetry.report import render_report
+from lightning_symmetry.report.charts import broken_fraction_heatmap, effective_rank_heatmap
+from lightning_symmetry.sinks.lightning_logger import LoggerSink
+
+REPORT_NAME = "report.html"
+HISTORY_ONLY = ("loss",)
+"""Keys that the user's own logging has already, under a name of the user's."""
+
+_HEATMAPS: dict[str, tuple[str, Callable[[History], Figure]]] = {
+    "symmetry/broken_fraction_heatmap": ("symmetry/broken_fraction/", broken_fraction_heatmap),
+    "spectrum/effective_rank_heatmap": ("spectrum/effective_rank/", effective_rank_heatmap),
+}
+
+
+class Recorder:
+    """The one place to which all monitors of a run hand what they measured.
+
+    The report and the heatmaps are made anew when making them takes a small share of the time since they were last made.
+
+    Args:
+        folder: The run's folder; None keeps the history in memory and makes no report.
+        loggers: The Lightning loggers to pass measurements on to.
+        share: The share of the time of training that reports and heatmaps may take.
+
+    Attributes:
+        history: What was recorded.
+        overheads: One function for each monitor: the share of time that it took.
+        report: The path of the report; None where there is none.
+        errors: How many failures of the monitors were recorded.
+    """
+
+    def __init__(self, folder: Path | None, loggers: Sequence[Any], share: float) -> None:
+        self.history = History(folder / FILE_NAME if folder is not None else None)
+        self.report = folder / REPORT_NAME if folder is not None else None
+        self.overheads: list[Callable[[], float]] = []
+        self.errors = 0
+        self._sinks = [LoggerSink(logger) for logger in loggers]
+        self._share = share
+        self._refreshed = -float("inf")
+        self._cost_of_refresh = 0.0
+        self._warned = False
+        self._closed = False
+
+    def begin(self, step: int, config: Mapping[str, Any], **details: Any) -> None:
+        """Note that the run begins: how its monitors are configured, and what else there is to tell."""
+        self.event(step, "run", config=dict(config), **details)
+        for sink in self._sinks:
+            sink.begin(config)
+
+    def event(self, step: int, kind: str, **details: Any) -> None:
+        """Add an event to the history."""
+        self._fenced(self.history.append_event, step, kind, **details)
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a measurement to the history, pass it on to the loggers, and refresh the report where that is due."""
+        values = {
+            **values,
+            "monitor/overhead": sum(overhead() for overhead in self.overheads),
+            "monitor/errors": float(self.errors),
+        }
+        self._closed = False
+        self._fenced(self.history.append, step, values)
+        for sink in self._sinks:
+            sink.log({key: value for key, value in values.items() if key not in HISTORY_ONLY}, step)
+        if time.perf_counter() - self._refreshed > self._cost_of_refresh / self._share:
+            self._refresh(step)
+
+    def close(self, step: int) -> None:
+        """Make the last report, and say where it is."""
+        if self._closed or not self.history.measurements:
+            return
+        self._closed = True
+        self._refresh(step)
+        if self.report is not None:
+            rank_zero_info(f"Symmetry report: {self.report}")
+
+    def _refresh(self, step: int) -> None:
+        started = time.perf_counter()
+        if self.report is not None:
+            self._fenced(render_report, self.history, self.report)
+        figures = {key: draw for key, (prefix, draw) in _HEATMAPS.items() if self.history.keys(prefix)}
+        if self._sinks and figures:
+            self._fenced(self._log_figures, figures, step)
+        self._refreshed = time.perf_counter()
+        self._cost_of_refresh = self._refreshed - started
+
+    def _log_figures(self, figures: Mapping[str, Callable[[History], Figure]], step: int) -> None:
+        drawn = {key: draw(self.history) for key, draw in figures.items()}
+        for sink in self._sinks:
+            sink.log_figures(drawn, step)
+
+    def _fenced(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except Exception as error:
+            if not self._warned:
+                self._warned = True
+                rank_zero_warn(
+                    f"lightning_symmetry could not write to {self.history.path}, and says so once; training goes on: "
+                    f"{type(error).__name__}: {error}"
+                )

@@ -226,7 +226,7 @@ def _line(
         x=[steps[i] for i in kept],
         y=[values[i] if math.isfinite(values[i]) else None for i in kept],
         name=html.escape(name, quote=False),
-        mode="lines+markers" if len(kept) <= MOST_ROWS else "lines",
+        mode="lines+markers" if len(kept) <= 20 else "lines",
         line={"color": color, "width": width, "dash": dash},
         marker={"size": width + 3},
         hovertemplate=f"{html.escape(full_name or name, quote=False)}<br>step %{{x}}<br>%{{y:.4g}}<extra></extra>",
@@ -243,7 +243,7 @@ def _heatmap(colour: Mapping[str, Series], shown: Mapping[str, Series], colour_l
     all_steps = sorted({step for steps, _ in colour.values() for step in steps})
     columns = [all_steps[i] for i in _evenly(len(all_steps), MOST_COLUMNS)]
     names = [html.escape(name, quote=False) for name in colour]
-    figure = _figure([], "", height=120 + 18 * max(len(names), 2))
+    figure = _figure([], "", height=120 + 18 * max(len(names), 4))
     if not names:
         return figure
     numbers = [_sampled(shown[name], columns) for name in colour]

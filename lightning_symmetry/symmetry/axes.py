@@ -190,6 +190,10 @@ def split(axis: Axis, outer_size: int) -> tuple[Axis, Axis]:
 def cut(axis: Axis, position: int) -> tuple[Axis, Axis]:
     """The first `position` positions of an axis and the others: what a slice does."""
     axis = resolve(axis)
+    if position == 0:
+        return fresh(0), axis
+    if position == size(axis):
+        return axis, fresh(0)
     first, rest = axis[0], axis[1:]
     if position % size(rest):
         return _told_apart(axis, "unaligned slice", position, size(axis) - position)

@@ -18,12 +18,16 @@ axis_table(
 
 @axis_rule(aten.addmm.default)
 def _(bias, left, right, **scales):
-    return f"{' '.join('mn'[-len(bias.shape) :])}, m k, k n -> m n"
+    return f"{' '.join('mn'[2 - len(bias.shape) :])}, m k, k n -> m n"
 
 
 @axis_rule(aten.convolution.default)
 def _(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
-    space = " _" * (len(input.shape) - 2)
-    kernel = f"(g i) o{space}" if transposed else f"(g o) i{space}"
+    window = " _" * (len(input.shape) - 2)
+    space = "".join(
+        f" s{k}" if (size, step, pad) == (1, 1, 0) else " _"  # a kernel of one position acts on each by itself
+        for k, (size, step, pad) in enumerate(zip(weight.shape[2:], stride, padding, strict=True))
+    )
+    kernel = f"(g i) o{window}" if transposed else f"(g o) i{window}"
     vector = "" if bias is None else ", (g o)"
     return f"n (g i){space}, {kernel}{vector} -> n (g o){space}", {"g": groups}

@@ -2,6 +2,7 @@
 
 import torch
 
+from lightning_symmetry.symmetry.axis_rules.language import joined
 from lightning_symmetry.symmetry.axis_rules.registry import axis_rule, axis_table
 
 aten = torch.ops.aten
@@ -11,99 +12,148 @@ axis_table({aten.embedding.default: "_ d, ... -> ... d"})
 
 @axis_rule(aten.cat.default)
 def _(tensors, dim=0):
-    tensors = [tensor for tensor in tensors]
     n_dims = max(len(tensor.shape) for tensor in tensors)
     letters = [f"a{k}" for k in range(n_dims)]
     dim %= n_dims
     parts, inputs, sizes = [], [], {}
     for k, tensor in enumerate(tensors):
-        if tuple(tensor.shape) == (0,):  # an empty vector joins any tensor, for history's sake
-            inputs.append("1")
-            continue
-        parts.append(f"s{k}")
-        sizes[f"s{k}"] = tensor.shape[dim]
-        inputs.append(" ".join([*letters[:dim], f"s{k}", *letters[dim + 1 :]]))
-    joined = f"({' + '.join(parts)})" if len(parts) > 1 else parts[0]
-    return f"{', '.join(inputs)} -> {' '.join([*letters[:dim], joined, *letters[dim + 1 :]])}", sizes
+        if 0 in tensor.shape and len(tensor.shape) < n_dims:  # an empty vector joins any tensor, for history's sake
+            inputs.append("_")
+        elif tensor.shape[dim] == 0:
+            inputs.append(" ".join([*letters[:dim], "_", *letters[dim + 1 :]]))
+        else:
+            parts.append(f"s{k}")
+            sizes[f"s{k}"] = tensor.shape[dim]
+            inputs.append(" ".join([*letters[:dim], f"s{k}", *letters[dim + 1 :]]))
+    whole = joined(parts) if parts else "_"
+    return f"{', '.join(inputs)} -> {' '.join([*letters[:dim], whole, *letters[dim + 1 :]])}", sizes
 
 
 @axis_rule(aten.index_select.default)
 def _(input, dim, index):
-    letters = ["_" if k == dim % len(input.shape) else f"a{k}" for k in range(len(input.shape))]
-    return f"{' '.join(letters)}, _ -> {' '.join(letters)}"
+    whole = [f"a{k}" for k in range(len(input.shape))]
+    looked_up = list(whole)
+    dim %= len(whole)
+    whole[dim], looked_up[dim] = "_", "i"
+    return f"{' '.join(whole)}, i -> {' '.join(looked_up)}"
 
 
 @axis_rule(aten.gather.default)
 def _(input, dim, index, *, sparse_grad=False):
-    whole = ["_" if k == dim % len(input.shape) or n != m else f"a{k}" for k, (n, m) in _sizes(input, index)]
-    return f"{' '.join(whole)}, {' '.join(whole)} -> {' '.join(whole)}"
+    whole, looked_up = _along(dim, input, index)
+    return f"{whole}, {looked_up} -> {looked_up}"
 
 
 @axis_rule(aten.scatter.src, aten.scatter_add.default)
 def _(input, dim, index, source):
-    whole = ["_" if k == dim % len(input.shape) or n != m else f"a{k}" for k, (n, m) in _sizes(input, index)]
-    return f"{', '.join([' '.join(whole)] * 3)} -> {' '.join(whole)}"
+    whole, written = _along(dim, input, index, source)
+    return f"{whole}, {written}, {written} -> {whole}"
 
 
 @axis_rule(aten.scatter.value)
 def _(input, dim, index, value):
-    whole = ["_" if k == dim % len(input.shape) or n != m else f"a{k}" for k, (n, m) in _sizes(input, index)]
-    return f"{', '.join([' '.join(whole)] * 2)} -> {' '.join(whole)}"
+    whole, written = _along(dim, input, index)
+    return f"{whole}, {written} -> {whole}"
 
 
-def _sizes(input, index):
-    return enumerate(zip(input.shape, index.shape, strict=True))
+def _along(dim, input, *others):
+    """The letters of a tensor and of those that look up or write its entries along one dimension.
+
+    Of two writes to one entry PyTorch does not say which is kept, so that their order tells nothing apart.
+    """
+    whole, entries = [], []
+    for k in range(len(input.shape)):
+        if k == dim % len(input.shape):
+            whole.append("_")
+            entries.append("i" if len({tensor.shape[k] for tensor in others}) == 1 else "_")
+        else:
+            letter = f"a{k}" if len({tensor.shape[k] for tensor in (input, *others)}) == 1 else "_"
+            whole.append(letter)
+            entries.append(letter)
+    return " ".join(whole), " ".join(entries)
 
 
 @axis_rule(aten.index.Tensor)
 def _(input, indices):
-    """Replace the indexed dimensions by those of the indices, in place where they are neighbours, else in front.
-
-    A mask stands for as many indices as it has dimensions, and all of them are replaced by one.
-    """
-    letters = [f"a{k}" for k in range(len(input.shape))]
-    indexed: list[int] = []
-    patterns: list[str] = []
-    dim = 0
-    for index in indices:
-        masked = index is not None and index.dtype in (torch.bool, torch.uint8)
-        width = len(index.shape) if masked else 1
-        if index is not None:
-            indexed.extend(range(dim, dim + width))
-            patterns.append(" ".join(["_"] * width) if masked else "...")
-        dim += width
-    for k in indexed:
-        letters[k] = "_"
-    kept = [letter for letter in letters if letter != "_"]
-    place = indexed[0] if indexed == list(range(indexed[0], indexed[-1] + 1)) else 0
-    looked_up = "..." if "..." in patterns else "_"
-    return f"{', '.join([' '.join(letters), *patterns])} -> {' '.join([*kept[:place], looked_up, *kept[place:]])}"
+    whole, patterns, looked_up = _indexing(input, indices)
+    return f"{', '.join(map(' '.join, [whole, *patterns]))} -> {' '.join(looked_up)}"
 
 
 @axis_rule(aten.index_put.default)
 def _(input, indices, values, accumulate=False):
-    indexed = [k for k, index in enumerate(indices) if index is not None]
-    letters = ["_" if k in indexed else f"a{k}" for k in range(len(input.shape))]
-    told_apart = " ".join(["_"] * len(values.shape))
-    if indexed == list(range(len(indexed))):
-        kept = letters[len(indexed) :][-len(values.shape) :] if values.shape else []
-        told_apart = " ".join(["_"] * (len(values.shape) - len(kept)) + kept)
-    else:
-        letters = ["_"] * len(letters)
-    return f"{' '.join(letters)}{', ...' * len(indexed)}, {told_apart} -> {' '.join(letters)}"
+    whole, patterns, looked_up = _indexing(input, indices)
+    given = looked_up[len(looked_up) - len(values.shape) :]
+    one_value = all(length == 1 for term, length in zip(given, values.shape, strict=True) if term == "_")
+    if len(patterns) == 1 and "_" in looked_up and one_value:  # one value wherever a mask says so
+        patterns = [[f"a{k}" for k, letter in enumerate(whole) if letter == "_"]]
+        whole = [f"a{k}" for k in range(len(whole))]
+    return f"{', '.join(map(' '.join, [whole, *patterns, given]))} -> {' '.join(whole)}"
+
+
+def _indexing(input, indices):
+    """The letters of the input, of each index, and of what they look up.
+
+    The indexed dimensions are replaced by those of the indices (`i1` the last), in place where they are neighbours, else
+    in front. A mask stands for as many indices as it has dimensions, each a vector of the places where it is true.
+    """
+    masks = [index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices]
+    n_dims = max(
+        1 if mask else len(index.shape) for index, mask in zip(indices, masks, strict=True) if index is not None
+    )
+    entries = ["_" if any(masks) else f"i{k}" for k in range(n_dims, 0, -1)]
+    indexed: list[int] = []
+    patterns = []
+    dim = 0
+    for index, mask in zip(indices, masks, strict=True):
+        width = len(index.shape) if mask else 1
+        if index is not None:
+            indexed.extend(range(dim, dim + width))
+            patterns.append(["_"] * width if mask else entries[n_dims - len(index.shape) :])
+        dim += width
+    whole = ["_" if k in indexed else f"a{k}" for k in range(len(input.shape))]
+    kept = [letter for letter in whole if letter != "_"]
+    place = indexed[0] if indexed == list(range(indexed[0], indexed[-1] + 1)) else 0
+    return whole, patterns, [*kept[:place], *entries, *kept[place:]]
+
+
+@axis_rule(aten.copy.default)
+def _(input, source, non_blocking=False):
+    """Of what is overwritten only the shape counts."""
+    n_dims = len(input.shape)
+    old, new = [f"b{k}" for k in range(n_dims)], [f"a{k}" for k in range(n_dims)]
+    shared = zip(new[n_dims - len(source.shape) :], source.shape, strict=True)
+    given = ["1" if length == 1 else letter for letter, length in shared]
+    return f"{', '.join(map(' '.join, [old, given]))} -> {' '.join(new)}"
 
 
 @axis_rule(aten.slice_scatter.default)
 def _(input, source, dim=0, start=None, end=None, step=1):
-    letters = ["_" if k == dim % len(input.shape) else f"a{k}" for k in range(len(input.shape))]
-    return f"{' '.join(letters)}, {' '.join(letters)} -> {' '.join(letters)}"
+    letters = [f"a{k}" for k in range(len(input.shape))]
+    dim %= len(letters)
+    start, stop, step = slice(start, end, step).indices(input.shape[dim])
+    if step == 1 and start < stop:
+        return _written(input, dim, start, stop, letters)
+    letters[dim] = "_"
+    return f"{', '.join([' '.join(letters)] * 2)} -> {' '.join(letters)}"
 
 
 @axis_rule(aten.select_scatter.default)
 def _(input, source, dim, index):
-    letters = ["_" if k == dim % len(input.shape) else f"a{k}" for k in range(len(input.shape))]
-    kept = [letter for letter in letters if letter != "_"]
-    return f"{' '.join(letters)}, {' '.join(kept)} -> {' '.join(letters)}"
+    dim %= len(input.shape)
+    index %= input.shape[dim]
+    return _written(input, dim, index, index + 1, [f"a{k}" for k in range(len(input.shape)) if k != dim])
+
+
+def _written(input, dim, start, stop, source):
+    """Write a source over the positions from start up to stop of a dimension; those before and after stay, if any."""
+    length = input.shape[dim]
+    before, after = ["before"] * (start > 0), ["after"] * (stop < length)
+    new = [f"a{k}" for k in range(len(input.shape))]
+    old = list(new) if before or after else [f"b{k}" for k in range(len(input.shape))]
+    old[dim] = joined([*before, "over", *after])
+    new[dim] = joined([*before, f"a{dim}", *after])
+    sizes = {"before": start, "over": stop - start, f"a{dim}": stop - start, "after": length - stop}
+    return f"{', '.join(map(' '.join, [old, source]))} -> {' '.join(new)}", sizes
 
 
 @axis_rule(aten.nll_loss_forward.default)

@@ -32,7 +32,8 @@ from itertools import pairwise
 
 from lightning_symmetry.symmetry.axes import Axis, Concatenation, fresh, narrow, pin, size, split, unify
 
-_TOKEN = re.compile(r"\.\.\.|\(([^()]*)\)|\w+")
+_LETTER = r"[^\W\d_]\w*"
+_TOKEN = re.compile(rf"\.\.\.|\(({_LETTER}(?:\s*\+\s*{_LETTER})+|{_LETTER}(?:\s+{_LETTER})+)\)|\b(?:{_LETTER}|_|1)\b")
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,18 @@ def parse(text: str) -> Rule:
     Raises:
         ValueError: The text is no rule.
     """
-    left, _, right = text.partition("->")
+    left, arrow, right = text.partition("->")
     outputs, _, within = right.partition(";")
-    return Rule(text, _patterns(left), _patterns(outputs), _patterns(within))
+    return Rule(
+        text,
+        _patterns(left),
+        _patterns(outputs) if arrow else (),  # "k, k ->" has one output, a number
+        _patterns(within) if within.strip() else (),
+    )
 
 
 def _patterns(text: str) -> tuple[Pattern, ...]:
-    return tuple(_pattern(part) for part in text.split(",")) if text.strip() else ()
+    return tuple(_pattern(part) for part in text.split(","))
 
 
 def _pattern(text: str) -> Pattern:
@@ -102,6 +108,11 @@ def _pattern(text: str) -> Pattern:
     if terms.count(ELLIPSIS) > 1:
         raise ValueError(f"axis rule part {text!r} has more than one '...'")
     return tuple(terms)
+
+
+def joined(letters: Sequence[str]) -> str:
+    """The term for letters laid end to end."""
+    return letters[0] if len(letters) == 1 else f"({' + '.join(letters)})"
 
 
 class Binding:
@@ -144,9 +155,10 @@ class Binding:
             return self._broadcast.get(term, ())
         if term == TOLD_APART:
             return fresh(length, "positions told apart")
-        if len(term.letters) == 1 and term.letters[0] not in self._letters:
-            self._letters[term.letters[0]] = fresh(length)
-        parts = [self._letters.get(letter, ()) for letter in term.letters]
+        parts = [
+            self._letters.setdefault(letter, fresh(positions))
+            for letter, positions in zip(term.letters, self._lengths(term, length), strict=True)
+        ]
         return (Concatenation(parts),) if term.laid_end_to_end else sum(parts, ())
 
     def _read_letter(self, letter: str, axis: Axis) -> None:

@@ -21,4 +21,3 @@ axis_table(
         if not getattr(packet, overload)._schema.is_mutable and torch.Tag.pointwise in getattr(packet, overload).tags
     }
 )
-axis_table({aten.copy.default: "..."})

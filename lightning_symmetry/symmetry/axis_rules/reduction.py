@@ -14,7 +14,7 @@ def _letters(value):
 def _reduced(value, dims, keepdim, outputs=1):
     """Reduce so many outputs over some dimensions: all of them where none is named."""
     letters = _letters(value)
-    gone = {dim % len(letters) for dim in ([dims] if isinstance(dims, int) else dims or range(len(letters)))}
+    gone = {dim % max(len(letters), 1) for dim in ([dims] if isinstance(dims, int) else dims or range(len(letters)))}
     kept = ["1" if k in gone else letter for k, letter in enumerate(letters) if k not in gone or keepdim]
     return f"{' '.join(letters)} -> {', '.join([' '.join(kept)] * outputs)}"
 
@@ -27,9 +27,14 @@ def _in_order(value, dim, outputs=1):
     return f"{' '.join(letters)} -> {', '.join([' '.join(letters)] * outputs)}"
 
 
-@axis_rule(aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default, aten.any.dims, aten.all.dims)
+@axis_rule(aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default)
 def _(input, dim=None, keepdim=False, *, dtype=None):
     return _reduced(input, dim, keepdim)
+
+
+@axis_rule(aten.any.dims, aten.all.dims)
+def _(input, dim=None, keepdim=False):
+    return "... -> ..." if dim is not None and not dim else _reduced(input, dim, keepdim)  # unlike sum's, [] is none
 
 
 @axis_rule(aten.any.dim, aten.all.dim, aten.prod.dim_int, aten.argmax.default, aten.argmin.default)
@@ -86,7 +91,7 @@ def _(input, k, dim=-1, largest=True, sorted=True):
 def _sorted(value, dim):
     """Values in order of size: whatever the order in which they came, which for the indices is the axis that they index."""
     letters = _letters(value)
-    after = ["_" if k == dim % len(letters) else letter for k, letter in enumerate(letters)]
+    after = ["_" if k == dim % max(len(letters), 1) else letter for k, letter in enumerate(letters)]
     return f"{' '.join(letters)} -> {' '.join(after)}, {' '.join(after)}"
 
 

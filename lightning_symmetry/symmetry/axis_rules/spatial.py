@@ -2,6 +2,7 @@
 
 import torch
 
+from lightning_symmetry.symmetry.axis_rules.language import joined
 from lightning_symmetry.symmetry.axis_rules.registry import axis_rule
 
 aten = torch.ops.aten
@@ -35,18 +36,14 @@ def _(input, *settings, **more):
 
 @axis_rule(aten.constant_pad_nd.default)
 def _(input, pad, value=0):
+    """Lay new positions, all the same, before and after a dimension, or cut some off where a number is negative."""
     letters = [f"a{k}" for k in range(len(input.shape))]
     padded = list(letters)
+    sizes = {}
     for k in range(len(pad) // 2):
-        before, after = pad[2 * k], pad[2 * k + 1]
-        if before or after:
-            dim = len(letters) - 1 - k
-            if min(before, after) < 0:
-                letters[dim] = padded[dim] = "_"
-            else:
-                parts = [f"p{k}"] * (before > 0) + [letters[dim]] + [f"q{k}"] * (after > 0)
-                padded[dim] = f"({' + '.join(parts)})"
-    sizes = {f"p{k}": pad[2 * k] for k in range(len(pad) // 2)} | {
-        f"q{k}": pad[2 * k + 1] for k in range(len(pad) // 2)
-    }
+        before, after = pad[2 * k : 2 * k + 2]
+        dim = len(letters) - 1 - k
+        sizes |= {f"p{dim}": abs(before), f"q{dim}": abs(after)}
+        letters[dim] = joined([f"p{dim}"] * (before < 0) + [f"a{dim}"] + [f"q{dim}"] * (after < 0))
+        padded[dim] = joined([f"p{dim}"] * (before > 0) + [f"a{dim}"] + [f"q{dim}"] * (after > 0))
     return f"{' '.join(letters)} -> {' '.join(padded)}", sizes

@@ -1,0 +1,77 @@
+"""A run as a real one looks: twelve groups, twenty layers, a merge, a rank collapse, a NaN."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from lightning_symmetry.history import History
+
+GROUPS = [f"model.encoder.blocks.{i}.{part}" for i in range(4) for part in ("attention.heads", "mlp.hidden", "norm")]
+LAYERS = [
+    f"model.encoder.blocks.{i}.{part}"
+    for i in range(4)
+    for part in ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.out_proj", "mlp.fc1")
+]
+
+
+@pytest.fixture(scope="session")
+def run_history() -> History:
+    return synthetic_run()
+
+
+def synthetic_run() -> History:
+    rng = random.Random(0)
+    history = History(None)
+    history.append_event(
+        0,
+        "run",
+        name="digits-vit",
+        model="VisionTransformer",
+        versions={"lightning-symmetry": "0.1.0", "torch": "2.13.0"},
+    )
+    groups = [
+        {
+            "kind": "permutation",
+            "name": name,
+            "size": 4 if "heads" in name else 128,
+            "dimension": 0,
+            "parameters": [f"{name}.{tensor}" for tensor in ("in.weight", "in.bias", "out.weight")],
+            "buffers": [f"{name}.running_mean"] if "norm" in name else [],
+            "preserves": "output",
+            "exact": True,
+            "verified": True if "norm" not in name else None,
+        }
+        for name in GROUPS
+    ]
+    history.append_event(0, "symmetries", groups=groups, share=0.93)
+    for i in range(300):
+        step = 10 * i
+        first, second = (1 / (1 + math.exp((step - at) / 40)) for at in (600, 1700))
+        broken = {}
+        for j, name in enumerate(GROUPS):
+            merging = j in (1, 4, 7)
+            start = 1500 if merging else 10_000
+            broken[name] = 0.35 + 0.65 * (1 - first) - (0.45 + 0.05 * j) / (1 + math.exp((start - step) / 60))
+            broken[name] = min(1.0, max(0.0, broken[name] + (0 if merging else -0.01 * j)))
+        values = {"loss": 0.15 + 1.2 * first + 0.9 * second + 0.02 * rng.random()}
+        values["symmetry/broken_fraction"] = sum(broken.values()) / len(broken)
+        for name, value in broken.items():
+            key = name.replace(".", "_")
+            values[f"symmetry/broken_fraction/{key}"] = value
+            values[f"symmetry/nearest_distance_min/{key}"] = 0.02 + 0.4 * value**3 + 0.01 * rng.random()
+        for j, name in enumerate(LAYERS):
+            full = 120 if "fc1" in name else 64
+            fall = (0.03 * j) * (1 - second) + 0.1 * (1 - first)
+            values[f"spectrum/effective_rank/{name.replace('.', '_')}"] = full * (0.9 - fall) + 0.3 * rng.random()
+        if 150 < i < 156:
+            values["spectrum/effective_rank/model_encoder_blocks_2_mlp_fc1"] = math.nan
+        values["complexity/effective_parameters"] = 180_000 + 210_000 * values["symmetry/broken_fraction"]
+        values["complexity/effective_rank_fraction"] = 0.5 + 0.4 * second
+        values["monitor/overhead"] = 0.008 + 0.001 * rng.random()
+        history.append(step, values)
+    history.append_event(1510, "nonfinite", parameter="model.encoder.blocks.2.mlp.fc1.weight")
+    history.append_event(1520, "error", where="spectrum", message="the matrix holds NaN <0 & more>")
+    return history

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import html
+import json
+import math
+
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_symmetry.history import History
+from lightning_symmetry.report import charts
+
+CHARTS = [
+    charts.loss_chart,
+    charts.broken_fraction_chart,
+    charts.nearest_distance_chart,
+    charts.learning_dynamics_chart,
+    charts.broken_fraction_heatmap,
+    charts.effective_rank_chart,
+    charts.effective_rank_heatmap,
+    charts.complexity_chart,
+]
+
+
+def history_of(series: dict[str, dict[int, float]]) -> History:
+    history = History(None)
+    for step in sorted({step for values in series.values() for step in values}):
+        history.append(step, {key: values[step] for key, values in series.items() if step in values})
+    return history
+
+
+def trace_named(figure: go.Figure, name: str) -> go.Scatter:
+    (trace,) = [trace for trace in figure.data if trace.name == name]
+    return trace
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_a_chart_without_its_keys_has_no_traces(chart) -> None:
+    assert len(chart(History(None)).data) == 0
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_a_chart_is_strict_json_with_every_number_in_plain_text(chart, run_history: History) -> None:
+    text = chart(run_history).to_json()
+    json.loads(text, parse_constant=pytest.fail)
+    assert "bdata" not in text  # Plotly's base64 arrays, which other readers may not know
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_a_chart_has_no_background_and_no_request_to_make(chart, run_history: History) -> None:
+    figure = chart(run_history)
+    assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0, 0, 0, 0)"
+    assert {trace.type for trace in figure.data} <= {"scatter", "heatmap"}
+    assert not figure.layout.images
+
+
+def test_the_loss_is_drawn_as_measured() -> None:
+    (trace,) = charts.loss_chart(history_of({"loss": {0: 2.0, 5: 1.0, 10: math.nan}})).data
+    assert list(trace.x) == [0, 5, 10]
+    assert list(trace.y) == [2.0, 1.0, None]
+
+
+def test_every_group_is_a_line_named_in_full_when_pointed_at() -> None:
+    series = {f"symmetry/broken_fraction/net_fc{i}": {0: 1.0, 1: 1.0 - 0.1 * i} for i in range(4)}
+    figure = charts.broken_fraction_chart(history_of(series))
+    assert [trace.name for trace in figure.data] == ["fc0", "fc1", "fc2", "fc3"]
+    assert [trace.hovertemplate.split("<br>")[0] for trace in figure.data] == [f"net_fc{i}" for i in range(4)]
+    assert list(trace_named(figure, "fc3").y) == [1.0, 0.7]
+    assert len({trace.line.color for trace in figure.data}) == 4
+
+
+def test_the_mean_is_drawn_where_there_are_several_groups() -> None:
+    one = {"symmetry/broken_fraction": {0: 0.5}, "symmetry/broken_fraction/a": {0: 0.5}}
+    two = {**one, "symmetry/broken_fraction/b": {0: 0.5}}
+    assert [trace.name for trace in charts.broken_fraction_chart(history_of(one)).data] == ["a"]
+    assert charts.broken_fraction_chart(history_of(two)).data[-1].name == "mean of all groups"
+
+
+def test_of_many_layers_the_six_that_moved_most_are_coloured_and_the_rest_share_one_legend_entry() -> None:
+    series = {f"spectrum/effective_rank/layer{i}": {0: 10.0, 1: 10.0 - 0.1 * i} for i in range(30)}
+    figure = charts.effective_rank_chart(history_of(series))
+    assert len(figure.data) == 30
+    legend = [trace.name for trace in figure.data if trace.showlegend is not False]
+    assert legend == ["24 other layers", *(f"layer{i}" for i in range(24, 30))]
+
+
+def test_a_group_has_one_colour_in_all_charts() -> None:
+    groups = range(12)
+    history = history_of(
+        {f"symmetry/broken_fraction/g{i}": {0: 1.0, 1: 1.0 - i / 12} for i in groups}
+        | {f"symmetry/nearest_distance_min/g{i}": {0: 1.0, 1: i / 12} for i in groups}
+    )
+    broken, nearest = charts.broken_fraction_chart(history), charts.nearest_distance_chart(history)
+    coloured = {trace.name: trace.line.color for trace in broken.data if not trace.name.startswith("6 other")}
+    assert coloured.keys() == {f"g{i}" for i in range(6, 12)}
+    assert coloured == {trace.name: trace.line.color for trace in nearest.data if trace.name in coloured}
+
+
+def test_learning_dynamics_share_the_axis_of_steps_and_name_each_group_once(run_history: History) -> None:
+    figure = charts.learning_dynamics_chart(run_history)
+    assert [axis.title.text for axis in figure.select_yaxes()] == ["loss", "broken fraction", "nearest distance"]
+    assert len({axis.matches or "x3" for axis in figure.select_xaxes()}) == 1
+    legend = [trace.name for trace in figure.data if trace.showlegend]
+    assert len(legend) == len(set(legend)) == 6 + 1 + 1  # coloured groups, the others, the mean
+
+
+def test_learning_dynamics_without_a_loss_begin_with_the_broken_fraction() -> None:
+    figure = charts.learning_dynamics_chart(history_of({"symmetry/broken_fraction/a": {0: 1.0, 1: 0.5}}))
+    assert [axis.title.text for axis in figure.select_yaxes()] == ["broken fraction"]
+    assert list(figure.data[0].y) == [1.0, 0.5]
+
+
+def test_the_heatmap_of_groups_has_a_row_per_group_in_the_order_of_the_model() -> None:
+    series = {"symmetry/broken_fraction/b": {0: 1.0, 5: 0.25}, "symmetry/broken_fraction/a": {0: 0.5, 5: 0.5}}
+    figure = charts.broken_fraction_heatmap(history_of(series))
+    (heatmap,) = figure.data
+    assert list(heatmap.x) == [0, 5]
+    assert [list(row) for row in heatmap.z] == [[1.0, 0.25], [0.5, 0.5]]
+    assert list(figure.layout.yaxis.ticktext) == ["b", "a"]
+    assert figure.layout.yaxis.autorange == "reversed"  # the first row on top
+    assert (heatmap.zmin, heatmap.zmax) == (0, 1)
+
+
+def test_rank_is_coloured_relative_to_the_layers_largest_and_told_as_it_is() -> None:
+    figure = charts.effective_rank_heatmap(history_of({"spectrum/effective_rank/fc": {0: 8.0, 1: 4.0, 2: 2.0}}))
+    (heatmap,) = figure.data
+    assert list(heatmap.z[0]) == [1.0, 0.5, 0.25]
+    assert [list(cell) for cell in heatmap.customdata[0]] == [["fc", 8.0], ["fc", 4.0], ["fc", 2.0]]
+
+
+def test_a_layer_of_rank_zero_throughout_is_dark() -> None:
+    (heatmap,) = charts.effective_rank_heatmap(history_of({"spectrum/effective_rank/fc": {0: 0.0, 1: 0.0}})).data
+    assert list(heatmap.z[0]) == [0.0, 0.0]
+
+
+def test_a_cell_holds_what_was_last_measured_and_nan_is_a_gap() -> None:
+    series = {
+        "symmetry/broken_fraction/often": {0: 1.0, 1: math.nan, 2: 0.5, 3: 0.25},
+        "symmetry/broken_fraction/rare": {1: 0.75, 3: 0.5},
+    }
+    (heatmap,) = charts.broken_fraction_heatmap(history_of(series)).data
+    assert [list(row) for row in heatmap.z] == [[1.0, None, 0.5, 0.25], [None, 0.75, 0.75, 0.5]]
+
+
+def test_names_that_shorten_alike_stay_two_rows() -> None:
+    names = [f"{'a' * 20}{middle}{'z' * 20}" for middle in ("left", "right")]
+    figure = charts.broken_fraction_heatmap(history_of({f"symmetry/broken_fraction/{n}": {0: 1.0} for n in names}))
+    assert len(set(figure.layout.yaxis.ticktext)) == 1
+    assert list(figure.data[0].y) == [0, 1]
+    assert [row[0][0] for row in figure.data[0].customdata] == names
+
+
+@pytest.mark.parametrize("heatmap", [charts.broken_fraction_heatmap, charts.effective_rank_heatmap])
+def test_a_heatmap_of_a_large_model_keeps_the_rows_that_moved_most_and_first_and_last_step(heatmap) -> None:
+    history = History(None)
+    for step in range(0, 3000, 3):
+        values = {f"symmetry/broken_fraction/n{i}": 1.0 - i * step / 300_000 for i in range(100)}
+        values |= {f"spectrum/effective_rank/n{i}": 50.0 - i * step / 10_000 for i in range(100)}
+        values["symmetry/broken_fraction/n3"] = values["spectrum/effective_rank/n3"] = math.nan
+        history.append(step, values)
+    figure = heatmap(history)
+    (trace,) = figure.data
+    assert list(figure.layout.yaxis.ticktext) == ["n3", *(f"n{i}" for i in range(41, 100))]  # NaN is the worst
+    assert len(trace.z) == charts.MOST_ROWS
+    assert len(trace.x) == charts.MOST_COLUMNS
+    assert (trace.x[0], trace.x[-1]) == (0, 2997)
+    assert len(figure.to_json()) < 1_000_000
+
+
+def test_long_runs_are_thinned_with_first_and_last_kept() -> None:
+    (trace,) = charts.loss_chart(history_of({"loss": {step: float(step) for step in range(12_345)}})).data
+    assert len(trace.x) == charts.MOST_POINTS
+    assert (trace.x[0], trace.x[-1]) == (0, 12_344)
+    assert list(trace.x) == list(trace.y)
+    gaps = {later - earlier for earlier, later in zip(trace.x, trace.x[1:], strict=False)}
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_complexity_shows_what_was_measured_of_it() -> None:
+    key = "complexity/effective_parameters"
+    assert [axis.title.text for axis in charts.complexity_chart(history_of({key: {0: 9.0}})).select_yaxes()] == [
+        "effective parameters"
+    ]
+    both = history_of({key: {0: 9.0}, "complexity/effective_rank_fraction": {0: 0.5}})
+    assert [list(trace.y) for trace in charts.complexity_chart(both).data] == [[9.0], [0.5]]
+
+
+def test_a_single_measurement_is_a_dot() -> None:
+    figure = charts.loss_chart(history_of({"loss": {0: 2.0}}))
+    assert "markers" in figure.data[0].mode
+
+
+@pytest.mark.parametrize("chart", [charts.broken_fraction_chart, charts.broken_fraction_heatmap])
+def test_a_name_that_looks_like_markup_is_escaped(chart) -> None:
+    figure = chart(history_of({"symmetry/broken_fraction/<b>x": {0: 1.0}}))
+    assert "<b>" not in figure.to_json()
+    assert html.escape("<b>x") in figure.to_json()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["model_fc1", "model_fc2"], ["fc1", "fc2"]),
+        (["model_fc1"], ["model_fc1"]),
+        (["net_blocks_0_fc", "net_blocks_1_fc"], ["blocks_0_fc", "blocks_1_fc"]),
+        (["net", "net_fc"], ["net", "net_fc"]),
+        (["same", "same"], ["same", "same"]),
+        (["blocks_0_attention_q_proj", "head"], ["blocks_0_…_q_proj", "head"]),
+        ([], []),
+    ],
+)
+def test_short_names(names: list[str], expected: list[str]) -> None:
+    assert charts.short_names(names) == expected
+
+
+@given(st.lists(st.text("ab_1", min_size=1, max_size=60), max_size=5))
+def test_short_names_fit(names: list[str]) -> None:
+    assert all(len(name) <= 24 for name in charts.short_names(names))

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from lightning_symmetry.history import History
+from lightning_symmetry.report import render_report
+
+
+def page(history: History, folder: Path) -> str:
+    """The report without the code of plotly.js."""
+    text = render_report(history, folder / "report.html").read_text(encoding="utf-8")
+    return re.sub(r"<script>.*?</script>(?=\s*</head>)", "", text, flags=re.DOTALL)
+
+
+def group(name: str, **changes: object) -> dict[str, object]:
+    return {
+        "kind": "permutation",
+        "name": name,
+        "size": 16,
+        "dimension": 0,
+        "parameters": [f"{name}.weight", f"{name}.bias"],
+        "buffers": [f"{name}.running_mean"],
+        "preserves": "output",
+        "exact": True,
+        "verified": True,
+        **changes,
+    }
+
+
+def test_it_names_run_model_and_what_was_measured(run_history: History, tmp_path: Path) -> None:
+    text = page(run_history, tmp_path)
+    assert "<title>digits-vit: parameter symmetry</title>" in text
+    assert "VisionTransformer" in text
+    assert "300 measurements, up to step 2990" in text
+    assert "torch 2.13.0" in text
+
+
+def test_it_has_a_panel_for_everything_measured(run_history: History, tmp_path: Path) -> None:
+    text = page(run_history, tmp_path)
+    assert re.findall(r'<figure id="(\w+)">', text) == ["dynamics", "groups", "complexity", "layers", "ranks"]
+    for name in ("dynamics", "groups", "complexity", "layers", "ranks"):
+        assert f'id="chart-{name}"' in text
+
+
+def test_headlines_go_from_first_to_last(tmp_path: Path) -> None:
+    history = History(None)
+    history.append(0, {"loss": 2.5, "symmetry/broken_fraction": 1.0, "monitor/overhead": 0.5})
+    history.append(9, {"loss": 0.25, "symmetry/broken_fraction": math.nan, "monitor/overhead": 0.0123})
+    numbers = re.findall(r'<dd class="number">(.*?)</dd>', page(history, tmp_path))
+    assert numbers == ["2.5 → 0.25", "1.00 → not finite", "1.23%"]
+
+
+def test_the_table_tells_each_group(tmp_path: Path) -> None:
+    history = History(None)
+    groups = [group("net.fc1"), group("head", preserves="loss", exact=False, verified=None)]
+    history.append_event(0, "symmetries", groups=groups, share=0.5)
+    history.append(0, {"symmetry/broken_fraction/net_fc1": 1.0})
+    history.append(5, {"symmetry/broken_fraction/net_fc1": 0.25})
+    first, second = re.findall(r"<tr>\n<td>permutation.*?</tr>", page(history, tmp_path), flags=re.DOTALL)
+    assert "net.fc1" in first and "1.00 → 0.25" in first and "<td>yes</td>" in first
+    assert "3 tensors" in first and "net.fc1.running_mean" in first
+    assert "not measured" in second and "<td>not tried, loss only, approximate</td>" in second
+
+
+def test_of_a_resumed_run_the_symmetries_found_last_count(tmp_path: Path) -> None:
+    history = History(None)
+    history.append_event(0, "symmetries", groups=[group("old")], share=0.5)
+    history.append_event(5, "symmetries", groups=[group("new")], share=0.5)
+    text = page(history, tmp_path)
+    assert "new.weight" in text
+    assert "old.weight" not in text
+
+
+def test_everything_that_a_user_names_is_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    history = History(None)
+    history.append_event(0, "run", name=evil, model=evil, versions={evil: evil})
+    history.append_event(0, "symmetries", groups=[group(evil, kind=evil, size=evil, preserves=evil)], share=1.0)
+    history.append_event(0, "error", where=evil, message=evil)
+    keys = ("symmetry/broken_fraction/", "symmetry/nearest_distance_min/", "spectrum/effective_rank/")
+    history.append(0, {key + evil: 1.0 for key in keys})
+    text = page(history, tmp_path)
+    assert evil not in text
+    assert "<script>alert" not in text
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 10
+
+
+def test_events_are_listed_and_bounded(tmp_path: Path) -> None:
+    history = History(None)
+    for step in range(130):
+        history.append_event(step, "nonfinite", parameter=f"fc{step}.weight")
+    text = page(history, tmp_path)
+    assert "parameter: fc129.weight" in text and "parameter: fc30.weight" in text
+    assert "fc29.weight" not in text
+    assert "30 earlier ones are in the history file" in text
+
+
+def test_start_and_symmetries_are_no_events_to_worry_about(tmp_path: Path) -> None:
+    history = History(None)
+    history.append_event(0, "run", name="a")
+    history.append_event(0, "symmetries", groups=[], share=0.0)
+    assert 'id="events"' not in page(history, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "panels"),
+    [
+        ({}, []),
+        ({"loss": 1.0}, ["dynamics"]),
+        ({"symmetry/broken_fraction/fc": 1.0}, ["dynamics", "groups"]),
+        ({"spectrum/effective_rank/fc": 1.0}, ["layers", "ranks"]),
+        ({"loss": math.nan, "spectrum/effective_rank/fc": math.nan}, ["dynamics", "layers", "ranks"]),
+    ],
+)
+def test_what_was_not_measured_is_left_out(values: dict[str, float], panels: list[str], tmp_path: Path) -> None:
+    history = History(None)
+    if values:
+        history.append(0, values)
+    text = page(history, tmp_path)
+    assert re.findall(r'<figure id="(\w+)">', text) == panels
+    assert ("Nothing has been measured yet" in text) == (not panels)
+    assert ("Learning dynamics" in text) == ("dynamics" in panels)
+    assert ("Model complexity" in text) == ("layers" in panels)
+
+
+def test_a_model_without_symmetries_says_so_and_one_that_nobody_searched_says_nothing(tmp_path: Path) -> None:
+    history = History(None)
+    assert 'id="symmetries"' not in page(history, tmp_path)
+    history.append_event(0, "symmetries", groups=[], share=0.0)
+    assert "No symmetry group has been found" in page(history, tmp_path)
+
+
+def test_a_large_model_says_how_many_rows_are_shown(tmp_path: Path) -> None:
+    history = History(None)
+    history.append(0, {f"spectrum/effective_rank/n{i}": 1.0 for i in range(70)})
+    assert "Shown: the 60 of 70 that moved most." in page(history, tmp_path)
+
+
+def test_the_page_forbids_every_request(run_history: History, tmp_path: Path) -> None:
+    text = page(run_history, tmp_path)
+    assert "default-src 'none'" in text
+    assert not re.search(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="(?!data:)', text)
+
+
+def test_it_replaces_the_file_and_leaves_nothing_else(run_history: History, tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "report.html"
+    assert render_report(History(None), path) == path
+    before = path.stat()
+    render_report(run_history, path)
+    assert path.stat().st_ino != before.st_ino  # another file in its place, not the same one written over
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_report_that_cannot_be_put_in_place_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(OSError):
+        render_report(History(None), tmp_path / "report.html")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]

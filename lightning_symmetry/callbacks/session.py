@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,7 +70,6 @@ class Session:
         self._first_cost = 0.0
         self._failures = 0
         self._measured_at = -1
-        self._told_nonfinite: set[str] = set()
         recorder.overheads.append(lambda: budget.overhead)
 
     def step_begins(self, step: int, model: nn.Module, batch: Any) -> dict[str, float]:
@@ -145,23 +145,11 @@ class Session:
         self._budget.plan(step, measured.cost, measured.step_time)
         aggregates = self._plan.aggregates(measured.values)
         self._row = (step, {**aggregates, **measured.values})
-        self._tell_nonfinite(step, measured.values, tensors)
+        if any(map(math.isnan, measured.values.values())):
+            self._recorder.nonfinite(step, nonfinite(tensors))
         if measured.failed:
             self._fail(step, measured.error or RuntimeError("another rank failed; its log says why"))
         return aggregates
-
-    def _tell_nonfinite(self, step: int, values: Mapping[str, float], tensors: Mapping[str, Tensor]) -> None:
-        """One event for each parameter, the first time that a value is NaN because of it."""
-        assert self._plan is not None
-        suspects = {
-            name: None
-            for piece in self._plan.pieces
-            if any(values[key] != values[key] for key in piece.keys)
-            for name in piece.tensors
-        }
-        for name in nonfinite(tensors, (name for name in suspects if name not in self._told_nonfinite)):
-            self._told_nonfinite.add(name)
-            self._recorder.event(step, "nonfinite", parameter=name)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

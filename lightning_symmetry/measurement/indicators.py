@@ -13,22 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.order_parameters import permutation_indicators
+from lightning_symmetry.functional.order_parameters import PERMUTATION_INDICATORS, permutation_indicators
 from lightning_symmetry.functional.spectrum import spectral_indicators
 from lightning_symmetry.functional.units import Units
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 
 Tensors = Mapping[str, Tensor]
-
-PERMUTATION_INDICATORS = (
-    "broken_fraction",
-    "distinct_units",
-    "effective_units",
-    "relative_distance",
-    "nearest_distance_min",
-    "nearest_distance_q05",
-    "nearest_distance_median",
-)
 
 
 @dataclass(frozen=True)
@@ -37,12 +27,10 @@ class Piece:
 
     Attributes:
         keys: The keys of its values.
-        tensors: The names of the parameters and buffers that it reads.
         measure: From the model's tensors to the values, in the order of the keys.
     """
 
     keys: tuple[str, ...]
-    tensors: tuple[str, ...]
     measure: Callable[[Tensors], Sequence[Tensor]]
 
 
@@ -56,7 +44,6 @@ def symmetry_pieces(symmetries: Symmetries, tolerance: float) -> list[Piece]:
     return [
         Piece(
             keys=tuple(f"symmetry/{indicator}/{key_name(group.name)}" for indicator in PERMUTATION_INDICATORS),
-            tensors=(*group.parameters, *group.buffers),
             measure=lambda tensors, group=group: _permutation(group, symmetries, tensors, tolerance),  # type: ignore[misc]
         )
         for group in symmetries
@@ -139,7 +126,6 @@ def spectrum_pieces(layers: Mapping[str, torch.Size], indicators: Sequence[str])
     return [
         Piece(
             keys=tuple(f"spectrum/{indicator}/{key_name(layer)}" for indicator in indicators),
-            tensors=(layer,),
             measure=lambda tensors, layer=layer: list(spectral_indicators(tensors[layer], indicators).values()),  # type: ignore[misc]
         )
         for layer in layers
@@ -161,6 +147,6 @@ def full_rank(shape: torch.Size) -> int:
     return min(shape[0], shape[1:].numel())
 
 
-def nonfinite(tensors: Tensors, names: Iterable[str]) -> list[str]:
+def nonfinite(tensors: Tensors) -> list[str]:
     """The names of those tensors that hold a NaN or an infinity."""
-    return [name for name in names if not bool(tensors[name].isfinite().all())]
+    return [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]

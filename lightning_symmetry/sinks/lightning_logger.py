@@ -55,7 +55,7 @@ class LoggerSink:
             self._logger.log_metrics(wandb_run.as_media(figures), step=step)
 
     def _is_wandb(self) -> bool:
-        return hasattr(getattr(self._logger, "experiment", None), "define_metric")
+        return hasattr(type(getattr(self._logger, "experiment", None)), "define_metric")
 
     def _fenced(self, function: Any, *args: Any) -> None:
         if self._failures >= PATIENCE:

@@ -51,6 +51,7 @@ class Recorder:
         self._share = share
         self._refreshed = -float("inf")
         self._cost_of_refresh = 0.0
+        self._nonfinite: set[str] = set()
         self._warned = False
         self._closed = False
 
@@ -63,6 +64,13 @@ class Recorder:
     def event(self, step: int, kind: str, **details: Any) -> None:
         """Add an event to the history."""
         self._fenced(self.history.append_event, step, kind, **details)
+
+    def nonfinite(self, step: int, names: Sequence[str]) -> None:
+        """Add one event that names those parameters and buffers that were finite until now."""
+        new = [name for name in names if name not in self._nonfinite]
+        self._nonfinite.update(new)
+        if new:
+            self.event(step, "nonfinite", parameter=new[0], parameters=new)
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Add a measurement to the history, pass it on to the loggers, and refresh the report where that is due."""

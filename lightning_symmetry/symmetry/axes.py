@@ -119,7 +119,7 @@ def unify(left: Axis, right: Axis) -> None:
         if larger.size == smaller.size:
             _merge(larger, smaller)
             left, right = resolve(left[1:]), resolve(right[1:])
-        elif larger.size % smaller.size == 0:
+        elif smaller.size and larger.size % smaller.size == 0:
             outer, inner = _split_factor(larger, smaller.size)
             left, right = resolve(outer + inner + left[1:]), resolve(right)
         else:
@@ -171,20 +171,22 @@ def _told_apart(axis: Axis, why: str, *sizes: int) -> tuple[Axis, Axis]:
 def split(axis: Axis, outer_size: int) -> tuple[Axis, Axis]:
     """An axis as outer times inner, the outer of the given size: what a view does that splits a dimension."""
     axis = resolve(axis)
-    inner_size = size(axis) // outer_size
     outer: Axis = ()
+    rest = outer_size
     for position, factor in enumerate(axis):
-        if outer_size == 1:
+        if rest == 1:
             return outer, axis[position:]
-        if outer_size % factor.size == 0:
+        if rest == factor.size == 0:  # no entries, as of an expert that no token is sent to
+            return (*outer, factor), axis[position + 1 :]
+        if factor.size and rest % factor.size == 0:
             outer += (factor,)
-            outer_size //= factor.size
-        elif factor.size % outer_size == 0:
-            left, right = _split_factor(factor, outer_size)
+            rest //= factor.size
+        elif factor.size % rest == 0:
+            left, right = _split_factor(factor, rest)
             return outer + left, right + axis[position + 1 :]
         else:
-            return _told_apart(axis, "unaligned split", size(axis) // inner_size, inner_size)
-    return outer, ()
+            return _told_apart(axis, "unaligned split", outer_size, size(axis) // outer_size)
+    return outer + fresh(rest), ()
 
 
 def cut(axis: Axis, position: int) -> tuple[Axis, Axis]:

@@ -93,14 +93,14 @@ def _(input, indices, values, accumulate=False):
 def _indexing(input, indices):
     """The letters of the input, of each index, and of what they look up.
 
-    The indexed dimensions are replaced by those of the indices (`i1` the last), in place where they are neighbours, else
-    in front. A mask stands for as many indices as it has dimensions, each a vector of the places where it is true.
+    The indexed dimensions are replaced by those of the indices (`i1` the last), in place where they are neighbours,
+    else in front. A mask stands for as many indices as it has dimensions, each a vector of the places where it is true.
     """
     masks = [index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices]
     n_dims = max(
         1 if mask else len(index.shape) for index, mask in zip(indices, masks, strict=True) if index is not None
     )
-    entries = ["_" if any(masks) else f"i{k}" for k in range(n_dims, 0, -1)]
+    entries = [f"i{k}" for k in range(n_dims, 1, -1)] + ["_" if any(masks) else "i1"] * (n_dims > 0)
     indexed: list[int] = []
     patterns = []
     dim = 0

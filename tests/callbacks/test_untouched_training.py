@@ -1,0 +1,83 @@
+"""Training with the callbacks is, bit for bit, training without them."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._pytree import tree_flatten
+
+from lightning_symmetry import read_history
+from tests.callbacks.trainings import EVERY, outcome
+
+ROOT = Path(__file__).parents[2]
+
+
+def assert_identical(left, right):
+    leaves, structure = tree_flatten(left)
+    others, other_structure = tree_flatten(right)
+    assert structure == other_structure
+    for one, other in zip(leaves, others, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_on_one_device(tmp_path, seed):
+    without, _, _ = outcome(tmp_path / "without", seed, monitored=False)
+    with_monitors, history, _ = outcome(tmp_path / "with", seed, monitored=True)
+    assert {measurement.step for measurement in history.measurements} == {0, EVERY, 2 * EVERY, 3 * EVERY, 12}
+    assert_identical(with_monitors, without)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "bf16-mixed"},
+        {"accumulate_grad_batches": 2},
+        {"gradient_clip_val": 0.5},
+        {"precision": "64-true"},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_with_settings_of_the_trainer(tmp_path, settings):
+    without, _, _ = outcome(tmp_path / "without", 0, monitored=False, **settings)
+    with_monitors, history, _ = outcome(tmp_path / "with", 0, monitored=True, **settings)
+    assert len(history.measurements) > 2
+    assert_identical(with_monitors, without)
+
+
+def test_on_two_processes(tmp_path):
+    """Each rank's training is untouched; both ranks know the same numbers, those of a single process; rank zero writes."""
+    for monitored in ("plain", "monitored"):
+        run = subprocess.run(
+            [sys.executable, "-m", "tests.callbacks.trainings", str(tmp_path), monitored],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+    histories = []
+    for rank in (0, 1):
+        plain = torch.load(tmp_path / f"plain-{rank}.pt")
+        monitored = torch.load(tmp_path / f"monitored-{rank}.pt")
+        histories.append(monitored.pop("history"))
+        assert_identical(monitored, plain)
+    assert same_numbers(*histories)
+    folders = list((tmp_path / "symmetry").iterdir())
+    assert len(folders) == 1
+    written = [(row.step, dict(row.values)) for row in read_history(folders[0]).measurements]
+    assert same_numbers(written, histories[0])
+    assert sorted({step for step, _ in written}) == [0, 3, 6]
+
+
+def same_numbers(left, right):
+    """Equal measurements, but for what each rank measures of itself."""
+    own = ("monitor/", "loss")
+    return [(step, {key: value for key, value in values.items() if not key.startswith(own)}) for step, values in left] == [
+        (step, {key: value for key, value in values.items() if not key.startswith(own)}) for step, values in right
+    ] and all(math.isfinite(value) for _, values in left for value in values.values())

@@ -1,0 +1,102 @@
+"""Small real trainings that the tests of the callbacks share; run as a script, one of them on two DDP processes."""
+
+import sys
+import warnings
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_symmetry import SpectrumMonitor, SymmetryMonitor
+
+EVERY = 3
+
+
+class Net(LightningModule):
+    """A convolution with batch norm and dropout, and a classifier: state, randomness and running statistics."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)
+        self.hidden, self.head = nn.Linear(6 * 4 * 4, width), nn.Linear(width, 3)
+
+    def forward(self, images):
+        features = F.relu(self.norm(self.conv(images)))
+        return self.head(F.dropout(torch.tanh(self.hidden(features.flatten(1))), 0.3, self.training))
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels)
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+class Losses(Callback):
+    """Keeps the loss of every step."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.values.append(outputs["loss"].detach().clone())
+
+
+def data(n=48, batch_size=8):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(n, 1, 6, 6, generator=generator)
+    labels = torch.randint(0, 3, (n,), generator=generator)
+    return DataLoader(TensorDataset(images, labels), batch_size, shuffle=True)
+
+
+def monitors(**settings):
+    settings = {"every_n_train_steps": EVERY, "on_error": "raise", **settings}
+    return [SymmetryMonitor(**settings), SpectrumMonitor(**settings)]
+
+
+def train(folder, callbacks, model=None, epochs=2, **settings):
+    """Fit a model on one device, and return it with its trainer."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    model = model or Net()
+    settings = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "default_root_dir": folder,
+        "log_every_n_steps": 1,
+        "devices": 1,
+        **settings,
+    }
+    trainer = Trainer(max_epochs=epochs, callbacks=callbacks, **settings)
+    trainer.fit(model, data())
+    return model, trainer
+
+
+def outcome(folder, seed, monitored, **settings):
+    """Everything that a training leaves: losses, parameters and buffers, the optimizer's state, random state."""
+    seed_everything(seed, verbose=False)
+    losses = Losses()
+    callbacks = [losses, *(monitors() if monitored else [])]
+    model, trainer = train(folder, callbacks, **settings)
+    left = {
+        "losses": losses.values,
+        "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "optimizer": trainer.optimizers[0].state_dict(),
+        "random": torch.get_rng_state(),
+    }
+    history = callbacks[1].history if monitored else None
+    return left, history, trainer
+
+
+if __name__ == "__main__":
+    folder, monitored = sys.argv[1], sys.argv[2] == "monitored"
+    left, history, trainer = outcome(folder, seed=3, monitored=monitored, devices=2, strategy="ddp")
+    if history is not None:
+        left["history"] = [(row.step, dict(row.values)) for row in history.measurements]
+    torch.save(left, f"{folder}/{sys.argv[2]}-{trainer.global_rank}.pt")

@@ -1,0 +1,164 @@
+"""Indicators of whole models with states made by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_symmetry import find_symmetries
+from lightning_symmetry.functional.order_parameters import nearest_distances
+from lightning_symmetry.measurement.indicators import (
+    full_rank,
+    nonfinite,
+    spectrum_aggregates,
+    spectrum_pieces,
+    symmetry_aggregates,
+    symmetry_pieces,
+    units_of,
+)
+from lightning_symmetry.measurement.snapshot import snapshot
+from tests.models import ConvNet, Transformer, mlp
+
+
+def measured(model, symmetries, tolerance=1e-2):
+    tensors = snapshot(model)
+    values = {}
+    for piece in symmetry_pieces(symmetries, tolerance):
+        values |= dict(zip(piece.keys, map(float, piece.measure(tensors)), strict=True))
+    numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return {**values, **symmetry_aggregates(symmetries, numel, values)}
+
+
+def trained_mlp():
+    torch.manual_seed(0)
+    model = mlp()
+    inputs, targets = torch.randn(64, 5), torch.randint(0, 4, (64,))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(50):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+    return model, inputs
+
+
+def make_equal(model, first, second):
+    """Make two units of the first hidden layer of the MLP equal: incoming row, bias, and outgoing column."""
+    with torch.no_grad():
+        for tensor in (model[0].weight, model[0].bias, model[2].weight.T):
+            tensor[second] = tensor[first]
+
+
+def test_two_units_of_a_trained_net_made_equal():
+    model, inputs = trained_mlp()
+    symmetries = find_symmetries(model, inputs)
+    before = measured(model, symmetries)
+    assert before["symmetry/distinct_units/0"] == 11
+    assert before["symmetry/broken_fraction/0"] == 1
+    assert before["symmetry/nearest_distance_min/0"] > 0.1
+    make_equal(model, 3, 7)
+    after = measured(model, symmetries)
+    assert after["symmetry/distinct_units/0"] == 10
+    assert after["symmetry/broken_fraction/0"] == pytest.approx(1 - math.log(2) / math.lgamma(12))
+    assert after["symmetry/nearest_distance_min/0"] == 0
+    assert after["symmetry/distinct_units/2"] == 9  # the other layer is as it was
+    lost = (11 * 5 + 11 + 9 * 11) / 11
+    assert after["complexity/effective_parameters"] == pytest.approx(before["complexity/effective_parameters"] - lost)
+
+
+def test_units_are_the_slices_of_every_parameter_that_moves_with_them():
+    model, inputs = trained_mlp()
+    group = find_symmetries(model, inputs)[0]
+    (units,) = units_of(group, [], snapshot(model))
+    by_hand = torch.cat([model[0].weight, model[0].bias[:, None], model[2].weight.T], dim=1).detach()
+    assert torch.equal(torch.cat(units.parts, dim=1), by_hand)
+    assert torch.allclose(nearest_distances(units), nearest_distances(by_hand))
+
+
+def test_heads_are_compared_under_the_permutations_within_each():
+    """Two heads that are the same but for the order of their coordinates are at distance 0."""
+    torch.manual_seed(0)
+    model = Transformer()
+    symmetries = find_symmetries(model, torch.randint(0, 13, (2, 7)))
+    assert measured(model, symmetries)["symmetry/nearest_distance_min/blocks_0_attn_qkv_heads"] > 0.1
+    order_qk, order_v = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 3, 2, 0])
+    attention = model.blocks[0].attn
+    with torch.no_grad():
+        for tensor in (attention.qkv.weight, attention.qkv.bias):
+            query, key, value = tensor.view(3, 3, 4, -1)
+            query[2], key[2], value[2] = query[0][order_qk], key[0][order_qk], value[0][order_v]
+        out = attention.out.weight.view(12, 3, 4)
+        out[:, 2] = out[:, 0][:, order_v]
+    values = measured(model, symmetries)
+    assert values["symmetry/nearest_distance_min/blocks_0_attn_qkv_heads"] == pytest.approx(0, abs=1e-6)
+    assert values["symmetry/distinct_units/blocks_0_attn_qkv_heads"] == 2
+    assert values["symmetry/nearest_distance_min/blocks_1_attn_qkv_heads"] > 0.1
+
+
+def test_units_within_heads_are_counted_head_by_head():
+    torch.manual_seed(0)
+    model = Transformer()
+    symmetries = find_symmetries(model, torch.randint(0, 13, (2, 7)))
+    attention = model.blocks[0].attn
+    with torch.no_grad():  # in the first of three heads, two of the four coordinates of query and key
+        for tensor in (attention.qkv.weight, attention.qkv.bias):
+            query, key, _ = tensor.view(3, 3, 4, -1)
+            query[0, 1], key[0, 1] = query[0, 3], key[0, 3]
+    values = measured(model, symmetries)
+    key = "blocks_0_attn_qkv_qk_head_dims"
+    assert values[f"symmetry/distinct_units/{key}"] == pytest.approx((3 + 4 + 4) / 3)
+    assert values[f"symmetry/broken_fraction/{key}"] == pytest.approx(1 - math.log(2) / math.lgamma(5) / 3)
+    assert values[f"symmetry/nearest_distance_min/{key}"] == 0
+
+
+@pytest.mark.parametrize(
+    ("build", "batch"),
+    [(ConvNet, torch.randn(4, 3, 8, 8)), (Transformer, torch.randint(0, 13, (2, 7)))],
+    ids=["convnet", "transformer"],
+)
+def test_a_permutation_of_the_model_changes_no_indicator(build, batch):
+    torch.manual_seed(0)
+    model = build()
+    symmetries = find_symmetries(model, batch)
+    before = measured(model, symmetries)
+    tensors = snapshot(model)
+    for group in symmetries:
+        tensors = group.transform(tensors, torch.Generator().manual_seed(5))
+    model.load_state_dict(tensors)
+    after = measured(model, symmetries)
+    assert after.keys() == before.keys()
+    for key, value in before.items():
+        assert after[key] == pytest.approx(value, rel=1e-5, abs=1e-7), key
+
+
+def test_the_effective_rank_fraction_is_the_mean_over_layers():
+    model = mlp()
+    with torch.no_grad():
+        for layer, rank in ((0, 2), (2, 3), (4, 1)):
+            shape = model[layer].weight.shape
+            model[layer].weight.copy_(torch.zeros(shape))
+            model[layer].weight[range(rank), range(rank)] = 1.0
+    layers = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.dim() > 1}
+    values = {}
+    for piece in spectrum_pieces(layers, ("effective_rank", "spectral_norm")):
+        values |= dict(zip(piece.keys, map(float, piece.measure(snapshot(model))), strict=True))
+    assert values["spectrum/effective_rank/0"] == pytest.approx(2)
+    assert values["spectrum/spectral_norm/4"] == pytest.approx(1)
+    expected = (2 / 5 + 3 / 9 + 1 / 4) / 3
+    assert spectrum_aggregates(layers, values) == {"complexity/effective_rank_fraction": pytest.approx(expected)}
+
+
+def test_the_full_rank_of_a_convolution_is_that_of_its_matrix():
+    assert full_rank(torch.Size([16, 3, 5, 5])) == 16
+    assert full_rank(torch.Size([64, 3, 3, 3])) == 27
+
+
+def test_a_nan_gives_nan_values_and_is_traced_to_its_parameter():
+    model, inputs = trained_mlp()
+    symmetries = find_symmetries(model, inputs)
+    with torch.no_grad():
+        model[2].weight[0, 0] = torch.nan
+    values = measured(model, symmetries)
+    assert math.isnan(values["symmetry/broken_fraction/0"])
+    assert math.isnan(values["symmetry/broken_fraction"])
+    assert nonfinite(snapshot(model)) == ["2.weight"]

@@ -69,37 +69,40 @@ def digits(batch_size: int = 64) -> tuple[DataLoader, DataLoader]:
     return DataLoader(train, batch_size, shuffle=True), DataLoader(val, len(val))
 
 
+WHY = """\
+Why: weight decay pulls parameters to the symmetric states of the loss. As long as the loss does not
+hold two units of a layer apart, the distance between them shrinks by the factor
+exp(-lr x weight_decay / (1 - momentum)), here about 1 % a step, until they are copies of each other.
+So the third hidden layer collapses to a single distinct unit, and the loss stands still at a
+symmetric saddle, until gradients break the copies apart. Once the digits are learned, only those
+differences survive that lower the loss by more than their weight decay costs; the rest merge again.
+"""
+
+
 def print_results(history: History, accuracy: float) -> None:
-    """What was found, at the start, where the symmetry was restored most, and at the end."""
-    console = Console()
-    table = Table(title="Distinct units of each hidden layer, and effective rank of its weights")
-    for heading in ("symmetry group", "at the start", "at its least (step)", "at the end", "broken fraction", "effective rank"):
-        table.add_column(heading, justify="left" if heading == "symmetry group" else "right")
+    """What was found: at the start, where the symmetry was restored most, and at the end."""
+    table = Table(title="Units of each hidden layer that are distinct, and the rank of its weights")
+    for heading in ("group", "units at start", "fewest (at step)", "at end", "broken fraction", "effective rank"):
+        table.add_column(heading, justify="left" if heading == "group" else "right", no_wrap=True)
     for key in history.keys("symmetry/distinct_units/"):
         group = key.rpartition("/")[2]
         steps, units = history.series(key)
-        least = min(range(len(units)), key=units.__getitem__)
+        fewest = min(units)
         table.add_row(
-            f"permutation of {group}",
+            group,
             f"{units[0]:.0f}",
-            f"{units[least]:.0f} ({steps[least]})",
+            f"{fewest:.0f} ({steps[units.index(fewest)]})",
             f"{units[-1]:.0f}",
             first_to_last(history, f"symmetry/broken_fraction/{group}", ".2f"),
             first_to_last(history, f"spectrum/effective_rank/{group}", ".1f"),
         )
-    console.print(table)
-    console.print(
-        f"Validation accuracy {accuracy:.3f} with {history.series('complexity/effective_parameters')[1][-1]:,.0f} effective "
-        f"of {history.series('complexity/effective_parameters')[1][0]:,.0f} parameters. "
-        f"Measuring took {history.series('monitor/overhead')[1][-1]:.1%} of the time of training.\n"
+    Console(width=max(Console().width, 100)).print(table)
+    _, parameters = history.series("complexity/effective_parameters")
+    _, overhead = history.series("monitor/overhead")
+    print(
+        f"Validation accuracy {accuracy:.3f}, with {parameters[-1]:,.0f} effective of {parameters[0]:,.0f} parameters."
     )
-    console.print(
-        "Why: weight decay pulls parameters to the symmetric states of the loss. As long as the loss does not hold two "
-        "units of a layer apart, the distance between them shrinks by the factor exp(-lr x weight_decay / (1 - momentum)), "
-        "here about 1 % a step, until they are copies of each other: the third hidden layer collapses to a single distinct "
-        "unit, and the loss stands still at a symmetric saddle, until gradients break the copies apart. Once the digits are "
-        "learned, only differences that lower the loss by more than their weight decay costs survive; the rest merge again.\n"
-    )
+    print(f"Measuring took {overhead[-1]:.1%} of the time of training.\n\n{WHY}")
 
 
 def first_to_last(history: History, key: str, number: str) -> str:
@@ -113,8 +116,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     torch.set_num_threads(1)  # so small a network gains nothing from a second thread
     seed_everything(0)
-    logger = WandbLogger(project="lightning-symmetry-quickstart", mode="offline", save_dir="runs")
-    # A fixed grid: the first collapse takes 300 steps of two milliseconds. Without it the monitors keep to 1 % of the time.
+    logger = WandbLogger(project="lightning-symmetry-quickstart", mode="offline", save_dir=".")
+    # A fixed grid, since the first collapse takes 300 steps of two milliseconds; by default the monitors keep to 1 % of
+    # the time of training instead.
     symmetry = SymmetryMonitor(every_n_train_steps=100)
     spectrum = SpectrumMonitor(every_n_train_steps=100)
     trainer = Trainer(
@@ -123,6 +127,7 @@ def main() -> None:
         logger=logger,
         callbacks=[symmetry, spectrum],
         check_val_every_n_epoch=20,
+        log_every_n_steps=20,
         enable_checkpointing=False,
         enable_model_summary=False,
     )
@@ -132,8 +137,9 @@ def main() -> None:
     print_results(symmetry.history, float(trainer.callback_metrics["val_acc"]))
     run = logger.experiment.dir.removesuffix("/files")
     print("Two ways to look:")
-    print(f"  open {symmetry.history.path.with_name('report.html')}")
-    print(f"  wandb leet {run}    (or `wandb sync {run}`, with an account)")
+    print(f"  the report, in a browser:   {symmetry.history.path.with_name('report.html').absolute()}")
+    print(f"  the run, in this terminal:  wandb leet {run}")
+    print(f"  (or with an account:        wandb sync {run})\n")
 
 
 if __name__ == "__main__":

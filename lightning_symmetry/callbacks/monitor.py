@@ -34,9 +34,9 @@ class Monitor(Callback):
     """A callback that measures a model during training, on a budget, and never disturbs the training.
 
     Args:
-        max_overhead: The share of the time of training, in (0, 1), that all monitors of a Trainer together may take; the
-            interval between measurements follows from it. The first measurement, with the search for symmetries before
-            it, is paid once and does not count.
+        max_overhead: The share of the time of training, in (0, 1), that all monitors of a Trainer together may take;
+            the interval between measurements follows from it. The first measurement, with the search for symmetries
+            before it, is paid once and does not count.
         every_n_train_steps: Measure at every so many steps instead, whatever it costs.
         include: A regular expression; only what belongs to a parameter whose name it is found in is measured.
         exclude: A regular expression; what belongs to a parameter whose name it is found in is not measured.
@@ -60,8 +60,8 @@ class Monitor(Callback):
     ) -> None:
         if not 0 < max_overhead < 1:
             raise ValueError(
-                f"max_overhead={max_overhead!r} is no share of the time of training: give a number above 0 and below 1, "
-                "as 0.01 for one percent"
+                f"max_overhead={max_overhead!r} is no share of the time of training: "
+                "give a number above 0 and below 1, as 0.01 for one percent"
             )
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise ValueError(f"every_n_train_steps={every_n_train_steps!r} must be at least 1, or None for the budget")
@@ -141,7 +141,8 @@ class Monitor(Callback):
         names = [name for name, _ in model.named_parameters()]
         if not names:
             raise ValueError(
-                f"{type(self).__name__} has nothing to measure: {type(model).__name__} has no parameters when fit starts"
+                f"{type(self).__name__} has nothing to measure: "
+                f"{type(model).__name__} has no parameters when fit starts"
             )
         self.select(names)
         monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.indicators import Piece, nonfinite
@@ -146,7 +146,7 @@ class Session:
         aggregates = self._plan.aggregates(measured.values)
         self._row = (step, {**aggregates, **measured.values})
         if any(map(math.isnan, measured.values.values())):
-            self._recorder.nonfinite(step, nonfinite(tensors))
+            self._recorder.nonfinite(step, nonfinite({name: tensors[name] for name, _ in model.named_parameters()}))
         if measured.failed:
             self._fail(step, measured.error or RuntimeError("another rank failed; its log says why"))
         return aggregates

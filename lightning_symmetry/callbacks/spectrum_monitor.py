@@ -16,9 +16,10 @@ from lightning_symmetry.measurement.indicators import full_rank, spectrum_aggreg
 class SpectrumMonitor(Monitor):
     """Measures during training the effective rank, and other indicators of the spectrum, of every weight matrix.
 
-    It logs, at one row a measurement, ``spectrum/INDICATOR/LAYER`` for every parameter of two or more dimensions (a convolution
-    as a matrix ``out x (in kh kw)``), and of the whole model ``complexity/effective_rank_fraction``, the mean over layers of
-    effective rank / largest possible rank: near 1 for random weights, towards 0 where layers collapse to rank one.
+    It logs, at one row a measurement, ``spectrum/INDICATOR/LAYER`` for every parameter of two or more dimensions (a
+    convolution as a matrix ``out x (in kh kw)``), and of the whole model ``complexity/effective_rank_fraction``, the
+    mean over layers of effective rank / largest possible rank: near 1 for random weights, towards 0 where layers
+    collapse to rank one.
 
     Args:
         indicators: What to log of each spectrum, by the names of the functions in `lightning_symmetry.functional`.

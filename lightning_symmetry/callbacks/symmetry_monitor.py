@@ -18,11 +18,12 @@ from lightning_symmetry.symmetry.groups import Symmetries
 class SymmetryMonitor(Monitor):
     """Finds the symmetries of the model on its first batch, and measures during training how far each is broken.
 
-    A network with n interchangeable units starts or ends at states in which some of them are equal: the symmetry between
-    them is unbroken, and the network has fewer effective parameters. For every group it logs, at one row a measurement,
-    ``symmetry/INDICATOR/GROUP``: ``broken_fraction`` (0: all units equal, 1: no two are), ``distinct_units``,
-    ``effective_units``, ``relative_distance`` and the quantiles of ``nearest_distance``, the early warning of a merger; and of
-    the whole model ``symmetry/broken_fraction`` (the mean over groups) and ``complexity/effective_parameters``.
+    A network with n interchangeable units starts or ends at states in which some of them are equal: the symmetry
+    between them is unbroken, and the network has fewer effective parameters. For every group it logs, at one row a
+    measurement, ``symmetry/INDICATOR/GROUP``: ``broken_fraction`` (0: all units equal, 1: no two are),
+    ``distinct_units``, ``effective_units``, ``relative_distance`` and the quantiles of ``nearest_distance``, the early
+    warning of a merger; and of the whole model ``symmetry/broken_fraction`` (the mean over groups) and
+    ``complexity/effective_parameters``.
 
     Args:
         kinds: The kinds of symmetry to find; None for all: ``"permutation"``.

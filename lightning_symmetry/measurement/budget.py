@@ -1,7 +1,7 @@
 """When to measure next: as often as a share of the time of training allows.
 
-A measurement that took c seconds allows the next after c / (share x step time) steps. Intervals are taken from the ladder
-1, 2, 5, 10, 20, 50, ... and due steps from their multiples, so that runs share a grid.
+A measurement that took c seconds allows the next after c / (share x step time) steps. Intervals are taken from the
+ladder 1, 2, 5, 10, 20, 50, ... and due steps from their multiples, so that runs share a grid.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Budget:
 
     Attributes:
         due: The next step at which to measure, or to plan.
-        planned: Whether that step was planned from the cost of a measurement; until then `due` is the end of the warm-up.
+        planned: Whether that step was planned from the cost of a measurement; until then `due` is the end of the
+            warm-up.
         spent: The seconds spent since the first measurement.
     """
 
@@ -54,7 +55,7 @@ class Budget:
             self.spent += seconds
 
     def start_counting(self) -> None:
-        """Count from now: the first measurement, with the search for symmetries before it, is paid once and not counted."""
+        """Count from now on: the first measurement, with the search for symmetries, is paid once and not counted."""
         self._began = time.perf_counter()
 
     @property
@@ -99,7 +100,7 @@ def ladder(steps: int) -> int:
         >>> [ladder(steps) for steps in (1, 2, 3, 6, 11, 170)]
         [1, 2, 5, 10, 20, 200]
     """
-    decade = 10 ** math.floor(math.log10(steps))
+    decade: int = 10 ** (len(str(steps)) - 1)
     return next(rung * decade for rung in (1, 2, 5, 10) if rung * decade >= steps)
 
 

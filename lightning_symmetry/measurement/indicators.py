@@ -59,7 +59,8 @@ def _permutation(group: SymmetryGroup, symmetries: Symmetries, tensors: Tensors,
 def units_of(group: SymmetryGroup, symmetries: Iterable[SymmetryGroup], tensors: Tensors) -> Iterator[Units]:
     """The joint vectors of the units that a permutation group exchanges, for each row in which it acts by itself.
 
-    Each block of a parameter gives a part of every unit. Running statistics move with the units, but are no part of them.
+    Each block of a parameter gives a part of every unit. Running statistics move with the units, but are no part of
+    them.
     """
     rows = [row for row, _ in group.rows]
     inner_axes = [other.name for other in symmetries if group.name in dict(other.rows)]

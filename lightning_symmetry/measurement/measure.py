@@ -25,7 +25,7 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
     sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
 

@@ -1,7 +1,7 @@
 """One Lightning logger as a sink: whatever it is, and whatever it does, training goes on.
 
-Loggers are asked for what they can do, not for what they are: one whose experiment can define metrics is W&B's, of either
-package name under which Lightning is installed.
+Loggers are asked for what they can do, not for what they are: one whose experiment can define metrics is W&B's, of
+either package name under which Lightning is installed.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ _HEATMAPS: dict[str, tuple[str, Callable[[History], Figure]]] = {
 class Recorder:
     """The one place to which all monitors of a run hand what they measured.
 
-    The report and the heatmaps are made anew when making them takes a small share of the time since they were last made.
+    The report and the heatmaps are made anew when making them takes a small share of the time since they were last
+    made.
 
     Args:
         folder: The run's folder; None keeps the history in memory and makes no report.
@@ -65,9 +66,9 @@ class Recorder:
         """Add an event to the history."""
         self._fenced(self.history.append_event, step, kind, **details)
 
-    def nonfinite(self, step: int, names: Sequence[str]) -> None:
-        """Add one event that names those parameters and buffers that were finite until now."""
-        new = [name for name in names if name not in self._nonfinite]
+    def nonfinite(self, step: int, parameters: Sequence[str]) -> None:
+        """Add one event that names those parameters that were finite until now."""
+        new = [name for name in parameters if name not in self._nonfinite]
         self._nonfinite.update(new)
         if new:
             self.event(step, "nonfinite", parameter=new[0], parameters=new)

@@ -1,0 +1,1 @@
+"""Finding the symmetries of an existing model: traced, labelled, read off as groups, verified on the model."""

@@ -1,9 +1,9 @@
 """What a group does to a tensor.
 
-An axis of a model is seldom a whole dimension of a parameter: the rows of a fused query-key-value map are three segments,
-each of heads times coordinates. A `Block` is a view of a part of one tensor in which every axis *is* one dimension; the
-blocks of a tensor partition it. On blocks every action is one line: a permutation gathers along the axis, and may be a
-different one at each position along other axes of the block, its *rows* (units within each head).
+An axis of a model is seldom a whole dimension of a parameter: the rows of a fused query-key-value map are three
+segments, each of heads times coordinates. A `Block` is a view of a part of one tensor in which every axis *is* one
+dimension; the blocks of a tensor partition it. On blocks every action is one line: a permutation gathers along the
+axis, and may be a different one at each position along other axes of the block, its *rows* (units within each head).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Block:
 
     Attributes:
         tensor: The name of the parameter or buffer.
-        views: The views that lead to it, in order: ``(dim, sizes)`` splits a dimension, ``(dim, start, length)`` narrows it.
+        views: The views that lead to it, in order: ``(dim, sizes)`` splits a dimension, ``(dim, start, length)``
+            narrows it.
         axes: The name of the axis that each dimension is; empty where its positions are told apart.
         numel: The number of its entries.
     """
@@ -109,7 +110,7 @@ def permute(tensor: Tensor, block: Block, axis: str, rows: Sequence[str], permut
 
 
 def random_permutations(row_sizes: Sequence[int], n: int, generator: Generator | None = None) -> Tensor:
-    """Random permutations, one a row: none is the identity where there is one row, and of more rows half stay as they are.
+    """Random permutations, one a row: no identity where there is one row; of more rows, half stay as they are.
 
     So an element never is the identity, and tells apart a group that acts on each row by itself from one that moves all
     rows alike.

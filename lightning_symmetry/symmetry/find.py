@@ -20,15 +20,16 @@ def find_symmetries(
 ) -> Symmetries:
     """Find every symmetry of a model's parameters, and verify each on the model.
 
-    A parameter symmetry is a transformation of the parameters that leaves the model's outputs unchanged for every input.
-    One step is run on the batch and traced; neither the model nor any random stream is changed by it.
+    A parameter symmetry is a transformation of the parameters that leaves the model's outputs unchanged for every
+    input. One step is run on the batch and traced; neither the model nor any random stream is changed by it.
 
     Args:
         model: A `LightningModule`, whose `training_step` is traced, or any module, which is called as ``model(batch)``,
             ``model(*batch)`` for a tuple, ``model(**batch)`` for a mapping.
         batch: One batch of data, on the device of the model.
         kinds: The kinds of symmetry to look for; None for all: ``"permutation"``.
-        verify_up_to: The largest number of parameters at which groups are verified; above it they have ``verified=None``.
+        verify_up_to: The largest number of parameters at which groups are verified; above it they have
+            ``verified=None``.
 
     Returns:
         The groups, in the order of the parameters that they move.

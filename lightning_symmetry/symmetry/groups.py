@@ -32,7 +32,8 @@ class SymmetryGroup:
         dimension: The dimension of its Lie algebra; 0 for a discrete group.
         preserves: ``"output"``, or ``"loss"`` where the outputs change, or where none is known.
         exact: False where it holds only at eps = 0 of a norm.
-        verified: True where a random element was tried on the model in float64; None where the model was too large to try.
+        verified: True where a random element was tried on the model in float64; None where the model was too large to
+            try.
     """
 
     kind: str

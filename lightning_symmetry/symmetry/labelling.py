@@ -1,9 +1,9 @@
 """The axes of every tensor on a tape.
 
-Rules tie the axes of an operation's inputs and outputs. Operations that only lay a tensor out anew (views, permutations,
-slices) need no rule: their axes follow from those of their input, and are worked out when something else asks for them.
-A slice is carried below the layouts it is taken from, down to the axis that it cuts: the view of a fused query-key-value
-map as three equal parts would else tie the parts to one another.
+Rules tie the axes of an operation's inputs and outputs. Operations that only lay a tensor out anew (views,
+permutations, slices) need no rule: their axes follow from those of their input, and are worked out when something else
+asks for them. A slice is carried below the layouts it is taken from, down to the axis that it cuts: the view of a fused
+query-key-value map as three equal parts would else tie the parts to one another.
 
 A tensor that no parameter reaches tells positions apart only along the axes on which its entries differ.
 """
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_symmetry.symmetry.axes import Axis, fresh, narrow, pin, split
+from lightning_symmetry.symmetry.axes import Axis, fresh, narrow, pin, size, split
 from lightning_symmetry.symmetry.axis_rules import Binding, rule_of
 from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
 
@@ -62,11 +62,7 @@ class Labelling:
             return _axes_of_constant(value)
         if value not in self._axes:
             source = value.source
-            if source is None:
-                axes = [fresh(length) for length in value.shape]
-            else:
-                axes = self._laid_out(source, value)
-            self._axes[value] = axes
+            self._axes[value] = self._laid_out(source, value) if source else [fresh(length) for length in value.shape]
         return self._axes[value]
 
     def _apply(self, operation: Operation) -> None:
@@ -87,10 +83,11 @@ class Labelling:
         for pattern, value in zip(rule.inputs, operation.inputs, strict=True):
             binding.read(pattern, self.axes(value))
         for pattern, output in zip(rule.outputs, outputs, strict=True):
-            if math.prod(output.shape):  # a norm returns empty statistics where it takes none
-                self._axes[output] = binding.write(pattern, output.shape)
-            else:
-                self._axes[output] = [fresh(length) for length in output.shape]
+            axes = binding.write(pattern, output.shape)
+            if [size(axis) for axis in axes] != list(output.shape):
+                assert not math.prod(output.shape), f"{rule.text!r} gives {operation.operation} the wrong shape"
+                axes = [fresh(length) for length in output.shape]  # a norm returns no statistics in inference
+            self._axes[output] = axes
         self.within += [binding.write(pattern, [1] * len(pattern)) for pattern in rule.within]
 
     def _laid_out(self, operation: Operation, value: Value) -> Axes:
@@ -133,7 +130,7 @@ class Labelling:
     def _narrowed_view(
         self, given: Value, shape: Sequence[int], dim: int, start: int, stop: int, below: int, first: int, last: int
     ) -> Axes:
-        """The slice of a view whose dimensions `first` to `last` came from the one dimension `below` of what was given."""
+        """The slice of a view, of which dimensions `first` to `last` came from the one dimension `below`."""
         axes = self.axes(given)
         before = math.prod(shape[first:dim])
         after = math.prod(shape[dim + 1 : last])
@@ -156,7 +153,7 @@ def _axes_of_constant(value: Value) -> Axes:
     tensor = value.constant
     assert tensor is not None
     return [
-        fresh(length, None if length and bool((tensor == tensor.narrow(dim, 0, 1)).all()) else "data")
+        fresh(length, None if tensor.numel() and bool((tensor == tensor.narrow(dim, 0, 1)).all()) else "data")
         for dim, length in enumerate(value.shape)
     ]
 
@@ -172,7 +169,7 @@ def _view(axes: Sequence[Axis], shape: Sequence[int]) -> Axes:
 
 
 def _rearranged(operation: Operation, axes: list[Any], shape: Sequence[int]) -> list[Any]:
-    """What an operation without slicing makes of a list with one entry a dimension; new dimensions are empty products."""
+    """What an operation without slicing makes of a list of one entry a dimension; new dimensions are ()."""
     arguments = operation.args[1:]
     n_dims = len(axes)
     match operation.name:
@@ -208,7 +205,7 @@ def _rearranged(operation: Operation, axes: list[Any], shape: Sequence[int]) -> 
 
 
 def _slice(operation: Operation, value: Value) -> tuple[int, int, int, int, bool]:
-    """The dimension, start, stop and step that one output of a slicing operation takes, and whether it keeps the dimension."""
+    """The dimension, start, stop and step of one output of a slicing operation, and whether it keeps the dimension."""
     given: Value = operation.args[0]
     arguments = list(operation.args[1:])
     match operation.name:
@@ -217,9 +214,11 @@ def _slice(operation: Operation, value: Value) -> tuple[int, int, int, int, bool
             start = arguments[1] % given.shape[dim]
             return dim, start, start + 1, 1, False
         case "slice":
-            dim, start, stop, step = [*arguments, *[0, None, None, 1][len(arguments) :]]
+            defaults: list[Any] = [0, None, None, 1]
+            dim, start, stop, step = arguments + defaults[len(arguments) :]
             dim %= len(given.shape)
-            return dim, *slice(start, stop, step).indices(given.shape[dim]), True
+            start, stop, step = slice(start, stop, step).indices(given.shape[dim])
+            return dim, start, stop, step, True
     position = next(k for k, output in enumerate(operation.outputs) if output is value)
     dim = operation.kwargs.get("dim", arguments[-1] if len(arguments) > (operation.name != "unbind") else 0)
     dim %= len(given.shape)
@@ -230,7 +229,7 @@ def _slice(operation: Operation, value: Value) -> tuple[int, int, int, int, bool
 
 
 def _dimension_viewed(below: Sequence[int], above: Sequence[int], dim: int) -> tuple[int, int, int] | None:
-    """The one dimension below that a view splits into dimensions `first` to `last` above, `dim` among them; None if not one."""
+    """The dimension below that a view splits into dimensions `first` to `last` above, `dim` among them."""
     if 0 in below:
         return None
     i = j = 0

@@ -1,8 +1,9 @@
 """Names of axes: after the first parameter that holds them, and after their place in it.
 
-``encoder.0.mlp`` is an axis that is a whole dimension of a parameter of that module. Where it is one factor of a product,
-the name says which: ``attn.heads`` and ``attn.head_dims``, or ``groups`` and ``units`` outside attention. Where it is in
-some segments of a concatenation, it says in which: ``attn.qk.head_dims`` and ``attn.v.head_dims`` of a fused map.
+``encoder.0.mlp`` is an axis that is a whole dimension of a parameter of that module. Where it is one factor of a
+product, the name says which: ``attn.heads`` and ``attn.head_dims``, or ``groups`` and ``units`` outside attention.
+Where it is in some segments of a concatenation, it says in which: ``attn.qk.head_dims`` and ``attn.v.head_dims`` of a
+fused map.
 """
 
 from __future__ import annotations

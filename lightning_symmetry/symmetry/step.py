@@ -36,8 +36,8 @@ class Outputs:
 class Step:
     """A model and one batch of its data, to be run at any parameters.
 
-    A LightningModule is run by its `training_step`, any other module by a call: ``model(batch)``, ``model(*batch)`` for a
-    tuple, ``model(**batch)`` for a mapping. Neither is changed, nor is the batch.
+    A LightningModule is run by its `training_step`, any other module by a call: ``model(batch)``, ``model(*batch)`` for
+    a tuple, ``model(**batch)`` for a mapping. Neither is changed, nor is the batch.
 
     Attributes:
         parameters: The model's parameters by name, tied ones once, detached from the model's graph but not copied.
@@ -108,17 +108,18 @@ class _TrainingStep(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.module: Any = _fenced(model)
+        module: Any = _fenced(model)
+        self.module = module
         self._losses: list[Tensor] = []
         self._forward: list[Any] = []
         if getattr(model, "_trainer", None) is not None:
-            self.module.trainer = _silent(model.trainer)
+            module.trainer = _silent(model.trainer)
         for name in ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer", "clip_gradients"):
-            setattr(self.module, name, _nothing)
-        self.module.manual_backward = lambda loss, *args, **kwargs: self._losses.append(loss)
-        self.module.optimizers = self.module.lr_schedulers = self._idle
-        self._original_forward = self.module.forward
-        self.module.forward = self._recorded_forward
+            setattr(module, name, _nothing)
+        module.manual_backward = lambda loss, *args, **kwargs: self._losses.append(loss)
+        module.optimizers = module.lr_schedulers = self._idle
+        self._original_forward = module.forward
+        module.forward = self._recorded_forward
 
     def forward(self, batch: Any) -> tuple[Any, Any]:
         self._losses.clear()

@@ -148,7 +148,8 @@ class _Recorder(TorchDispatchMode):
         """The value of a tensor: a constant where it was not seen before."""
         if tensor not in self._values:
             self._values[tensor] = Value(tuple(tensor.shape), tensor.dtype, constant=tensor, name=name)
-        return self._values[tensor]
+        value: Value = self._values[tensor]
+        return value
 
     def depending(self, tensor: Tensor, name: str | None = None) -> Value:
         """The value of a tensor that parameters reach."""
@@ -188,8 +189,9 @@ class _Recorder(TorchDispatchMode):
             elif any(tensor is leaf for leaf in tree_leaves((args, kwargs))):
                 node.outputs.append(self.value(tensor))
             else:
-                node.outputs.append(self.depending(tensor) if depends else self.value(tensor))
-                node.outputs[-1].source = node
+                value = self.depending(tensor) if depends else self.value(tensor)
+                value.source = node
+                node.outputs.append(value)
         self.operations.append(node)
 
     @staticmethod

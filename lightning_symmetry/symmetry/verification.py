@@ -1,9 +1,9 @@
 """Verification: rerun the model with its parameters moved by a group, in float64, and compare what it computes.
 
-The labelling only proposes. A proposal is right when a random element of the group, applied at *generic* parameters, moves
-them and changes nothing that the model returns. Generic means that every parameter is perturbed by independent noise:
-at initialisation much is zero, one or equal, and would let false groups pass. The model itself is rerun, not the tape, so
-that routing and control flow are live; whatever in it asks for float32 is given float64.
+The labelling only proposes. A proposal is right when a random element of the group, applied at *generic* parameters,
+moves them and changes nothing that the model returns. Generic means that every parameter is perturbed by independent
+noise: at initialisation much is zero, one or equal, and would let false groups pass. The model itself is rerun, not the
+tape, so that routing and control flow are live; whatever in it asks for float32 is given float64.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _passing(
 
 
 def relative_change(moved: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    """The largest change of any tensor relative to its largest entry; infinite where the shapes or the infinities differ."""
+    """The largest change of a tensor relative to its largest entry; infinite where shapes or infinities differ."""
     worst = 0.0
     for left, right in zip(moved, reference, strict=True):
         if left.shape != right.shape:
@@ -119,7 +119,7 @@ def _run(step: Step, parameters: Tensors, buffers: Tensors) -> Outputs:
 
 
 class _InFloat64(TorchDispatchMode):
-    """Whatever floating type an operation is given or asks for, it computes in float64; random ones act by their mean."""
+    """Computes in float64 whatever floating type is given or asked for; random operations act by their mean."""
 
     def __torch_dispatch__(
         self, operation: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

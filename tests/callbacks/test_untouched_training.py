@@ -50,7 +50,7 @@ def test_with_settings_of_the_trainer(tmp_path, settings):
 
 
 def test_on_two_processes(tmp_path):
-    """Each rank's training is untouched; both ranks know the same numbers, those of a single process; rank zero writes."""
+    """Each rank's training is untouched, both ranks know the same numbers, and rank zero writes them."""
     for monitored in ("plain", "monitored"):
         run = subprocess.run(
             [sys.executable, "-m", "tests.callbacks.trainings", str(tmp_path), monitored],
@@ -78,6 +78,8 @@ def test_on_two_processes(tmp_path):
 def same_numbers(left, right):
     """Equal measurements, but for what each rank measures of itself."""
     own = ("monitor/", "loss")
-    return [(step, {key: value for key, value in values.items() if not key.startswith(own)}) for step, values in left] == [
+    return [
+        (step, {key: value for key, value in values.items() if not key.startswith(own)}) for step, values in left
+    ] == [
         (step, {key: value for key, value in values.items() if not key.startswith(own)}) for step, values in right
     ] and all(math.isfinite(value) for _, values in left for value in values.values())

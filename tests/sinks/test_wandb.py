@@ -72,7 +72,7 @@ def test_each_key_is_defined_exactly_before_its_first_row(run):
         for position, record in enumerate(found)
         if record["type"] == "metric" and "name" in record["metric"]
     }
-    for key in history.keys():
+    for key in history.keys(""):
         if key == "loss":
             continue
         position, metric = defined[key]
@@ -92,7 +92,9 @@ def test_the_heatmaps_are_plotly_media(run):
 def test_the_config_tells_how_the_monitors_are_set(run):
     found, _, callbacks = run
     (config,) = [record["update"] for record in of_type(found, "config")]
-    assert config == {"lightning_symmetry": {type(monitor).__name__: wandb_types(monitor.config()) for monitor in callbacks}}
+    assert config == {
+        "lightning_symmetry": {type(monitor).__name__: wandb_types(monitor.config()) for monitor in callbacks}
+    }
     assert config["lightning_symmetry"]["SymmetryMonitor"]["tolerance"] == 1e-2
 
 

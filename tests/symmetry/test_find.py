@@ -27,7 +27,14 @@ def tokens(vocabulary, batch=2, length=7):
 def gpt2():
     return transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=50, n_positions=16, n_embd=24, n_layer=2, n_head=3, use_cache=False, bos_token_id=0, eos_token_id=0
+            vocab_size=50,
+            n_positions=16,
+            n_embd=24,
+            n_layer=2,
+            n_head=3,
+            use_cache=False,
+            bos_token_id=0,
+            eos_token_id=0,
         )
     )
 
@@ -141,7 +148,6 @@ def test_a_group_leaves_the_float64_model_unchanged_and_moves_it(name):
         for buffer in model.buffers():
             if buffer.is_floating_point() and name != "llama":
                 buffer.add_(torch.rand_like(buffer))
-    batch = {key: value for key, value in batch.items()} if isinstance(batch, dict) else batch
     outputs = computed(model, batch)
     state = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     for group in symmetries:
@@ -272,3 +278,23 @@ def test_a_model_without_parameters_is_refused():
 def test_an_unknown_kind_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"'mirror' is no kind of symmetry; known kinds: permutation"):
         find_symmetries(mlp(), VECTORS, kinds=["mirror"])
+
+
+def test_an_expert_that_no_token_reaches_has_the_axes_of_one_that_is_reached():
+    """Operations on no rows at all tie axes all the same; verification could not tell, since they change no output."""
+
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.reached = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+            self.unreached = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+
+        def forward(self, inputs):
+            chosen = torch.zeros(len(inputs), dtype=torch.bool)
+            outputs = torch.zeros(len(inputs), 3)
+            outputs[~chosen] = self.reached(inputs[~chosen])
+            outputs[chosen] = self.unreached(inputs[chosen])
+            return outputs
+
+    torch.manual_seed(0)
+    assert shapes(find_symmetries(Experts(), VECTORS)) == {"reached.0": (7,), "unreached.0": (7,)}

@@ -176,7 +176,7 @@ class Binding:
     def _lengths(self, term: Term, total: int) -> list[int]:
         lengths = [self._sizes.get(letter) for letter in term.letters]
         known = [length for length in lengths if length is not None]
-        rest = total - sum(known) if term.laid_end_to_end else total // math.prod(known)
+        rest = total - sum(known) if term.laid_end_to_end else total // max(math.prod(known), 1)
         return [rest if length is None else length for length in lengths]
 
     @staticmethod

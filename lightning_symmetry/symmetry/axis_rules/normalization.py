@@ -29,7 +29,7 @@ def _(input, weight, bias, batch, channels, space, groups, eps):
 
 
 def _batch_norm(input, vectors, n_outputs):
-    """Batch norm with so many vectors given and outputs: the statistics, empty in inference, are vectors of channels."""
+    """Batch norm: whatever goes in and comes out beside the tensor itself is a vector of channels."""
     return f"n c ...{', c' * sum(vector is not None for vector in vectors)} -> n c ...{', c' * n_outputs}; c"
 
 

@@ -7,10 +7,11 @@ from lightning_symmetry.symmetry.axis_rules.registry import axis_table
 aten = torch.ops.aten
 
 POINTWISE = """
-    abs acos acosh add angle asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp copysign
-    cos cosh digamma div elu eq erf erfc erfinv exp exp2 expm1 floor fmax fmin fmod ge gelu gt hardtanh hypot isinf isnan le
-    leaky_relu lgamma log log10 log1p log2 logical_and logical_not logical_or logical_xor lt maximum minimum mul ne neg pow
-    reciprocal relu remainder round rsqrt sigmoid sign signbit sin sinh sqrt sub tan tanh trunc where
+    abs acos acosh add angle asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp
+    copysign cos cosh digamma div elu eq erf erfc erfinv exp exp2 expm1 floor fmax fmin fmod ge gelu gt hardtanh hypot
+    isinf isnan le leaky_relu lgamma log log10 log1p log2 logical_and logical_not logical_or logical_xor lt maximum
+    minimum mul ne neg pow reciprocal relu remainder round rsqrt sigmoid sign signbit sin sinh sqrt sub tan tanh trunc
+    where
 """
 
 axis_table(

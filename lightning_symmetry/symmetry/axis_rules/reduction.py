@@ -89,7 +89,7 @@ def _(input, k, dim=-1, largest=True, sorted=True):
 
 
 def _sorted(value, dim):
-    """Values in order of size: whatever the order in which they came, which for the indices is the axis that they index."""
+    """Values in order of size, whatever the order in which they came."""
     letters = _letters(value)
     after = ["_" if k == dim % max(len(letters), 1) else letter for k, letter in enumerate(letters)]
     return f"{' '.join(letters)} -> {' '.join(after)}, {' '.join(after)}"

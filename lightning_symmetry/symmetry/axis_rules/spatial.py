@@ -39,7 +39,7 @@ def _(input, pad, value=0):
     """Lay new positions, all the same, before and after a dimension, or cut some off where a number is negative."""
     letters = [f"a{k}" for k in range(len(input.shape))]
     padded = list(letters)
-    sizes = {}
+    sizes: dict[str, int] = {}
     for k in range(len(pad) // 2):
         before, after = pad[2 * k : 2 * k + 2]
         dim = len(letters) - 1 - k

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, resolve, size
+from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, Place, resolve, size
 
 Unflatten = tuple[int, tuple[int, ...]]
 Narrow = tuple[int, int, int]
@@ -84,7 +84,7 @@ def _of_single_positions(concatenation: Concatenation) -> bool:
 
 
 def _name(axis: Axis, names: Mapping[Atom, str]) -> str:
-    return names.get(axis[0], "") if axis and isinstance(axis[0], Atom) else ""
+    return names.get(axis[0].atom, "") if axis and isinstance(axis[0], Place) else ""
 
 
 def permute(tensor: Tensor, block: Block, axis: str, rows: Sequence[str], permutations: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Axes as terms, and the unification of two of them.
 
-A dimension of a tensor is an *axis*: a row-major product of factors, the slowest first. A factor is either an *atom*,
-an axis that nothing has split yet, or a *concatenation* of axes laid end to end. An axis of one position is the empty
+A dimension of a tensor is an *axis*: a row-major product of factors, the slowest first. A factor is either the *place* of an
+atom, an axis that nothing has split yet, or a *concatenation* of axes laid end to end. An axis of one position is the empty
 product. So the rows of a fused query-key-value map are ``(Concatenation(heads * dim, heads * dim, heads * dim),)``.
 
 Each operation of a model says which axes are one; `unify` makes them so by first-order unification:
@@ -10,24 +10,53 @@ Each operation of a model says which axes are one; `unify` makes them so by firs
 * atoms of unequal size split: ``12 = 3 * 4`` makes the atom of 12 a product;
 * an atom that meets a concatenation becomes it; two concatenations refine each other's boundaries.
 
-What does not line up cannot be permuted freely, and is *pinned*: its positions are told apart. A pinned atom is still
-an axis, but no group acts on it.
+What does not line up cannot be permuted freely, and is *pinned*: its positions are told apart. A pinned atom is still an
+axis, but no permutation acts on it.
+
+One atom has places in many tensors, and in each its own charge: see `charges`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from lightning_symmetry.symmetry.charges import NEUTRAL, Charge
 
 
 @dataclass(eq=False)
 class Atom:
-    """An axis not split: `pinned` says why its positions are told apart, `bound` what it turned out to be."""
+    """An axis that is not split.
+
+    Attributes:
+        size: The number of its positions.
+        pinned: Why its positions are told apart.
+        rigid: Why its positions cannot be mixed linearly.
+        vanishing: The charges that must vanish.
+        nearly: Those that must vanish but for the small constant that a norm adds.
+        bound: What it turned out to be.
+    """
 
     size: int
     pinned: str | None = None
+    rigid: str | None = None
+    vanishing: list[Charge] = field(default_factory=list)
+    nearly: list[Charge] = field(default_factory=list)
     bound: Axis | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """An atom in one tensor, with its charge there."""
+
+    atom: Atom
+    charge: Charge = NEUTRAL
+
+    @property
+    def size(self) -> int:
+        """The number of positions."""
+        return self.atom.size
 
 
 @dataclass(eq=False)
@@ -42,7 +71,7 @@ class Concatenation:
         return sum(size(segment) for segment in self.segments)
 
 
-Factor = Atom | Concatenation
+Factor = Place | Concatenation
 Axis = tuple[Factor, ...]
 
 
@@ -51,24 +80,33 @@ def size(axis: Axis) -> int:
     return math.prod(factor.size for factor in axis)
 
 
-def fresh(positions: int, pinned: str | None = None) -> Axis:
+def fresh(positions: int, pinned: str | None = None, charge: Charge = NEUTRAL) -> Axis:
     """A new axis that is tied to no other."""
-    return () if positions == 1 else (Atom(positions, pinned),)
+    return () if positions == 1 else (Place(Atom(positions, pinned), charge),)
 
 
 def resolve(axis: Axis) -> Axis:
     """The axis with every binding followed, nested concatenations flattened and factors of one position dropped."""
     factors: list[Factor] = []
     for factor in axis:
-        if isinstance(factor, Atom):
-            if factor.bound is None:
-                factors.append(factor)
-            else:
-                factor.bound = resolve(factor.bound)
-                factors.extend(factor.bound)
-        else:
+        if isinstance(factor, Concatenation):
             factors.extend(_concatenate(factor.segments))
+        elif factor.atom.bound is None:
+            factors.append(factor)
+        else:
+            factor.atom.bound = resolve(factor.atom.bound)
+            factors.extend(_charged(factor.atom.bound, factor.charge))
     return tuple(factor for factor in factors if factor.size != 1)
+
+
+def _charged(axis: Axis, charge: Charge) -> Axis:
+    """An axis with one charge at all of its places."""
+    return tuple(
+        Place(factor.atom, charge)
+        if isinstance(factor, Place)
+        else Concatenation([_charged(segment, charge) for segment in factor.segments])
+        for factor in axis
+    )
 
 
 def _concatenate(segments: Iterable[Axis]) -> Axis:
@@ -81,26 +119,66 @@ def _concatenate(segments: Iterable[Axis]) -> Axis:
     return flat[0] if len(flat) == 1 else (Concatenation(flat),)
 
 
-def atoms(axis: Axis) -> Iterable[Atom]:
-    """Every atom of an axis, those within concatenations included."""
+def places(axis: Axis) -> list[Place]:
+    """Every place on an axis, those within concatenations included, in order."""
+    found: list[Place] = []
     for factor in resolve(axis):
-        if isinstance(factor, Atom):
-            yield factor
+        if isinstance(factor, Place):
+            found.append(factor)
         else:
             for segment in factor.segments:
-                yield from atoms(segment)
+                found.extend(places(segment))
+    return found
+
+
+def atoms(axis: Axis) -> list[Atom]:
+    """Every atom of an axis, those within concatenations included, in order."""
+    return [place.atom for place in places(axis)]
+
+
+def recharged(axis: Axis, charges: Sequence[Charge]) -> Axis:
+    """The axis with other charges at its places, in order."""
+    rest = iter(charges)
+
+    def renew(axis: Axis) -> Axis:
+        return tuple(
+            Place(factor.atom, next(rest))
+            if isinstance(factor, Place)
+            else Concatenation([renew(segment) for segment in factor.segments])
+            for factor in axis
+        )
+
+    return renew(resolve(axis))
 
 
 def pin(axis: Axis, why: str) -> None:
-    """Tell the positions of an axis apart."""
+    """Tell the positions of an axis apart, and forbid to scale or to mix them."""
+    forbid(axis, why)
     for atom in atoms(axis):
         atom.pinned = atom.pinned or why
 
 
+def forbid(axis: Axis, why: str = "scaled otherwise") -> None:
+    """Forbid to scale or to mix the positions of an axis."""
+    for place in places(axis):
+        place.atom.vanishing.append(place.charge)
+    stiffen(axis, why)
+
+
+def stiffen(axis: Axis, why: str) -> None:
+    """Forbid to mix the positions of an axis linearly."""
+    for atom in atoms(axis):
+        atom.rigid = atom.rigid or why
+
+
 def _bind(atom: Atom, axis: Axis) -> None:
+    """Let an atom be an axis, which takes over what is known of the atom."""
     atom.bound = axis
-    if atom.pinned:
-        pin(axis, atom.pinned)
+    for part in atoms(axis):
+        part.pinned = part.pinned or atom.pinned
+        part.rigid = part.rigid or atom.rigid
+        part.vanishing.extend(atom.vanishing)
+        part.nearly.extend(atom.nearly)
 
 
 def unify(left: Axis, right: Axis) -> None:
@@ -128,13 +206,25 @@ def unify(left: Axis, right: Axis) -> None:
             return
 
 
-def _merge(left: Factor, right: Factor) -> None:
-    if left is right:
+def equate(left: Axis, right: Axis) -> None:
+    """Make two axes of equal size one, with the same charges."""
+    unify(left, right)
+    ones, others = places(left), places(right)
+    if [place.atom for place in ones] != [place.atom for place in others]:
+        forbid(left)
+        forbid(right)
         return
-    if isinstance(left, Atom):
-        _bind(left, (right,))
-    elif isinstance(right, Atom):
-        _bind(right, (left,))
+    for one, other in zip(ones, others, strict=True):
+        one.atom.vanishing.append(one.charge - other.charge)
+
+
+def _merge(left: Factor, right: Factor) -> None:
+    if isinstance(left, Place) and isinstance(right, Place) and left.atom is right.atom:
+        return
+    if isinstance(left, Place):
+        _bind(left.atom, (right,))
+    elif isinstance(right, Place):
+        _bind(right.atom, (left,))
     else:
         _merge_segments(list(left.segments), list(right.segments))
 
@@ -150,14 +240,15 @@ def _merge_segments(left: list[Axis], right: list[Axis]) -> None:
 
 def _split_factor(factor: Factor, outer_size: int) -> tuple[Axis, Axis]:
     inner_size = factor.size // outer_size
-    if isinstance(factor, Atom):
-        outer, inner = Atom(outer_size), Atom(inner_size)
-        _bind(factor, (outer, inner))
+    if isinstance(factor, Place):
+        parts = (Place(Atom(outer_size)), Place(Atom(inner_size)))
+        _bind(factor.atom, parts)
+        outer, inner = _charged(parts, factor.charge)
         return (outer,), (inner,)
     if all(size(segment) % inner_size == 0 for segment in factor.segments):
         pairs = [split(segment, size(segment) // inner_size) for segment in factor.segments]
         for _, inner_axis in pairs[1:]:
-            unify(pairs[0][1], inner_axis)
+            equate(pairs[0][1], inner_axis)
         return (Concatenation([outer_axis for outer_axis, _ in pairs]),), pairs[0][1]
     return _told_apart((factor,), "unaligned split", outer_size, inner_size)
 
@@ -200,10 +291,10 @@ def cut(axis: Axis, position: int) -> tuple[Axis, Axis]:
     if position % size(rest):
         return _told_apart(axis, "unaligned slice", position, size(axis) - position)
     position //= size(rest)
-    if isinstance(first, Atom):
+    if isinstance(first, Place):
         left, right = fresh(position), fresh(first.size - position)
-        _bind(first, (Concatenation([left, right]),))
-        return left + rest, right + rest
+        _bind(first.atom, (Concatenation([left, right]),))
+        return _charged(left, first.charge) + rest, _charged(right, first.charge) + rest
     before: list[Axis] = []
     after: list[Axis] = []
     for segment in first.segments:

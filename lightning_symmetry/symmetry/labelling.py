@@ -17,6 +17,8 @@ from typing import Any
 
 from lightning_symmetry.symmetry.axes import Axis, fresh, narrow, pin, size, split
 from lightning_symmetry.symmetry.axis_rules import Binding, rule_of
+from lightning_symmetry.symmetry.charges import NEUTRAL, unknown
+from lightning_symmetry.symmetry.laws import CONTRACTIONS, law_of
 from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
 
 Axes = list[Axis]
@@ -54,7 +56,7 @@ class Labelling:
 
     def leaf(self, value: Value) -> Axes:
         """The axes of a parameter or buffer; nothing is said of the positions of one that no operation met."""
-        return self._axes.get(value) or [fresh(length, "unused") for length in value.shape]
+        return self._axes.get(value) or [fresh(length, "unused") for length in value.shape]  # kept from every group
 
     def axes(self, value: Value) -> Axes:
         """The axes of a tensor, one a dimension."""
@@ -62,7 +64,7 @@ class Labelling:
             return _axes_of_constant(value)
         if value not in self._axes:
             source = value.source
-            self._axes[value] = self._laid_out(source, value) if source else [fresh(length) for length in value.shape]
+            self._axes[value] = self._laid_out(source, value) if source else _axes_of_leaf(value)
         return self._axes[value]
 
     def _apply(self, operation: Operation) -> None:
@@ -79,7 +81,8 @@ class Labelling:
             return
         rule, sizes = found
         rule = rule.for_call(len(operation.inputs), len(outputs))
-        binding = Binding(sizes)
+        law = law_of(operation.operation, operation.args, len(operation.inputs))
+        binding = Binding(sizes, law, contracts=operation.operation.overloadpacket in CONTRACTIONS)
         for pattern, value in zip(rule.inputs, operation.inputs, strict=True):
             binding.read(pattern, self.axes(value))
         for pattern, output in zip(rule.outputs, outputs, strict=True):
@@ -88,6 +91,7 @@ class Labelling:
                 assert not math.prod(output.shape), f"{rule.text!r} gives {operation.operation} the wrong shape"
                 axes = [fresh(length) for length in output.shape]  # a norm returns no statistics in inference
             self._axes[output] = axes
+        binding.finish()
         self.within += [binding.write(pattern, [1] * len(pattern)) for pattern in rule.within]
 
     def _laid_out(self, operation: Operation, value: Value) -> Axes:
@@ -149,11 +153,21 @@ def _depends(operation: Operation) -> bool:
     return any(output is not None and output.depends for output in operation.outputs)
 
 
+def _axes_of_leaf(value: Value) -> Axes:
+    """New axes for a parameter or a running statistic, each with a charge to be found."""
+    return [fresh(length, charge=unknown()) for length in value.shape]
+
+
 def _axes_of_constant(value: Value) -> Axes:
     tensor = value.constant
     assert tensor is not None
+    zero = tensor.numel() > 0 and not bool(tensor.any())  # zeros stay zeros however they are scaled
     return [
-        fresh(length, None if tensor.numel() and bool((tensor == tensor.narrow(dim, 0, 1)).all()) else "data")
+        fresh(
+            length,
+            pinned=None if tensor.numel() and bool((tensor == tensor.narrow(dim, 0, 1)).all()) else "data",
+            charge=unknown() if zero else NEUTRAL,
+        )
         for dim, length in enumerate(value.shape)
     ]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, atoms, resolve
+from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, Place, atoms, resolve
 
 _ATTENTION_ROLES = ("head_dims", "heads", "head_groups")
 _OTHER_ROLES = ("units", "groups", "outer_groups")
@@ -35,7 +35,7 @@ def _described(leaf: str, axis: Axis, atom: Atom) -> str:
     attention = "att" in module.lower()
     words = [module]
     axis = resolve(axis)
-    while atom not in axis:
+    while atom not in [factor.atom for factor in axis if isinstance(factor, Place)]:
         segments = next(
             factor.segments for factor in axis if isinstance(factor, Concatenation) and atom in set(atoms((factor,)))
         )
@@ -46,5 +46,6 @@ def _described(leaf: str, axis: Axis, atom: Atom) -> str:
         axis = resolve(segments[holding[0]])
     if len(axis) > 1:
         roles = _ATTENTION_ROLES if attention else _OTHER_ROLES
-        words.append(roles[min(len(axis) - 1 - axis.index(atom), 2)])
+        place = next(k for k, factor in enumerate(axis) if isinstance(factor, Place) and factor.atom is atom)
+        words.append(roles[min(len(axis) - 1 - place, 2)])
     return ".".join(words)

@@ -74,7 +74,7 @@ def _alternatives(axis: Axis) -> Iterable[tuple[Atom, ...]]:
     axis = resolve(axis)
     place = next((place for place, factor in enumerate(axis) if isinstance(factor, Concatenation)), None)
     if place is None:
-        yield axis  # type: ignore[misc]
+        yield tuple(atoms(axis))
         return
     for segment in axis[place].segments:  # type: ignore[union-attr]
         yield from _alternatives(axis[:place] + segment + axis[place + 1 :])

@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from lightning_symmetry.symmetry.axes import Atom, resolve
+from lightning_symmetry.symmetry.axes import Place, resolve
 
 SEGMENT = "segment"
 
@@ -13,6 +13,6 @@ def positions(axis):
 
 
 def _digits(factor):
-    if isinstance(factor, Atom):
-        return [((factor, digit),) for digit in range(factor.size)]
+    if isinstance(factor, Place):
+        return [((factor.atom, digit),) for digit in range(factor.size)]
     return [((SEGMENT, number), *rest) for number, segment in enumerate(factor.segments) for rest in positions(segment)]

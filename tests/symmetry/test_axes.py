@@ -11,6 +11,7 @@ from torch import nn
 from lightning_symmetry.symmetry.axes import (
     Atom,
     Concatenation,
+    Place,
     atoms,
     cut,
     fresh,
@@ -30,7 +31,7 @@ torch.set_num_threads(1)
 
 
 def atom(length):
-    return (Atom(length),)
+    return (Place(Atom(length)),)
 
 
 def laid_end_to_end(*segments):
@@ -60,7 +61,7 @@ def is_pinned(axis):
 def test_one_position_is_the_empty_product():
     assert fresh(1) == ()
     assert size(()) == 1
-    assert shape((Atom(1), Atom(3), Atom(1))) == [3]
+    assert shape((Place(Atom(1)), Place(Atom(3)), Place(Atom(1)))) == [3]
 
 
 def test_split_of_an_atom_binds_it_to_a_product():
@@ -78,7 +79,7 @@ def test_split_off_one_position_changes_nothing(outer_size):
 
 
 def test_split_between_and_within_factors():
-    heads, dims = Atom(3), Atom(8)
+    heads, dims = Place(Atom(3)), Place(Atom(8))
     assert split((heads, dims), 3) == ((heads,), (dims,))
     outer, inner = split((heads, dims), 6)
     assert (shape(outer), shape(inner)) == ([3, 2], [4])
@@ -86,7 +87,7 @@ def test_split_between_and_within_factors():
 
 
 def test_split_that_does_not_align_pins():
-    axis = (Atom(6), Atom(2))
+    axis = (Place(Atom(6)), Place(Atom(2)))
     outer, inner = split(axis, 4)
     assert (size(outer), size(inner)) == (4, 3)
     assert is_pinned(axis) and is_pinned(outer) and is_pinned(inner)
@@ -122,7 +123,7 @@ def test_cut_of_a_product_cuts_its_slowest_factor():
 
 
 def test_cut_within_a_row_pins():
-    axis = (Atom(5), Atom(3))
+    axis = (Place(Atom(5)), Place(Atom(3)))
     left, right = cut(axis, 7)
     assert (size(left), size(right)) == (7, 8)
     assert is_pinned(axis) and is_pinned(left) and is_pinned(right)
@@ -167,7 +168,7 @@ def test_what_comes_of_a_pinned_atom_is_pinned(divide):
 
 @pytest.mark.parametrize("outer_size", [0, 1, 2])
 def test_an_axis_without_positions_may_be_split(outer_size):
-    outer, inner = split((Atom(2), Atom(0), Atom(7)), outer_size)
+    outer, inner = split((Place(Atom(2)), Place(Atom(0)), Place(Atom(7))), outer_size)
     assert (shape(outer), shape(inner)) == {0: ([2, 0], [7]), 1: ([], [2, 0, 7]), 2: ([2], [0, 7])}[outer_size]
     assert split(atom(0), 5)[0][0].size == 5
 
@@ -182,7 +183,7 @@ def test_two_atoms_become_one():
 
 
 def test_an_axis_is_one_with_itself():
-    axis = (Atom(3), *laid_end_to_end(atom(2), atom(5)))
+    axis = (Place(Atom(3)), *laid_end_to_end(atom(2), atom(5)))
     unify(axis, axis)
     assert shape(axis) == [3, [[2], [5]]]
     assert not any(found.pinned for found in atoms(axis))
@@ -190,33 +191,33 @@ def test_an_axis_is_one_with_itself():
 
 @pytest.mark.parametrize("left_is_pinned", [True, False])
 def test_a_pinned_atom_pins_what_it_is_unified_with(left_is_pinned):
-    pinned, free = fresh(12, "mask"), (Atom(3), Atom(4))
+    pinned, free = fresh(12, "mask"), (Place(Atom(3)), Place(Atom(4)))
     unify(*((pinned, free) if left_is_pinned else (free, pinned)))
     assert [found.pinned for found in atoms(free)] == ["mask", "mask"]
 
 
 def test_an_atom_splits_to_meet_a_product():
-    left, right = atom(12), (Atom(3), Atom(4))
+    left, right = atom(12), (Place(Atom(3)), Place(Atom(4)))
     unify(left, right)
     assert resolve(left) == resolve(right)
     assert shape(left) == [3, 4]
 
 
 def test_two_products_refine_each_other():
-    left, right = (Atom(2), Atom(12)), (Atom(6), Atom(4))
+    left, right = (Place(Atom(2)), Place(Atom(12))), (Place(Atom(6)), Place(Atom(4)))
     unify(left, right)
     assert resolve(left) == resolve(right)
     assert shape(left) == [2, 3, 4]
 
 
 def test_products_that_do_not_align_are_pinned():
-    left, right = (Atom(2), Atom(3)), (Atom(3), Atom(2))
+    left, right = (Place(Atom(2)), Place(Atom(3))), (Place(Atom(3)), Place(Atom(2)))
     unify(left, right)
     assert is_pinned(left) and is_pinned(right)
 
 
 def test_an_axis_that_reads_one_way_and_the_other_is_one():
-    rows, columns = Atom(3), Atom(3)
+    rows, columns = Place(Atom(3)), Place(Atom(3))
     unify((rows, columns), (columns, rows))
     assert resolve((rows,)) == resolve((columns,))
 
@@ -236,7 +237,7 @@ def test_two_concatenations_refine_each_others_boundaries():
 
 
 def test_a_concatenation_splits_to_meet_a_product():
-    left, right = laid_end_to_end(atom(4), atom(6)), (Atom(5), Atom(2))
+    left, right = laid_end_to_end(atom(4), atom(6)), (Place(Atom(5)), Place(Atom(2)))
     unify(left, right)
     assert digits(left) == digits(right)
     assert shape(right) == [[[2], [3]], 2]
@@ -250,7 +251,7 @@ def test_a_concatenation_that_is_shifted_against_itself_has_no_free_position():
 
 def test_axes_of_unequal_size_are_refused():
     with pytest.raises(ValueError, match="12 positions cannot be one of 15"):
-        unify(atom(12), (Atom(3), Atom(5)))
+        unify(atom(12), (Place(Atom(3)), Place(Atom(5))))
 
 
 # ---------------------------------------------------------------------------------------------- any axes whatsoever
@@ -268,7 +269,7 @@ def factorizations(draw, length):
     if kind == "concatenation":
         boundary = draw(st.integers(1, length - 1))
         return laid_end_to_end(draw(factorizations(boundary)), draw(factorizations(length - boundary)))
-    return (Atom(length, draw(st.sampled_from([None, None, None, "pinned"]))),)
+    return (Place(Atom(length, draw(st.sampled_from([None, None, None, "pinned"])))),)
 
 
 @st.composite

@@ -11,7 +11,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from lightning_symmetry.symmetry.axes import Atom, Concatenation, atoms, fresh, size
+from lightning_symmetry.symmetry.axes import Atom, Concatenation, Place, atoms, fresh, size
 from lightning_symmetry.symmetry.axis_rules import Binding, registered
 from lightning_symmetry.symmetry.axis_rules.language import ELLIPSIS, TOLD_APART, Term
 from tests.reference.positions import SEGMENT, positions
@@ -196,7 +196,7 @@ def test_what_a_rule_tells_apart_is_told_apart(sample):
         (number, dim): axis[0].size
         for number, axes in enumerate(tensors)
         for dim, axis in enumerate(axes or ())
-        if len(axis) == 1 and isinstance(axis[0], Atom) and axis[0].pinned
+        if len(axis) == 1 and isinstance(axis[0], Place) and axis[0].atom.pinned
     }
     for length in set(places.values()):
         told_apart = [place for place, found in places.items() if found == length]
@@ -206,7 +206,9 @@ def test_what_a_rule_tells_apart_is_told_apart(sample):
                     continue
                 atom = Atom(length)
                 labelled = [
-                    labels(axes and [(atom,) if (number, dim) in among else axis for dim, axis in enumerate(axes)])
+                    labels(
+                        axes and [(Place(atom),) if (number, dim) in among else axis for dim, axis in enumerate(axes)]
+                    )
                     for number, axes in enumerate(tensors)
                 ]
                 assert not all(keeps(sample, labelled, atom, seed=seed) for seed in range(3)), among

@@ -30,7 +30,21 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from lightning_symmetry.symmetry.axes import Axis, Concatenation, fresh, narrow, pin, size, split, unify
+from lightning_symmetry.symmetry.axes import (
+    Axis,
+    Concatenation,
+    forbid,
+    fresh,
+    narrow,
+    pin,
+    places,
+    recharged,
+    size,
+    split,
+    unify,
+)
+from lightning_symmetry.symmetry.charges import Charge
+from lightning_symmetry.symmetry.laws import Law, neutral
 
 _LETTER = r"[^\W\d_]\w*"
 _TOKEN = re.compile(rf"\.\.\.|\(({_LETTER}(?:\s*\+\s*{_LETTER})+|{_LETTER}(?:\s+{_LETTER})+)\)|\b(?:{_LETTER}|_|1)\b")
@@ -116,19 +130,21 @@ def joined(letters: Sequence[str]) -> str:
 
 
 class Binding:
-    """What the letters of one rule stand for in one call of an operation."""
+    """What the letters of one rule stand for in one call of an operation, and what its law makes of their charges."""
 
-    def __init__(self, sizes: Mapping[str, int]) -> None:
+    def __init__(self, sizes: Mapping[str, int], law: Law = neutral, contracts: bool = False) -> None:
         self._sizes = dict(sizes)
-        self._letters: dict[str, Axis] = {}
-        self._broadcast: dict[int, Axis] = {}
+        self._law = law
+        self._contracts = contracts
+        self._n_inputs = 0
+        self._held: dict[str | int, list[tuple[int, Axis]]] = {}
+        self._output: dict[str | int, Axis] = {}
 
     def read(self, pattern: Pattern, axes: Sequence[Axis]) -> None:
         """Unify the axes of an input with what its pattern says they are."""
-        terms = self._spread(pattern, len(axes))
-        for term, axis in zip(terms, axes, strict=True):
+        for term, axis in zip(self._spread(pattern, len(axes)), axes, strict=True):
             if isinstance(term, int):
-                self._broadcast[term] = self._unified(self._broadcast.get(term), axis)
+                self._read_letter(term, axis)
             elif term == TOLD_APART:
                 pin(axis, "positions told apart")
             elif size(axis) == 1:
@@ -144,34 +160,74 @@ class Binding:
                 for letter, length in zip(term.letters, self._lengths(term, size(axis)), strict=True):
                     outer, axis = split(axis, length)
                     self._read_letter(letter, outer)
+        self._n_inputs += 1
 
     def write(self, pattern: Pattern, shape: Sequence[int]) -> list[Axis]:
         """The axes of an output."""
         terms = self._spread(pattern, len(shape))
         return [self._write(term, length) for term, length in zip(terms, shape, strict=True)]
 
+    def finish(self) -> None:
+        """Forbid what does not cancel in the axes that no output has."""
+        for letter in self._held.keys() - self._output.keys():
+            columns, axes = self._columns(letter)
+            for place, charges in zip(places(axes[0]), columns, strict=True):
+                held = [charge for charge in charges if charge is not None]
+                if self._contracts and len(held) == 2:
+                    place.atom.vanishing.append(held[0] + held[1])
+                else:
+                    place.atom.vanishing.extend(held)
+                    place.atom.rigid = place.atom.rigid or "reduced"
+
     def _write(self, term: Term | int, length: int) -> Axis:
         if isinstance(term, int):
-            return self._broadcast.get(term, ())
+            return self._written(term, 1)
         if term == TOLD_APART:
             return fresh(length, "positions told apart")
         parts = [
-            self._letters.setdefault(letter, fresh(positions))
+            self._written(letter, positions)
             for letter, positions in zip(term.letters, self._lengths(term, length), strict=True)
         ]
         return (Concatenation(parts),) if term.laid_end_to_end else sum(parts, ())
 
-    def _read_letter(self, letter: str, axis: Axis) -> None:
-        self._letters[letter] = self._unified(self._letters.get(letter), axis)
-        self._sizes.setdefault(letter, size(axis))
+    def _written(self, letter: str | int, length: int) -> Axis:
+        """The axis of a letter in an output: that of the inputs, with the charges that the law gives it."""
+        if letter not in self._output:
+            if letter in self._held:
+                columns, axes = self._columns(letter)
+                name = letter if isinstance(letter, str) else "..."
+                answers = [self._law(charges, name) for charges in columns]
+                for place, answer in zip(places(axes[0]), answers, strict=True):
+                    place.atom.vanishing.extend(answer.vanishing)
+                    place.atom.nearly.extend(answer.nearly)
+                    place.atom.rigid = place.atom.rigid or answer.rigid
+                self._output[letter] = recharged(axes[0], [answer.output for answer in answers])
+            else:
+                self._output[letter] = fresh(length)
+        return self._output[letter]
 
-    @staticmethod
-    def _unified(known: Axis | None, axis: Axis) -> Axis:
-        if known is None or size(known) == 1:
-            return axis
-        if size(axis) != 1:
-            unify(known, axis)
-        return known
+    def _columns(self, letter: str | int) -> tuple[list[list[Charge | None]], list[Axis]]:
+        """For each place on the axis of a letter its charge in every input, None where the input does not have it."""
+        holding = {number: places(axis) for number, axis in self._held[letter]}
+        first = next(iter(holding.values()))
+        if any([place.atom for place in other] != [place.atom for place in first] for other in holding.values()):
+            for _, axis in self._held[letter]:  # laid out in ways that cannot be compared place by place
+                forbid(axis)
+            holding = {}
+        columns = [
+            [holding[number][k].charge if number in holding else None for number in range(self._n_inputs)]
+            for k in range(len(first))
+        ]
+        return columns, [axis for _, axis in self._held[letter]]
+
+    def _read_letter(self, letter: str | int, axis: Axis) -> None:
+        self._sizes.setdefault(letter, size(axis)) if isinstance(letter, str) else None
+        if size(axis) == 1:
+            return
+        held = self._held.setdefault(letter, [])
+        if held:
+            unify(held[0][1], axis)
+        held.append((self._n_inputs, axis))
 
     def _lengths(self, term: Term, total: int) -> list[int]:
         lengths = [self._sizes.get(letter) for letter in term.letters]

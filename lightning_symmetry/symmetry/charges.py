@@ -1,0 +1,116 @@
+"""Charges: by which power of a unit's scale each tensor that holds the unit is multiplied.
+
+Multiply hidden unit i by lambda_i: its incoming weights take lambda_i, its outgoing ones 1 / lambda_i, and where only
+positively homogeneous maps lie between, nothing changes. The exponents are the *charges* of the axis in each tensor:
++1, -1, and 0 in tensors that do not notice. They are unknowns of one small linear system for each axis: an operation says
+how the charges of what comes out follow from those of what goes in.
+
+==========================================  ===================  =====================
+operation                                   over the rationals   over GF(2), for signs
+==========================================  ===================  =====================
+sums and concatenations                     equal                equal
+products                                    added                added
+contraction over the axis                   sum to zero          sum to zero
+positively homogeneous (ReLU)               kept                 zero
+odd (tanh)                                  zero                 kept
+power p                                     times p              times p, where whole
+any other map, and constants                zero                 zero
+==========================================  ===================  =====================
+
+The nullspace over the rationals is the rescalings of the axis, that over GF(2) its signs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import count
+
+_VARIABLES = count()
+
+
+@dataclass(frozen=True)
+class Charge:
+    """A linear form in unknown exponents: `scale` over the rationals, `sign` over GF(2)."""
+
+    scale: Mapping[int, Fraction]
+    sign: frozenset[int]
+
+    def __add__(self, other: Charge) -> Charge:
+        """The charge of a product."""
+        scale = {key: self.scale.get(key, Fraction(0)) + other.scale.get(key, Fraction(0)) for key in (*self.scale, *other.scale)}
+        return Charge({key: value for key, value in scale.items() if value}, self.sign ^ other.sign)
+
+    def __mul__(self, power: Fraction | int) -> Charge:
+        """The charge of a power: signs survive odd ones."""
+        whole = Fraction(power).denominator == 1
+        return Charge(
+            {key: value * power for key, value in self.scale.items() if power},
+            self.sign if whole and power % 2 else frozenset(),
+        )
+
+    def __sub__(self, other: Charge) -> Charge:
+        """The charge of a quotient."""
+        return self + other * -1
+
+
+NEUTRAL = Charge({}, frozenset())
+
+
+def unknown() -> Charge:
+    """A charge of which nothing is known yet: one new unknown."""
+    variable = next(_VARIABLES)
+    return Charge({variable: Fraction(1)}, frozenset({variable}))
+
+
+def scalings(equations: Iterable[Mapping[int, Fraction]], unknowns: Sequence[int]) -> list[dict[int, Fraction]]:
+    """A basis of the exponents that solve the equations, each form of which is to be zero.
+
+    Args:
+        equations: Linear forms over the rationals.
+        unknowns: The unknowns of interest.
+
+    Returns:
+        Solutions, restricted to the unknowns of interest, as a basis in echelon form; zeros are left out.
+    """
+    return _nullspace([dict(form) for form in equations], unknowns, lambda value: value)
+
+
+def signs(equations: Iterable[frozenset[int]], unknowns: Sequence[int]) -> list[frozenset[int]]:
+    """A basis of the signs that solve the equations over GF(2): the sets of unknowns that are one."""
+    forms = [{key: Fraction(1) for key in form} for form in equations]
+    return [frozenset(solution) for solution in _nullspace(forms, unknowns, lambda value: value % 2)]
+
+
+def _nullspace(forms, unknowns, reduce):  # type: ignore[no-untyped-def]
+    """Gauss-Jordan elimination on sparse rows; the unknowns of interest are eliminated last, and so are free first."""
+    interest = set(unknowns)
+    rows: dict[int, dict[int, Fraction]] = {}
+    for form in forms:
+        for pivot, row in rows.items():
+            _eliminate(form, pivot, row, reduce)
+        if form:
+            pivot = min(form, key=lambda key: (key in interest, key))
+            inverse = 1 / form[pivot]
+            form = {key: reduce(value * inverse) for key, value in form.items()}
+            for row in rows.values():
+                _eliminate(row, pivot, form, reduce)
+            rows[pivot] = form
+    solutions = []
+    for free in unknowns:
+        if free not in rows:
+            solution = {pivot: reduce(-row[free]) for pivot, row in rows.items() if free in row and pivot in interest}
+            solutions.append({free: Fraction(1), **solution})
+    return solutions
+
+
+def _eliminate(form, pivot, row, reduce):  # type: ignore[no-untyped-def]
+    factor = form.get(pivot)
+    if factor:
+        for key, value in row.items():
+            total = reduce(form.get(key, 0) - factor * value)
+            if total:
+                form[key] = total
+            else:
+                form.pop(key, None)

@@ -1,0 +1,247 @@
+"""The law that each operation keeps: how the charges of what comes out follow from those of what goes in.
+
+A law is asked for one axis at a time. It is given the charge of the axis in each input, None where the input does not have the
+axis or is broadcast along it, and answers with the charge of the output, with the forms that must vanish, and whether linear
+mixtures of the positions along the axis pass through it.
+
+Every law can be put to the test: scale or flip the inputs by what it says, run the operation, and compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, Literal
+
+import torch
+from torch._ops import OpOverload
+
+from lightning_symmetry.symmetry.charges import NEUTRAL, Charge
+
+aten = torch.ops.aten
+
+Charges = Sequence[Charge | None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a law says of one axis.
+
+    Attributes:
+        output: The charge of the output.
+        vanishing: The forms that must vanish.
+        rigid: Why positions cannot be mixed; None where linear mixtures pass.
+        nearly: Forms that must vanish but for the small constant that a norm adds.
+    """
+
+    output: Charge = NEUTRAL
+    vanishing: tuple[Charge, ...] = ()
+    rigid: str | None = None
+    nearly: tuple[Charge, ...] = ()
+
+
+Law = Callable[[Charges, str], Answer]
+"""From the charges of one axis in the inputs, and its letter in the axis rule, to what becomes of it."""
+
+
+def neutral(charges: Charges, letter: str) -> Answer:
+    """Nothing passes: no input may be scaled."""
+    return Answer(vanishing=_held(charges), rigid="nonlinear")
+
+
+def product(charges: Charges, letter: str) -> Answer:
+    """Multilinear in its inputs: charges add up. One input alone along an axis passes as it is."""
+    held = _held(charges)
+    return Answer(sum(held, NEUTRAL), rigid="elementwise product" if len(held) > 1 else None)
+
+
+def quotient(charges: Charges, letter: str) -> Answer:
+    """The first input divided by the second."""
+    above, below = (charge or NEUTRAL for charge in charges)
+    return Answer(above - below, rigid="elementwise quotient" if charges[1] is not None else None)
+
+
+def total(charges: Charges, letter: str) -> Answer:
+    """A sum: charges are equal, and zero where an input is constant along the axis."""
+    held = _held(charges)
+    if not held:
+        return Answer()
+    equal = tuple(charge - held[0] for charge in held[1:])
+    if len(held) < len(charges):
+        return Answer(vanishing=(*equal, held[0]), rigid="constant added")
+    return Answer(held[0], equal)
+
+
+def joint(charges: Charges, letter: str) -> Answer:
+    """Inputs laid side by side: equal along the axes that they share."""
+    return total(_held(charges), letter)
+
+
+def power(exponent: Fraction | int, signs: Literal["odd", "even", "neither"]) -> Law:
+    """Homogeneous of this degree for positive scales; for signs odd, even, or neither."""
+
+    def law(charges: Charges, letter: str) -> Answer:
+        (charge,) = _held(charges) or (NEUTRAL,)
+        output = Charge((charge * exponent).scale, charge.sign if signs == "odd" else frozenset())
+        return Answer(output, (_sign_of(charge),) if signs == "neither" else (), "power")
+
+    return law
+
+
+def odd(charges: Charges, letter: str) -> Answer:
+    """Odd, and not homogeneous: signs pass, scales do not."""
+    (charge,) = _held(charges) or (NEUTRAL,)
+    return Answer(_sign_of(charge), (_scale_of(charge),), "nonlinear")
+
+
+def largest(charges: Charges, letter: str) -> Answer:
+    """The larger of two: scales are equal and pass, signs do not."""
+    answer = total(charges, letter)
+    signs = tuple(map(_sign_of, _held(charges)))
+    return Answer(_scale_of(answer.output), answer.vanishing + signs, "order")
+
+
+def chosen(charges: Charges, letter: str) -> Answer:
+    """A choice between two inputs by a mask, which comes first."""
+    answer = total(charges[1:], letter)
+    mask = _held(charges[:1])
+    return replace(answer, vanishing=answer.vanishing + mask, rigid="choice" if mask else answer.rigid)
+
+
+def nearly_unchanged(charges: Charges, letter: str) -> Answer:
+    """A small number is added, as norms do, which is no more than rounding to what it is added to."""
+    (charge,) = _held(charges) or (NEUTRAL,)
+    return Answer(charge, rigid="constant added", nearly=(charge,))
+
+
+def affine(bias: int) -> Law:
+    """A product of the other inputs, to which the input at one place is added."""
+
+    def law(charges: Charges, letter: str) -> Answer:
+        multiplied = product([charge for place, charge in enumerate(charges) if place != bias], letter)
+        added = total([multiplied.output, charges[bias]], letter)
+        return replace(added, rigid=multiplied.rigid or added.rigid)
+
+    return law
+
+
+def norm(weight: bool, bias: bool, statistics: bool = False, over: str = "") -> Law:
+    """A norm over the axes whose letters begin with `over`: along these its input may not be scaled.
+
+    Along the others the input's scale is normalised away, but for the small constant, and its sign passes. Gain and bias
+    follow; running statistics move with the input.
+    """
+
+    def law(charges: Charges, letter: str) -> Answer:
+        rest = iter(charges)
+        given = next(rest) or NEUTRAL
+        gain = next(rest) if weight else NEUTRAL
+        shift = next(rest) if bias else None
+        vanishing: list[Charge] = []
+        if over and letter.startswith(over):
+            vanishing += [given]
+            normed, nearly = NEUTRAL, ()
+        else:
+            normed, nearly = _sign_of(given), (_scale_of(given),)
+        output = normed + (gain or NEUTRAL)
+        if bias:
+            vanishing.append(output - (shift or NEUTRAL))
+        if statistics:
+            mean, variance = (charge or NEUTRAL for charge in rest)
+            vanishing += [mean - given, variance - given * 2]
+        return Answer(output, tuple(vanishing), "norm", nearly)
+
+    return law
+
+
+LINEAR = {
+    aten._adaptive_avg_pool2d,
+    aten.avg_pool1d,
+    aten.avg_pool2d,
+    aten.bmm,
+    aten.copy,
+    aten.dot,
+    aten.embedding,
+    aten.gather,
+    aten.index,
+    aten.index_select,
+    aten.mean,
+    aten.mm,
+    aten.mul,
+    aten.mv,
+    aten.neg,
+    aten.sum,
+    aten.upsample_bilinear2d,
+    aten.upsample_nearest2d,
+}
+CONTRACTIONS = {aten.addmm, aten.bmm, aten.convolution, aten.dot, aten.mm, aten.mv}
+HOMOGENEOUS = {aten.amax, aten.amin, aten.leaky_relu, aten.max, aten.max_pool2d_with_indices, aten.min, aten.relu}
+ODD = {aten.asinh, aten.atan, aten.erf, aten.erfinv, aten.sin, aten.sinh, aten.tan, aten.tanh}
+POWERS: Mapping[Any, Law] = {
+    aten.abs: power(1, "even"),
+    aten.linalg_vector_norm: power(1, "even"),
+    aten.reciprocal: power(-1, "odd"),
+    aten.rsqrt: power(Fraction(-1, 2), "neither"),
+    aten.sqrt: power(Fraction(1, 2), "neither"),
+    aten.var: power(2, "even"),
+}
+SMALL = 1e-3
+"""The largest constant that is taken for one that a norm adds."""
+
+
+def law_of(operation: OpOverload, args: Sequence[Any], n_tensors: int) -> Law:
+    """The law of one call, `neutral` where none is known."""
+    packet = operation.overloadpacket
+    match packet:
+        case aten.add | aten.sub if n_tensors == 2:
+            return total
+        case aten.add if isinstance(args[1], (int, float)):
+            return product if args[1] == 0 else nearly_unchanged if 0 < args[1] <= SMALL else neutral
+        case aten.div if n_tensors == 2 and len(args) == 2:
+            return quotient
+        case aten.div if isinstance(args[1], (int, float)):
+            return product
+        case aten.pow if isinstance(args[1], (int, float)):
+            exponent = Fraction(args[1]).limit_denominator(64)
+            whole = exponent.denominator == 1
+            return power(exponent, ("even", "odd")[exponent.numerator % 2] if whole else "neither")
+        case aten.clamp if args[1] == 0 and (len(args) < 3 or args[2] is None):
+            return power(1, "neither")
+        case aten.cat:
+            return joint
+        case aten.maximum | aten.minimum if n_tensors == 2:
+            return largest
+        case aten.where:
+            return chosen
+        case aten.addmm:
+            return affine(bias=0)
+        case aten.convolution:
+            return product if args[2] is None else affine(bias=2)
+        case aten.constant_pad_nd if len(args) < 3 or args[2] == 0:
+            return product
+        case aten.native_layer_norm:
+            return norm(args[2] is not None, args[3] is not None, over="a")
+        case aten.native_group_norm:
+            return norm(args[1] is not None, args[2] is not None, over="c")
+        case aten.native_batch_norm | aten._native_batch_norm_legit_functional | aten._native_batch_norm_legit_no_training:
+            return norm(args[1] is not None, args[2] is not None, statistics=args[3] is not None)
+    if packet in LINEAR:
+        return product
+    if packet in HOMOGENEOUS and n_tensors == 1:
+        return power(1, "neither")
+    if packet in ODD:
+        return odd
+    return POWERS.get(packet, neutral)
+
+
+def _held(charges: Charges) -> tuple[Charge, ...]:
+    return tuple(charge for charge in charges if charge is not None)
+
+
+def _scale_of(charge: Charge) -> Charge:
+    return Charge(charge.scale, frozenset())
+
+
+def _sign_of(charge: Charge) -> Charge:
+    return Charge({}, charge.sign)

@@ -2,14 +2,25 @@
 
 An axis of a model is seldom a whole dimension of a parameter: the rows of a fused query-key-value map are three
 segments, each of heads times coordinates. A `Block` is a view of a part of one tensor in which every axis *is* one
-dimension; the blocks of a tensor partition it. On blocks every action is one line: a permutation gathers along the
-axis, and may be a different one at each position along other axes of the block, its *rows* (units within each head).
+dimension; the blocks of a tensor partition it. Brought into the form ``(n_rows, n, rest)``, on which a group element may
+be another one in each row (units within each head), every action is one line. With the degree d of the axis there:
+
+=============  ==========================  =====================================  ====================================
+kind           element, one for each row   action on X ``(n, rest)``              derivative at the identity
+=============  ==========================  =====================================  ====================================
+permutation    a permutation               ``X[permutation]``                     none: discrete
+sign           s in {-1, 1}^n              ``s^d X``                              none: discrete
+rescaling      l in (0, inf)^n             ``l^d X``                              ``d m X``, m in R^n
+rotation       A in GL(n)                  ``A X`` (d = 1), ``A^-T X`` (d = -1)   ``M X``, ``-M^T X``, M in R^(n x n)
+=============  ==========================  =====================================  ====================================
+
+*scale* acts as rescaling does, on what a norm then divides by its size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,24 +61,21 @@ class Block:
         return tuple(dim for dim, name in enumerate(self.axes) if name == axis)
 
 
-def blocks_of(tensor: str, axes: Sequence[Axis], names: Mapping[Atom, str]) -> Iterator[Block]:
-    """Partition a tensor into blocks, given its axes and the names of their atoms."""
+def blocks_of(tensor: str, axes: Sequence[Axis], names: Mapping[Atom, str]) -> Iterator[tuple[Block, tuple[Place | None, ...]]]:
+    """Partition a tensor into blocks, given its axes and the names of their atoms; with the place in each dimension."""
     yield from _blocks(tensor, (), list(axes), names)
 
 
-def _blocks(tensor: str, views: tuple[View, ...], axes: list[Axis], names: Mapping[Atom, str]) -> Iterator[Block]:
+def _blocks(
+    tensor: str, views: tuple[View, ...], axes: list[Axis], names: Mapping[Atom, str]
+) -> Iterator[tuple[Block, tuple[Place | None, ...]]]:
     for dim, axis in enumerate(map(resolve, axes)):
         if len(axis) > 1:
             sizes = tuple(factor.size for factor in axis)
             factors: list[Axis] = [(factor,) for factor in axis]
             yield from _blocks(tensor, (*views, (dim, sizes)), axes[:dim] + factors + axes[dim + 1 :], names)
             return
-        if (
-            axis
-            and isinstance(axis[0], Concatenation)
-            and any(map(size, axis[0].segments))
-            and not _of_single_positions(axis[0])
-        ):
+        if axis and isinstance(axis[0], Concatenation) and any(size(segment) > 1 for segment in axis[0].segments):
             start = 0
             for segment in axis[0].segments:
                 length = size(segment)
@@ -75,52 +83,142 @@ def _blocks(tensor: str, views: tuple[View, ...], axes: list[Axis], names: Mappi
                 yield from _blocks(tensor, narrowed, [*axes[:dim], segment, *axes[dim + 1 :]], names)
                 start += length
             return
-    numel = math.prod(map(size, axes))
-    yield Block(tensor, views, tuple(_name(resolve(axis), names) for axis in axes), numel)
+    places = tuple(_place(resolve(axis)) for axis in axes)
+    named = tuple(names.get(place.atom, "") if place is not None else "" for place in places)
+    yield Block(tensor, views, named, math.prod(map(size, axes))), places
 
 
-def _of_single_positions(concatenation: Concatenation) -> bool:
-    return all(size(segment) == 1 for segment in concatenation.segments)
+def _place(axis: Axis) -> Place | None:
+    return axis[0] if axis and isinstance(axis[0], Place) else None
 
 
-def _name(axis: Axis, names: Mapping[Atom, str]) -> str:
-    return names.get(axis[0].atom, "") if axis and isinstance(axis[0], Place) else ""
+@dataclass(frozen=True)
+class Action:
+    """What a group does to one block: the degree of its axis in each dimension, 0 where the dimension is another axis."""
+
+    block: Block
+    degrees: tuple[int, ...]
 
 
-def permute(tensor: Tensor, block: Block, axis: str, rows: Sequence[str], permutations: Tensor) -> None:
-    """Permute one block of a tensor in place along an axis.
+@dataclass(frozen=True)
+class Kind:
+    """How the groups of one kind act, on blocks in the form ``(n_rows, n, rest)``.
 
-    Args:
-        tensor: The tensor to change.
-        block: The block of it.
-        axis: The axis to permute.
-        rows: The axes at whose every position the permutation is another one.
-        permutations: The positions to read from, ``(*row_sizes, n)``.
+    Attributes:
+        element: From the number of rows, n and a generator to one random element, never the identity.
+        act: From a block, an element and a degree to the block after the action.
+        direction: From the number of rows, n and a generator to a random direction of the Lie algebra; None if discrete.
+        derive: From a block, a direction and a degree to the derivative of the action.
+        dimension: From n to the dimension of the Lie algebra.
     """
-    part = block.of(tensor)
-    for dim in block.dims(axis):
-        index = permutations.to(part.device)
-        if rows:
-            order = [block.dims(row)[0] for row in rows] + [dim]
-            shape = [part.shape[k] if k in order else 1 for k in range(part.dim())]
-            ranks = sorted(range(len(order)), key=order.__getitem__)
-            part.copy_(part.gather(dim, index.permute(ranks).reshape(shape).expand(part.shape)))
-        else:
-            part.copy_(part.index_select(dim, index))
+
+    element: Callable[[int, int, Generator | None], Tensor]
+    act: Callable[[Tensor, Tensor, int], Tensor]
+    direction: Callable[[int, int, Generator | None], Tensor] | None = None
+    derive: Callable[[Tensor, Tensor, int], Tensor] | None = None
+    dimension: Callable[[int], int] = lambda n: 0
 
 
-def random_permutations(row_sizes: Sequence[int], n: int, generator: Generator | None = None) -> Tensor:
-    """Random permutations, one a row: no identity where there is one row; of more rows, half stay as they are.
-
-    So an element never is the identity, and tells apart a group that acts on each row by itself from one that moves all
-    rows alike.
-
-    Returns:
-        The positions to read from, ``(*row_sizes, n)``.
-    """
-    n_rows = torch.Size(row_sizes).numel()
+def _random_permutations(n_rows: int, n: int, generator: Generator | None) -> Tensor:
+    """Random cycles in half of the rows, so that a group that moves all rows alike is told from one that does not."""
     permutations = torch.arange(n).repeat(n_rows, 1)
     for row in torch.randperm(n_rows, generator=generator)[: (n_rows + 1) // 2].tolist():
         cycle = torch.randperm(n, generator=generator)
         permutations[row, cycle] = cycle.roll(1)
-    return permutations.reshape(*row_sizes, n)
+    return permutations
+
+
+def _random_signs(n_rows: int, n: int, generator: Generator | None) -> Tensor:
+    signs = torch.randint(0, 2, (n_rows, n), generator=generator, dtype=torch.float64) * 2 - 1
+    signs[torch.randint(n_rows, (), generator=generator), torch.randint(n, (), generator=generator)] = -1
+    return signs
+
+
+def _random_logarithms(n_rows: int, n: int, generator: Generator | None) -> Tensor:
+    return torch.randn(n_rows, n, generator=generator, dtype=torch.float64)
+
+
+def _random_matrices(n_rows: int, n: int, generator: Generator | None) -> Tensor:
+    """Matrices that are well conditioned, and far from the identity and from symmetric ones."""
+    noise = torch.randn(n_rows, n, n, generator=generator, dtype=torch.float64)
+    return torch.eye(n, dtype=torch.float64) + 0.3 * noise / n**0.5
+
+
+def _multiply(block: Tensor, factors: Tensor, degree: int) -> Tensor:
+    return block * factors[:, :, None] ** degree
+
+
+def _mix(block: Tensor, matrices: Tensor, degree: int) -> Tensor:
+    return matrices @ block if degree > 0 else torch.linalg.solve(matrices.mT, block)
+
+
+_RESCALING = Kind(
+    element=lambda n_rows, n, generator: (0.5 * _random_logarithms(n_rows, n, generator)).exp(),
+    act=_multiply,
+    direction=_random_logarithms,
+    derive=lambda block, direction, degree: degree * direction[:, :, None] * block,
+    dimension=lambda n: n,
+)
+KINDS: Mapping[str, Kind] = {
+    "permutation": Kind(
+        element=_random_permutations,
+        act=lambda block, permutations, degree: block.gather(1, permutations[:, :, None].expand(block.shape)),
+    ),
+    "sign": Kind(element=_random_signs, act=_multiply),
+    "rescaling": _RESCALING,
+    "rotation": Kind(
+        element=_random_matrices,
+        act=_mix,
+        direction=lambda n_rows, n, generator: torch.randn(n_rows, n, n, generator=generator, dtype=torch.float64),
+        derive=lambda block, direction, degree: direction @ block if degree > 0 else -direction.mT @ block,
+        dimension=lambda n: n * n,
+    ),
+    "scale": _RESCALING,
+}
+
+
+def transform(tensor: Tensor, action: Action, rows: Sequence[str], kind: Kind, element: Tensor) -> None:
+    """Let a group element act on one block of a tensor, in place."""
+    for part, degree in _along(tensor, action, rows):
+        moved = part.contents if element.dtype == torch.long else part.contents.to(element.dtype)
+        part.write(kind.act(moved, element.to(tensor.device), degree))
+
+
+def derive(
+    tensor: Tensor, derivative: Tensor, action: Action, rows: Sequence[str], kind: Kind, direction: Tensor
+) -> None:
+    """Add the derivative of the action along a direction of the Lie algebra to one block of a derivative, in place."""
+    assert kind.derive is not None
+    pairs = zip(_along(tensor, action, rows), _along(derivative, action, rows), strict=True)
+    for (part, degree), (change, _) in pairs:
+        moved = kind.derive(part.contents.to(direction.dtype), direction.to(tensor.device), degree)
+        change.write(change.contents + moved)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A block in the form ``(n_rows, n, rest)``, with the way back."""
+
+    block: Tensor
+    dims: tuple[int, ...]
+
+    @property
+    def _in_front(self) -> Tensor:
+        return self.block.movedim(self.dims, tuple(range(len(self.dims))))
+
+    @property
+    def contents(self) -> Tensor:
+        shape = self._in_front.shape
+        rows = shape[: len(self.dims) - 1].numel()
+        return self._in_front.reshape(rows, shape[len(self.dims) - 1], -1)
+
+    def write(self, contents: Tensor) -> None:
+        self._in_front.copy_(contents.reshape(self._in_front.shape))
+
+
+def _along(tensor: Tensor, action: Action, rows: Sequence[str]) -> Iterator[tuple[_Part, int]]:
+    block = action.block.of(tensor)
+    row_dims = tuple(action.block.dims(row)[0] for row in rows)
+    for dim, degree in enumerate(action.degrees):
+        if degree:
+            yield _Part(block, (*row_dims, dim)), degree

@@ -19,8 +19,9 @@ One atom has places in many tensors, and in each its own charge: see `charges`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 from lightning_symmetry.symmetry.charges import NEUTRAL, Charge
 
@@ -91,22 +92,27 @@ def resolve(axis: Axis) -> Axis:
     for factor in axis:
         if isinstance(factor, Concatenation):
             factors.extend(_concatenate(factor.segments))
-        elif factor.atom.bound is None:
-            factors.append(factor)
+            continue
+        atom = _representative(factor.atom)
+        if atom.bound is None:
+            factors.append(Place(atom, factor.charge))
         else:
-            factor.atom.bound = resolve(factor.atom.bound)
-            factors.extend(_charged(factor.atom.bound, factor.charge))
+            factors.extend(resolve(_divided(atom.bound, factor.charge)))
     return tuple(factor for factor in factors if factor.size != 1)
 
 
-def _charged(axis: Axis, charge: Charge) -> Axis:
-    """An axis with one charge at all of its places."""
-    return tuple(
-        Place(factor.atom, charge)
-        if isinstance(factor, Place)
-        else Concatenation([_charged(segment, charge) for segment in factor.segments])
-        for factor in axis
-    )
+def _representative(atom: Atom) -> Atom:
+    """The atom that an atom became one with."""
+    if atom.bound is None or len(atom.bound) != 1 or not isinstance(atom.bound[0], Place):
+        return atom
+    found = _representative(atom.bound[0].atom)
+    atom.bound = (Place(found),)
+    return found
+
+
+def _divided(axis: Axis, charge: Charge) -> Axis:
+    """The parts of an axis that had a charge as a whole: each part has its own."""
+    return _rewritten(axis, map(charge.part, count()))
 
 
 def _concatenate(segments: Iterable[Axis]) -> Axis:
@@ -121,13 +127,18 @@ def _concatenate(segments: Iterable[Axis]) -> Axis:
 
 def places(axis: Axis) -> list[Place]:
     """Every place on an axis, those within concatenations included, in order."""
+    return _listed(resolve(axis))
+
+
+def _listed(axis: Axis) -> list[Place]:
+    """The places on an axis as it is written, no binding followed."""
     found: list[Place] = []
-    for factor in resolve(axis):
+    for factor in axis:
         if isinstance(factor, Place):
             found.append(factor)
         else:
             for segment in factor.segments:
-                found.extend(places(segment))
+                found.extend(_listed(segment))
     return found
 
 
@@ -136,19 +147,18 @@ def atoms(axis: Axis) -> list[Atom]:
     return [place.atom for place in places(axis)]
 
 
-def recharged(axis: Axis, charges: Sequence[Charge]) -> Axis:
+def recharged(axis: Axis, charges: Iterable[Charge]) -> Axis:
     """The axis with other charges at its places, in order."""
-    rest = iter(charges)
+    return _rewritten(resolve(axis), iter(charges))
 
-    def renew(axis: Axis) -> Axis:
-        return tuple(
-            Place(factor.atom, next(rest))
-            if isinstance(factor, Place)
-            else Concatenation([renew(segment) for segment in factor.segments])
-            for factor in axis
-        )
 
-    return renew(resolve(axis))
+def _rewritten(axis: Axis, charges: Iterator[Charge]) -> Axis:
+    return tuple(
+        Place(factor.atom, next(charges))
+        if isinstance(factor, Place)
+        else Concatenation([_rewritten(segment, charges) for segment in factor.segments])
+        for factor in axis
+    )
 
 
 def pin(axis: Axis, why: str) -> None:
@@ -174,11 +184,15 @@ def stiffen(axis: Axis, why: str) -> None:
 def _bind(atom: Atom, axis: Axis) -> None:
     """Let an atom be an axis, which takes over what is known of the atom."""
     atom.bound = axis
-    for part in atoms(axis):
+    for part in atoms((Place(atom),)):
         part.pinned = part.pinned or atom.pinned
         part.rigid = part.rigid or atom.rigid
-        part.vanishing.extend(atom.vanishing)
-        part.nearly.extend(atom.nearly)
+    for form in atom.vanishing:
+        for place in places((Place(atom, form),)):
+            place.atom.vanishing.append(place.charge)
+    for form in atom.nearly:
+        for place in places((Place(atom, form),)):
+            place.atom.nearly.append(place.charge)
 
 
 def unify(left: Axis, right: Axis) -> None:
@@ -243,7 +257,7 @@ def _split_factor(factor: Factor, outer_size: int) -> tuple[Axis, Axis]:
     if isinstance(factor, Place):
         parts = (Place(Atom(outer_size)), Place(Atom(inner_size)))
         _bind(factor.atom, parts)
-        outer, inner = _charged(parts, factor.charge)
+        outer, inner = _divided(parts, factor.charge)
         return (outer,), (inner,)
     if all(size(segment) % inner_size == 0 for segment in factor.segments):
         pairs = [split(segment, size(segment) // inner_size) for segment in factor.segments]
@@ -292,9 +306,8 @@ def cut(axis: Axis, position: int) -> tuple[Axis, Axis]:
         return _told_apart(axis, "unaligned slice", position, size(axis) - position)
     position //= size(rest)
     if isinstance(first, Place):
-        left, right = fresh(position), fresh(first.size - position)
-        _bind(first.atom, (Concatenation([left, right]),))
-        return _charged(left, first.charge) + rest, _charged(right, first.charge) + rest
+        _bind(first.atom, (Concatenation([fresh(position), fresh(first.size - position)]),))
+        return cut((first, *rest), position * size(rest))
     before: list[Axis] = []
     after: list[Axis] = []
     for segment in first.segments:

@@ -22,20 +22,23 @@ The nullspace over the rationals is the rescalings of the axis, that over GF(2) 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count
 
-_VARIABLES = count()
+Unknown = int | tuple["Unknown", int]
+"""An unknown exponent, or that of a part of an axis: what it was called as a whole, and the number of the part."""
+
+_NEW = count()
 
 
 @dataclass(frozen=True)
 class Charge:
     """A linear form in unknown exponents: `scale` over the rationals, `sign` over GF(2)."""
 
-    scale: Mapping[int, Fraction]
-    sign: frozenset[int]
+    scale: Mapping[Unknown, Fraction]
+    sign: frozenset[Unknown]
 
     def __add__(self, other: Charge) -> Charge:
         """The charge of a product."""
@@ -50,6 +53,12 @@ class Charge:
             self.sign if whole and power % 2 else frozenset(),
         )
 
+    def part(self, number: int) -> Charge:
+        """The charge of one part of an axis that had this charge as a whole: the same form in unknowns of its own."""
+        return Charge(
+            {(key, number): value for key, value in self.scale.items()}, frozenset((key, number) for key in self.sign)
+        )
+
     def __sub__(self, other: Charge) -> Charge:
         """The charge of a quotient."""
         return self + other * -1
@@ -60,11 +69,11 @@ NEUTRAL = Charge({}, frozenset())
 
 def unknown() -> Charge:
     """A charge of which nothing is known yet: one new unknown."""
-    variable = next(_VARIABLES)
+    variable = next(_NEW)
     return Charge({variable: Fraction(1)}, frozenset({variable}))
 
 
-def scalings(equations: Iterable[Mapping[int, Fraction]], unknowns: Sequence[int]) -> list[dict[int, Fraction]]:
+def scalings(equations: Iterable[Mapping[Unknown, Fraction]], unknowns: Sequence[Unknown]) -> list[dict[Unknown, Fraction]]:
     """A basis of the exponents that solve the equations, each form of which is to be zero.
 
     Args:
@@ -77,21 +86,23 @@ def scalings(equations: Iterable[Mapping[int, Fraction]], unknowns: Sequence[int
     return _nullspace([dict(form) for form in equations], unknowns, lambda value: value)
 
 
-def signs(equations: Iterable[frozenset[int]], unknowns: Sequence[int]) -> list[frozenset[int]]:
+def signs(equations: Iterable[frozenset[Unknown]], unknowns: Sequence[Unknown]) -> list[frozenset[Unknown]]:
     """A basis of the signs that solve the equations over GF(2): the sets of unknowns that are one."""
     forms = [{key: Fraction(1) for key in form} for form in equations]
     return [frozenset(solution) for solution in _nullspace(forms, unknowns, lambda value: value % 2)]
 
 
-def _nullspace(forms, unknowns, reduce):  # type: ignore[no-untyped-def]
+def _nullspace(
+    forms: Iterable[dict[Unknown, Fraction]], unknowns: Sequence[Unknown], reduce: Callable[[Fraction], Fraction]
+) -> list[dict[Unknown, Fraction]]:
     """Gauss-Jordan elimination on sparse rows; the unknowns of interest are eliminated last, and so are free first."""
     interest = set(unknowns)
-    rows: dict[int, dict[int, Fraction]] = {}
+    rows: dict[Unknown, dict[Unknown, Fraction]] = {}
     for form in forms:
-        for pivot, row in rows.items():
-            _eliminate(form, pivot, row, reduce)
+        for pivot in [key for key in form if key in rows]:
+            _eliminate(form, pivot, rows[pivot], reduce)
         if form:
-            pivot = min(form, key=lambda key: (key in interest, key))
+            pivot = next((key for key in form if key not in interest), next(iter(form)))
             inverse = 1 / form[pivot]
             form = {key: reduce(value * inverse) for key, value in form.items()}
             for row in rows.values():
@@ -105,11 +116,17 @@ def _nullspace(forms, unknowns, reduce):  # type: ignore[no-untyped-def]
     return solutions
 
 
-def _eliminate(form, pivot, row, reduce):  # type: ignore[no-untyped-def]
+def _eliminate(
+    form: dict[Unknown, Fraction],
+    pivot: Unknown,
+    row: Mapping[Unknown, Fraction],
+    reduce: Callable[[Fraction], Fraction],
+) -> None:
+    """Subtract the multiple of a row that takes its pivot out of a form."""
     factor = form.get(pivot)
     if factor:
         for key, value in row.items():
-            total = reduce(form.get(key, 0) - factor * value)
+            total = reduce(form.get(key, Fraction(0)) - factor * value)
             if total:
                 form[key] = total
             else:

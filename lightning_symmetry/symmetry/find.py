@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from lightning_symmetry.symmetry.actions import Block
-from lightning_symmetry.symmetry.groups import KINDS, Symmetries, SymmetryGroup
-from lightning_symmetry.symmetry.permutations import permutation_groups
+from lightning_symmetry.symmetry.actions import KINDS
+from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+from lightning_symmetry.symmetry.proposals import propose
 from lightning_symmetry.symmetry.step import Step
 from lightning_symmetry.symmetry.tracing import trace
 from lightning_symmetry.symmetry.verification import verify
@@ -27,7 +27,8 @@ def find_symmetries(
         model: A `LightningModule`, whose `training_step` is traced, or any module, which is called as ``model(batch)``,
             ``model(*batch)`` for a tuple, ``model(**batch)`` for a mapping.
         batch: One batch of data, on the device of the model.
-        kinds: The kinds of symmetry to look for; None for all: ``"permutation"``.
+        kinds: The kinds of symmetry to look for; None for all: ``"permutation"``, ``"sign"``,
+            ``"rescaling"``, ``"rotation"``, ``"scale"``.
         verify_up_to: The largest number of parameters at which groups are verified; above it they have
             ``verified=None``.
 
@@ -50,16 +51,17 @@ def find_symmetries(
     check_kinds(kinds)
     step = Step(model, batch)
     tape = trace(step)
-    groups, blocks, labelling = permutation_groups(tape, step.parameters)
+    proposals = propose(tape, step.parameters)
+    groups = [group for group in proposals.groups if kinds is None or group.kind in kinds]
     rejected: list[SymmetryGroup] = []
     if sum(parameter.numel() for parameter in step.parameters.values()) <= verify_up_to:
         groups, rejected = verify(step, groups)
     return Symmetries(
         groups=tuple(groups),
-        blocks=blocks,
-        share=_share(groups, blocks, step),
+        blocks=proposals.blocks,
+        share=_share(groups, step),
         rejected=tuple(group.name for group in rejected),
-        without_rule=dict(labelling.without_rule),
+        without_rule=proposals.without_rule,
     )
 
 
@@ -76,7 +78,7 @@ def check_kinds(kinds: Sequence[str] | None) -> None:
             )
 
 
-def _share(groups: Sequence[SymmetryGroup], blocks: Sequence[Block], step: Step) -> float:
-    names = {group.name for group in groups}
-    moved = sum(block.numel for block in blocks if block.tensor in step.parameters and names.intersection(block.axes))
-    return moved / sum(parameter.numel() for parameter in step.parameters.values())
+def _share(groups: Sequence[SymmetryGroup], step: Step) -> float:
+    """The share of the parameters' entries that are in a block which a group moves."""
+    moved = {block: block.numel for group in groups for block in group.blocks if block.tensor in step.parameters}
+    return sum(moved.values()) / sum(parameter.numel() for parameter in step.parameters.values())

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, overload
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Generator, Tensor
 
-from lightning_symmetry.symmetry.actions import Block, permute, random_permutations
-
-KINDS = ("permutation",)
+from lightning_symmetry.symmetry.actions import KINDS, Action, Block, derive, transform
 
 
 @dataclass(frozen=True)
@@ -22,31 +22,46 @@ class SymmetryGroup:
     """A group of transformations of a model's parameters that leave what the model computes unchanged.
 
     Attributes:
-        kind: What its elements do; ``"permutation"``: they exchange units (arXiv:2502.05300).
+        kind: What its elements do: ``"permutation"`` exchanges units, ``"sign"`` flips them, ``"rescaling"`` multiplies
+            them by positive numbers, ``"rotation"`` mixes them linearly, all of GL(n), ``"scale"`` multiplies what a norm
+            divides by its size (arXiv:2502.05300).
         name: Where it acts, after the first parameter that it moves; unique within a model.
-        size: The number of units n that it exchanges.
+        axis: The axis that it acts on.
+        size: The number of units n along the axis.
         rows: The axes at whose every position it acts by itself, with their sizes: units within each head.
-        blocks: The parts of the parameters and buffers that it moves.
+        actions: What it does to each part of the parameters and buffers that it moves.
         parameters: The names of the parameters that it moves.
         buffers: The names of the buffers that move with them: running statistics.
-        dimension: The dimension of its Lie algebra; 0 for a discrete group.
         preserves: ``"output"``, or ``"loss"`` where the outputs change, or where none is known.
-        exact: False where it holds only at eps = 0 of a norm.
-        verified: True where a random element was tried on the model in float64; None where the model was too large to
-            try.
+        exact: False where it holds only as far as the small constant of a norm is zero.
+        verified: True where a random element was tried on the model in float64; None where it was too large to try.
     """
 
     kind: str
     name: str
+    axis: str
     size: int
     rows: tuple[tuple[str, int], ...]
-    blocks: tuple[Block, ...]
+    actions: tuple[Action, ...]
     parameters: tuple[str, ...]
     buffers: tuple[str, ...] = ()
-    dimension: int = 0
     preserves: str = "output"
     exact: bool = True
     verified: bool | None = None
+
+    @property
+    def dimension(self) -> int:
+        """The dimension of its Lie algebra; 0 for a discrete group."""
+        return self._n_rows * KINDS[self.kind].dimension(self.size)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The parts of the parameters and buffers that it moves."""
+        return tuple(action.block for action in self.actions)
+
+    @property
+    def _n_rows(self) -> int:
+        return math.prod(length for _, length in self.rows)
 
     def transform(self, tensors: Mapping[str, Tensor], generator: Generator | None = None) -> dict[str, Tensor]:
         """Apply one random element, never the identity.
@@ -62,22 +77,30 @@ class SymmetryGroup:
             KeyError: A tensor that the group moves is missing.
         """
         moved = {name: tensors[name].clone() for name in (*self.parameters, *self.buffers)}
-        permutations = random_permutations([length for _, length in self.rows], self.size, generator)
-        for block in self.blocks:
-            permute(moved[block.tensor], block, self.name, [row for row, _ in self.rows], permutations)
+        kind = KINDS[self.kind]
+        element = kind.element(self._n_rows, self.size, generator)
+        for action in self.actions:
+            transform(moved[action.block.tensor], action, [row for row, _ in self.rows], kind, element)
         return {**tensors, **moved}
 
     def tangent(self, tensors: Mapping[str, Tensor], generator: Generator | None = None) -> dict[str, Tensor]:
         """One random direction of the Lie algebra at a point: zeros for a discrete group.
 
         Args:
-            tensors: The model's parameters by name.
+            tensors: The model's parameters and buffers by name.
             generator: The source of randomness, on the CPU.
 
         Returns:
-            A tensor of the same shape for each parameter that the group moves.
+            A tensor of the same shape for each parameter and buffer that the group moves.
         """
-        return {name: tensors[name].new_zeros(tensors[name].shape) for name in self.parameters}
+        tangent = {name: torch.zeros_like(tensors[name]) for name in (*self.parameters, *self.buffers)}
+        kind = KINDS[self.kind]
+        if kind.direction is not None:
+            direction = kind.direction(self._n_rows, self.size, generator)
+            for action in self.actions:
+                name = action.block.tensor
+                derive(tensors[name], tangent[name], action, [row for row, _ in self.rows], kind, direction)
+        return tangent
 
     def to_dict(self) -> dict[str, Any]:
         """The group in plain types, for JSON."""
@@ -86,11 +109,12 @@ class SymmetryGroup:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> SymmetryGroup:
         """The group that `to_dict` wrote, also after a way through JSON."""
-        return cls(**{**{key: _as_tuples(value) for key, value in plain.items()}, "blocks": _blocks(plain["blocks"])})
+        actions = tuple(Action(_block(action["block"]), tuple(action["degrees"])) for action in plain["actions"])
+        return cls(**{**{key: _as_tuples(value) for key, value in plain.items()}, "actions": actions})
 
 
-def _blocks(plain: Sequence[Mapping[str, Any]]) -> tuple[Block, ...]:
-    return tuple(Block(**{key: _as_tuples(value) for key, value in block.items()}) for block in plain)
+def _block(plain: Mapping[str, Any]) -> Block:
+    return Block(**{key: _as_tuples(value) for key, value in plain.items()})
 
 
 def _as_tuples(value: Any) -> Any:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from lightning_symmetry.symmetry.groups import SymmetryGroup
+from lightning_symmetry.symmetry.laws import SMALL
 from lightning_symmetry.symmetry.step import Outputs, Step, Tensors, undisturbed
 from lightning_symmetry.symmetry.tracing import mean_of_random
 
@@ -28,12 +29,11 @@ MOVEMENT = 1e-2
 """The least relative distance that an element of a group must move the parameters by."""
 
 
-def verify(
-    step: Step, groups: Sequence[SymmetryGroup], seed: int = 0
-) -> tuple[list[SymmetryGroup], list[SymmetryGroup]]:
+def verify(step: Step, groups: Sequence[SymmetryGroup], seed: int = 0) -> tuple[list[SymmetryGroup], list[SymmetryGroup]]:
     """Sort proposed groups into those that leave the step as it was, and those that do not.
 
-    All are tried jointly; only where that fails, halves are tried until the culprits are alone.
+    All are tried jointly; only where that fails, halves are tried until the culprits are alone. Groups that hold only as far
+    as the small constant of a norm is zero are tried with that constant at zero.
 
     Returns:
         The groups that passed, each with `verified` and `preserves` set, and those that failed.
@@ -41,25 +41,61 @@ def verify(
     generator = Generator().manual_seed(seed)
     parameters = _generic(step.parameters, generator)
     buffers = {name: _lifted(buffer) for name, buffer in step.buffers.items()}
-    reference = _run(step, parameters, buffers)
+    passed: dict[str, SymmetryGroup] = {}
+    for exact in (True, False):
+        some = [group for group in groups if group.exact is exact]
+        if some:
+            trial = _Trial(step, parameters, buffers, _InFloat64(exact), generator)
+            kept = _passing(some, trial.preserves)
+            with_output = {group.name for group in _passing(kept, trial.preserves_forward)}
+            for group in kept:
+                preserves = "output" if group.name in with_output else "loss"
+                passed[group.name] = replace(group, verified=True, preserves=preserves)
+    return (
+        [passed[group.name] for group in groups if group.name in passed],
+        [group for group in groups if group.name not in passed],
+    )
 
-    def moved(group: Sequence[SymmetryGroup]) -> Outputs:
-        tensors = {**parameters, **buffers}
-        for each in group:
-            before, tensors = tensors, each.transform(tensors, generator)
-            if _distance(each, before, tensors) < MOVEMENT:
-                raise AssertionError(f"the element tried of group {each.name!r} moves nothing")
-        return _run(step, {name: tensors[name] for name in parameters}, {name: tensors[name] for name in buffers})
 
-    kept = _passing(groups, lambda some: _same(moved(some).preserved, reference.preserved))
-    keeping_output = {
-        group.name
-        for group in _passing(kept, lambda some: _same(moved(some).forward, reference.forward) and reference.forward)
-    }
-    passed = [
-        replace(group, verified=True, preserves="output" if group.name in keeping_output else "loss") for group in kept
-    ]
-    return passed, [group for group in groups if group not in kept]
+class _Trial:
+    """A step at generic parameters, to be compared with itself at parameters that groups have moved."""
+
+    def __init__(
+        self, step: Step, parameters: Tensors, buffers: Tensors, precision: _InFloat64, generator: Generator
+    ) -> None:
+        self._step = step
+        self._parameters = parameters
+        self._buffers = buffers
+        self._precision = precision
+        self._generator = generator
+        self._reference = self._run(parameters, buffers)
+
+    def preserves(self, groups: Sequence[SymmetryGroup]) -> bool:
+        """Whether random elements of all groups leave what the step returns as it was."""
+        return _same(self._moved(groups).preserved, self._reference.preserved)
+
+    def preserves_forward(self, groups: Sequence[SymmetryGroup]) -> bool:
+        """Whether they leave what the model's `forward` returned within it as it was."""
+        return bool(self._reference.forward) and _same(self._moved(groups).forward, self._reference.forward)
+
+    def _moved(self, groups: Sequence[SymmetryGroup]) -> Outputs:
+        tensors = {**self._parameters, **self._buffers}
+        for group in groups:
+            before, tensors = tensors, group.transform(tensors, self._generator)
+            if _distance(group, before, tensors) < MOVEMENT:
+                raise AssertionError(f"the element tried of group {group.name!r} moves nothing")
+        return self._run(
+            {name: tensors[name] for name in self._parameters}, {name: tensors[name] for name in self._buffers}
+        )
+
+    def _run(self, parameters: Tensors, buffers: Tensors) -> Outputs:
+        default = torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(torch.float64)
+            with undisturbed(), self._precision:
+                return self._step(parameters, {name: buffer.clone() for name, buffer in buffers.items()}, self._step.batch)
+        finally:
+            torch.set_default_dtype(default)
 
 
 def _passing(
@@ -108,25 +144,34 @@ def _generic(parameters: Tensors, generator: Generator) -> Tensors:
     return generic
 
 
-def _run(step: Step, parameters: Tensors, buffers: Tensors) -> Outputs:
-    default = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float64)
-        with undisturbed(), _InFloat64():
-            return step(parameters, {name: buffer.clone() for name, buffer in buffers.items()}, step.batch)
-    finally:
-        torch.set_default_dtype(default)
-
-
 class _InFloat64(TorchDispatchMode):
-    """Computes in float64 whatever floating type is given or asked for; random operations act by their mean."""
+    """Computes in float64 whatever floating type is given or asked for; random operations act by their mean.
+
+    Args:
+        exact: False to take the small constants of norms for zero.
+    """
+
+    def __init__(self, exact: bool = True) -> None:
+        super().__init__()
+        self._exact = exact
 
     def __torch_dispatch__(
         self, operation: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         args, kwargs = tree_map(_lifted, (args, kwargs or {}))
         drawn = mean_of_random(operation, args, kwargs)
-        return tree_map(_lifted, operation(*args, **kwargs) if drawn is None else drawn)
+        if drawn is None:
+            drawn = operation(*(args if self._exact else _without_small_constant(operation, args)), **kwargs)
+        return tree_map(_lifted, drawn)
+
+
+def _without_small_constant(operation: OpOverload, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    names = [argument.name for argument in operation._schema.arguments]
+    if operation.overloadpacket in (torch.ops.aten.add, torch.ops.aten.add_):
+        small = isinstance(args[1], float) and 0 < args[1] <= SMALL
+        return (args[0], 0.0, *args[2:]) if small else args
+    place = names.index("eps") if "eps" in names and "norm" in operation.name() else len(args)
+    return (*args[:place], 0.0, *args[place + 1 :]) if place < len(args) else args
 
 
 def _lifted(leaf: Any) -> Any:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
-from lightning_symmetry.symmetry.permutations import permutation_groups
+from lightning_symmetry.symmetry.proposals import propose
 from lightning_symmetry.symmetry.step import Step
 from lightning_symmetry.symmetry.tracing import trace
 from lightning_symmetry.symmetry.verification import TOLERANCE, relative_change, verify

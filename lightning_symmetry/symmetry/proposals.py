@@ -1,0 +1,206 @@
+"""The groups that the axes of a model allow: one permutation group and any number of scalings for each axis.
+
+An axis whose positions nothing tells apart is permuted. The solutions of its charges are rescalings, or, where nothing along
+the axis forbids linear mixtures, all of GL(n); over GF(2) they are signs. Solutions that hold only up to the small constant of
+a norm are scales.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+
+import torch
+
+from lightning_symmetry.symmetry.actions import Action, Block, blocks_of
+from lightning_symmetry.symmetry.axes import Atom, Axis, Place, atoms
+from lightning_symmetry.symmetry.charges import Charge, Unknown, scalings, signs
+from lightning_symmetry.symmetry.groups import SymmetryGroup
+from lightning_symmetry.symmetry.labelling import Labelling
+from lightning_symmetry.symmetry.naming import axis_names
+from lightning_symmetry.symmetry.rows import rows_of
+from lightning_symmetry.symmetry.tracing import Tape
+
+Degrees = Mapping[Unknown, int]
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What was read off a tape.
+
+    Attributes:
+        groups: The groups, to be verified, in the order of the parameters that they move first.
+        blocks: The partition of every parameter and running statistic along the model's axes.
+        without_rule: How often each operation that could not be followed was met.
+    """
+
+    groups: list[SymmetryGroup]
+    blocks: tuple[Block, ...]
+    without_rule: Mapping[str, int]
+
+
+def propose(tape: Tape, parameters: Collection[str]) -> Proposals:
+    """Label the axes of a tape, and read off the groups that they allow."""
+    labelling = Labelling(tape)
+    leaves = {name: labelling.leaf(value) for name, value in tape.leaves.items() if value.depends}
+    found = dict.fromkeys(
+        atom for name in parameters if name in leaves for axis in leaves[name] for atom in atoms(axis)
+    )
+    rows = rows_of(labelling.tensors(), leaves.values())
+    wanted = dict.fromkeys(chain.from_iterable((*rows.get(atom, ()), atom) for atom in found))
+    names = axis_names(sorted(wanted, key=lambda atom: atom.pinned is not None), leaves)
+    model = _Model(
+        [block for name, axes in leaves.items() for block in blocks_of(name, axes, names)], names, rows, parameters
+    )
+    groups = [group for atom in found for group in model.groups_on(atom)]
+    return Proposals(
+        sorted(groups, key=lambda group: list(leaves).index(group.parameters[0])),
+        tuple(block for block, _ in model.blocks),
+        dict(labelling.without_rule),
+    )
+
+
+class _Model:
+    """The blocks of a model, and the groups that act on one of its axes."""
+
+    def __init__(
+        self,
+        blocks: list[tuple[Block, tuple[Place | None, ...]]],
+        names: Mapping[Atom, str],
+        rows: Mapping[Atom, Sequence[Atom]],
+        parameters: Collection[str],
+    ) -> None:
+        self.blocks = blocks
+        self._names = names
+        self._rows = rows
+        self._parameters = parameters
+        self._taken: set[str] = set()
+
+    def groups_on(self, atom: Atom) -> Iterator[SymmetryGroup]:
+        """The groups that act on an axis, none of which is within another."""
+        unknowns = self._unknowns(atom)
+        exact = [_whole(solution) for solution in scalings(_scales(atom.vanishing + atom.nearly), unknowns)]
+        every = [_whole(solution) for solution in scalings(_scales(atom.vanishing), unknowns)]
+        flips = self._flips(atom)
+        exact = [degrees for degrees in exact if not self._within_rows(atom, degrees)]
+        linear = [degrees for degrees in exact if atom.rigid is None and set(degrees.values()) <= {1, -1}]
+        if not atom.pinned and not any(len(degrees) == len(unknowns) for degrees in linear):
+            yield from self._group("permutation", atom, dict.fromkeys(unknowns, 1))
+        for degrees in exact:
+            yield from self._group("rotation" if degrees in linear else "rescaling", atom, degrees)
+        for degrees in _beyond(every, exact):
+            if not self._within_rows(atom, degrees):
+                yield from self._group("scale", atom, degrees, exact=False)
+        for degrees in flips:
+            if not any(degrees.keys() == other.keys() for other in linear) and not self._flips_rows(atom, degrees):
+                yield from self._group("sign", atom, degrees)
+
+    def _group(self, kind: str, atom: Atom, degrees: Degrees, exact: bool = True) -> Iterator[SymmetryGroup]:
+        actions = tuple(
+            Action(block, tuple(_degree(place, atom, degrees) for place in places))
+            for block, places in self.blocks
+            if any(_degree(place, atom, degrees) for place in places)
+        )
+        tensors = dict.fromkeys(action.block.tensor for action in actions)
+        parameters = tuple(name for name in tensors if name in self._parameters)
+        if not parameters:
+            return
+        rows = [
+            row
+            for row in self._rows.get(atom, ())
+            if all(len(action.block.dims(self._names.get(row, ""))) == 1 for action in actions)
+        ]
+        yield SymmetryGroup(
+            kind=kind,
+            name=self._name(kind, atom, parameters[0]),
+            axis=self._names[atom],
+            size=atom.size,
+            rows=tuple((self._names[row], row.size) for row in rows),
+            actions=actions,
+            parameters=parameters,
+            buffers=tuple(name for name in tensors if name not in self._parameters),
+            exact=exact,
+        )
+
+    def _name(self, kind: str, atom: Atom, parameter: str) -> str:
+        """The name of the axis for its permutations; for other kinds that of the first parameter moved, and the kind."""
+        if kind == "permutation":
+            return self._names[atom]
+        stem = self._names[atom]
+        if not stem.startswith(parameter.rpartition(".")[0]):
+            stem = parameter.rpartition(".")[0] or parameter
+        name = f"{stem}.{kind}"
+        count = 1 + sum(name in (other, other.rpartition(".")[0]) for other in self._taken)
+        name = f"{name}.{count}" if name in self._taken else name
+        self._taken.add(name)
+        return name
+
+    def _unknowns(self, atom: Atom) -> list[Unknown]:
+        places = (place for _, places in self.blocks for place in places if place is not None and place.atom is atom)
+        return list(dict.fromkeys(unknown for place in places for unknown in place.charge.scale))
+
+    def _within_rows(self, atom: Atom, degrees: Degrees) -> bool:
+        """Whether a scaling is that of all positions of another axis alike, at each position along this one."""
+        own = self._by_block(atom, degrees)
+        finer = [other for other in self._names if atom in self._rows.get(other, ()) and other is not atom]
+        spanned = [
+            self._by_block(other, _whole(solution))
+            for other in finer
+            for solution in scalings(_scales(other.vanishing + other.nearly), self._unknowns(other))
+        ]
+        return bool(spanned) and not _beyond([own], spanned)
+
+    def _flips(self, atom: Atom) -> list[Degrees]:
+        solutions = signs((form.sign for form in atom.vanishing), self._unknowns(atom))
+        return [dict.fromkeys(solution, 1) for solution in solutions]
+
+    def _flips_rows(self, atom: Atom, degrees: Degrees) -> bool:
+        """Whether a flip is that of all positions of another axis alike, at each position along this one."""
+        own = _odd(self._by_block(atom, degrees))
+        finer = [other for other in self._names if atom in self._rows.get(other, ()) and other is not atom]
+        return any(_odd(self._by_block(other, flip)) == own for other in finer for flip in self._flips(other))
+
+    def _by_block(self, atom: Atom, degrees: Degrees) -> dict[int, int]:
+        """The degree in each block as a whole."""
+        sums = {
+            number: sum(_degree(place, atom, degrees) for place in places)
+            for number, (_, places) in enumerate(self.blocks)
+        }
+        return {number: degree for number, degree in sums.items() if degree}
+
+
+def _odd(degrees: Mapping[int, int]) -> set[int]:
+    return {number for number, degree in degrees.items() if degree % 2}
+
+
+def _degree(place: Place | None, atom: Atom, degrees: Degrees) -> int:
+    if place is None or place.atom is not atom:
+        return 0
+    return sum(degrees.get(unknown, 0) for unknown in place.charge.scale)
+
+
+def _scales(forms: Iterable[Charge]) -> list[Mapping[Unknown, Fraction]]:
+    return [form.scale for form in forms]
+
+
+def _whole(solution: Mapping[Unknown, Fraction]) -> dict[Unknown, int]:
+    """The solution times the least number that makes all its degrees whole."""
+    common = math.lcm(*(value.denominator for value in solution.values()))
+    return {key: int(value * common) for key, value in solution.items()}
+
+
+def _beyond(solutions: Sequence[Degrees], known: Sequence[Degrees]) -> list[Degrees]:
+    """Those solutions that are no combination of known ones and of one another."""
+    keys = list(dict.fromkeys(chain.from_iterable((*known, *solutions))))
+    vectors = [[float(solution.get(key, 0)) for key in keys] for solution in known]
+    beyond = []
+    rank = int(torch.linalg.matrix_rank(torch.tensor(vectors, dtype=torch.float64))) if vectors else 0
+    for solution in solutions:
+        vectors.append([float(solution.get(key, 0)) for key in keys])
+        if int(torch.linalg.matrix_rank(torch.tensor(vectors, dtype=torch.float64))) > rank:
+            rank += 1
+            beyond.append(solution)
+    return beyond

@@ -1,0 +1,44 @@
+"""The rows of an axis: the other axes at whose every position a group on it may act by itself.
+
+A unit within a head may be permuted differently in each head, since every tensor that holds it also tells which head it is
+in. So axis a is a row of axis b exactly when a is there in every tensor that holds b, those within operations included: the
+mean that a norm takes, the sum that a softmax takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+
+from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, atoms, resolve
+
+
+def rows_of(tensors: Iterable[list[Axis]], leaves: Iterable[list[Axis]]) -> dict[Atom, list[Atom]]:
+    """The rows of each atom: those that are there in every tensor that holds it, so that it may be permuted by row."""
+    rows: dict[Atom, dict[Atom, None]] = {}
+    for axes in chain(tensors, leaves):
+        per_dim = [list(_alternatives(axis)) for axis in axes]
+        always = [set.intersection(*map(set, alternatives)) for alternatives in per_dim]
+        for dim, alternatives in enumerate(per_dim):
+            elsewhere = set().union(*always[:dim], *always[dim + 1 :])
+            for together in alternatives:
+                for atom in together:
+                    beside = (set(together) - {atom}) | elsewhere - {atom}
+                    known = rows.setdefault(atom, dict.fromkeys(other for other in _in_order(axes) if other in beside))
+                    rows[atom] = {other: None for other in known if other in beside}
+    return {atom: list(found) for atom, found in rows.items()}
+
+
+def _in_order(axes: list[Axis]) -> Iterable[Atom]:
+    return chain.from_iterable(map(atoms, axes))
+
+
+def _alternatives(axis: Axis) -> Iterable[tuple[Atom, ...]]:
+    """The atoms of an axis, once for each choice of segments of its concatenations."""
+    axis = resolve(axis)
+    place = next((place for place, factor in enumerate(axis) if isinstance(factor, Concatenation)), None)
+    if place is None:
+        yield tuple(atoms(axis))
+        return
+    for segment in axis[place].segments:  # type: ignore[union-attr]
+        yield from _alternatives(axis[:place] + segment + axis[place + 1 :])

@@ -61,7 +61,7 @@ class SpectrumMonitor(Monitor):
 
     def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
         """Plan one piece for each weight matrix."""
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.dim() > 1}
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters() if _is_matrix(parameter)}
         layers = {name: shape for name, shape in shapes.items() if full_rank(shape) > 1}
         selected = set(self.select(name for name, _ in model.named_parameters()))
         layers = {name: shape for name, shape in layers.items() if name in selected}
@@ -69,3 +69,7 @@ class SpectrumMonitor(Monitor):
             pieces=spectrum_pieces(layers, self.indicators),
             aggregates=lambda values: spectrum_aggregates(layers, values),
         )
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    return parameter.dim() > 1 and (parameter.is_floating_point() or parameter.is_complex())

@@ -11,6 +11,7 @@ from torch import nn
 from lightning_symmetry.callbacks.monitor import Monitor, OnError
 from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.measurement.indicators import symmetry_aggregates, symmetry_pieces
+from lightning_symmetry.measurement.units import too_large_to_match
 from lightning_symmetry.symmetry.find import check_kinds, find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
 
@@ -84,11 +85,17 @@ class SymmetryMonitor(Monitor):
         assert found is not None
         names = [name for name, _ in model.named_parameters()]
         selected = set(self.select(names))
-        self.symmetries = symmetries = found.select([group for group in found if group.parameters[0] in selected])
-        rank_zero_info(f"{type(self).__name__} found {len(symmetries)} symmetry groups in {type(model).__name__}")
+        chosen = [group for group in found if group.parameters[0] in selected]
+        unmeasured = [group.name for group in chosen if too_large_to_match(group, found)]
+        symmetries = found.select([group for group in chosen if group.name not in unmeasured])
+        self.symmetries = found.select(chosen)
+        rank_zero_info(f"{type(self).__name__} found {len(self.symmetries)} symmetry groups in {type(model).__name__}")
         numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
         return Plan(
-            pieces=symmetry_pieces(symmetries, self.tolerance),
+            pieces=symmetry_pieces(symmetries, self.tolerance, among=found),
             aggregates=lambda values: symmetry_aggregates(symmetries, numel, values),
-            findings={"symmetries": symmetries.to_dict()},
+            findings={
+                "symmetries": self.symmetries.to_dict(),
+                **({"unmeasured": {"groups": unmeasured, "why": "too many units within each"}} if unmeasured else {}),
+            },
         )

@@ -7,15 +7,17 @@ pieces out among them. A piece says its keys beforehand, so that every rank know
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lightning_symmetry.functional.continuous import alive_units, product_rank
 from lightning_symmetry.functional.order_parameters import PERMUTATION_INDICATORS, permutation_indicators
 from lightning_symmetry.functional.spectrum import spectral_indicators
-from lightning_symmetry.functional.units import Units
+from lightning_symmetry.measurement.units import sides_of, units_of
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 
 Tensors = Mapping[str, Tensor]
@@ -34,63 +36,74 @@ class Piece:
     measure: Callable[[Tensors], Sequence[Tensor]]
 
 
-def key_name(name: str) -> str:
-    """A name of a group or a layer as a part of a key, in which W&B would take dots for nesting."""
-    return name.removesuffix(".weight").replace(".", "_")
+def key_names(names: Iterable[str]) -> dict[str, str]:
+    """Names of groups or layers as parts of keys, in which W&B would take dots for nesting; no two alike."""
+    keys: dict[str, str] = {}
+    for name in names:
+        stem = key = name.removesuffix(".weight").replace(".", "_")
+        number = 1
+        while key in keys.values():
+            number += 1
+            key = f"{stem}_{number}"
+        keys[name] = key
+    return keys
 
 
-def symmetry_pieces(symmetries: Symmetries, tolerance: float) -> list[Piece]:
-    """One piece for each group: its order parameters, the mean over the rows in which the group acts by itself."""
-    return [
-        Piece(
-            keys=tuple(f"symmetry/{indicator}/{key_name(group.name)}" for indicator in PERMUTATION_INDICATORS),
-            measure=lambda tensors, group=group: _permutation(group, symmetries, tensors, tolerance),  # type: ignore[misc]
-        )
-        for group in symmetries
-    ]
+def symmetry_pieces(symmetries: Symmetries, tolerance: float, among: Symmetries | None = None) -> list[Piece]:
+    """One piece for each group that has a symmetric state: its order parameters.
+
+    Where a group acts by itself in each of several rows, they are means over the rows.
+
+    Args:
+        symmetries: The groups to measure.
+        tolerance: The relative size up to which units count as equal, or as zero.
+        among: All groups of the model: those within a unit tell how two units are compared.
+    """
+    keys = key_names(group.name for group in symmetries)
+    pieces = []
+    for group in symmetries:
+        if group.kind in _ORDER_PARAMETERS:
+            indicators, measure = _ORDER_PARAMETERS[group.kind]
+            pieces.append(
+                Piece(
+                    keys=tuple(f"symmetry/{indicator}/{keys[group.name]}" for indicator in indicators),
+                    measure=partial(measure, group, among or symmetries, tolerance),
+                )
+            )
+    return pieces
 
 
-def _permutation(group: SymmetryGroup, symmetries: Symmetries, tensors: Tensors, tolerance: float) -> list[Tensor]:
+def _permutation(group: SymmetryGroup, symmetries: Symmetries, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
     rows = [permutation_indicators(units, tolerance) for units in units_of(group, symmetries, tensors)]
     values = {indicator: torch.stack([row[indicator] for row in rows]) for indicator in PERMUTATION_INDICATORS}
     return [value.amin() if indicator.endswith("_min") else value.mean() for indicator, value in values.items()]
 
 
-def units_of(group: SymmetryGroup, symmetries: Iterable[SymmetryGroup], tensors: Tensors) -> Iterator[Units]:
-    """The joint vectors of the units that a permutation group exchanges, for each row in which it acts by itself.
+def _death(group: SymmetryGroup, symmetries: Symmetries, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
+    """Signs flip all parts of a unit alike, so its strength is its norm; a rescaling leaves the product of two norms."""
+    alive = []
+    for row in range(group.n_rows):
+        incoming, outgoing = (sides_of(group, tensors, row, sign) for sign in (1, -1))
+        alive.append(alive_units(incoming, outgoing if group.kind == "rescaling" else None, tolerance))
+    mean = torch.stack(alive).mean()
+    return [mean / group.size, mean]
 
-    Each block of a parameter gives a part of every unit. Running statistics move with the units, but are no part of
-    them.
-    """
-    rows = [row for row, _ in group.rows]
-    inner_axes = [other.name for other in symmetries if group.name in dict(other.rows)]
-    parts: list[Tensor] = []
-    coupled: list[Tensor] = []
-    inner: dict[str, list[Tensor]] = {}
-    for block in group.blocks:
-        if block.tensor not in group.parameters:
-            continue
-        leading = [block.dims(row)[0] for row in rows]
-        units = block.dims(group.name)[:2]
-        within = [axis for axis in inner_axes if len(block.dims(axis)) == 1]
-        own = [*units, *(block.dims(within[0]) if len(within) == len(units) == 1 else ())]
-        part = block.of(tensors[block.tensor])
-        part = part.movedim([*leading, *own], list(range(len(leading) + len(own))))
-        part = part.flatten(0, len(leading) - 1) if leading else part.unsqueeze(0)
-        part = part.flatten(1 + len(own)) if part.dim() > 1 + len(own) else part.unsqueeze(-1)
-        if len(units) == 2:
-            coupled.append(part)
-        elif len(own) == 2:
-            inner.setdefault(within[0], []).append(part)
-        else:
-            parts.append(part)
-    joined = [torch.cat(several, dim=-1) for several in inner.values()]
-    for row in range(math.prod(length for _, length in group.rows)):
-        yield Units(
-            parts=tuple(part[row] for part in parts),
-            coupled=tuple(part[row] for part in coupled),
-            inner=tuple(part[row] for part in joined),
-        )
+
+def _rank(group: SymmetryGroup, symmetries: Symmetries, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
+    ranks = [
+        product_rank(*(sides_of(group, tensors, row, sign) for sign in (1, -1)), tolerance)
+        for row in range(group.n_rows)
+    ]
+    mean = torch.stack(ranks).mean()
+    return [mean / group.size, mean]
+
+
+_ORDER_PARAMETERS: Mapping[str, tuple[Sequence[str], Callable[..., Sequence[Tensor]]]] = {
+    "permutation": (PERMUTATION_INDICATORS, _permutation),
+    "sign": (("broken_fraction", "alive_units"), _death),
+    "rescaling": (("broken_fraction", "alive_units"), _death),
+    "rotation": (("broken_fraction", "product_rank"), _rank),
+}
 
 
 def symmetry_aggregates(
@@ -101,15 +114,22 @@ def symmetry_aggregates(
     Every block of a parameter counts its entries times, for each of its axes, the share of units that are distinct.
 
     Args:
-        symmetries: The symmetries of the model.
+        symmetries: The groups that were measured.
         numel: The number of entries of each parameter.
         values: What the pieces measured.
     """
-    if not symmetries:
+    keys = key_names(group.name for group in symmetries)
+    broken = [
+        values[f"symmetry/broken_fraction/{keys[group.name]}"]
+        for group in symmetries
+        if group.kind in _ORDER_PARAMETERS
+    ]
+    if not broken:
         return {}
-    broken = [values[f"symmetry/broken_fraction/{key_name(group.name)}"] for group in symmetries]
     distinct = {
-        group.name: values[f"symmetry/distinct_units/{key_name(group.name)}"] / group.size for group in symmetries
+        group.axis: values[f"symmetry/distinct_units/{keys[group.name]}"] / group.size
+        for group in symmetries
+        if group.kind == "permutation"
     }
     lost = sum(
         block.numel * (1 - math.prod(distinct.get(axis, 1.0) for axis in block.axes))
@@ -124,9 +144,10 @@ def symmetry_aggregates(
 
 def spectrum_pieces(layers: Mapping[str, torch.Size], indicators: Sequence[str]) -> list[Piece]:
     """One piece for each layer: indicators of the spectrum of its weights."""
+    keys = key_names(layers)
     return [
         Piece(
-            keys=tuple(f"spectrum/{indicator}/{key_name(layer)}" for indicator in indicators),
+            keys=tuple(f"spectrum/{indicator}/{keys[layer]}" for indicator in indicators),
             measure=lambda tensors, layer=layer: list(spectral_indicators(tensors[layer], indicators).values()),  # type: ignore[misc]
         )
         for layer in layers
@@ -135,10 +156,11 @@ def spectrum_pieces(layers: Mapping[str, torch.Size], indicators: Sequence[str])
 
 def spectrum_aggregates(layers: Mapping[str, torch.Size], values: Mapping[str, float]) -> dict[str, float]:
     """The mean over layers of the effective rank as a fraction of the largest possible."""
+    keys = key_names(layers)
     fractions = [
-        values[f"spectrum/effective_rank/{key_name(layer)}"] / full_rank(shape)
+        values[f"spectrum/effective_rank/{keys[layer]}"] / full_rank(shape)
         for layer, shape in layers.items()
-        if f"spectrum/effective_rank/{key_name(layer)}" in values
+        if f"spectrum/effective_rank/{keys[layer]}" in values
     ]
     return {"complexity/effective_rank_fraction": sum(fractions) / len(fractions)} if fractions else {}
 

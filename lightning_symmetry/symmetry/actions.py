@@ -61,7 +61,9 @@ class Block:
         return tuple(dim for dim, name in enumerate(self.axes) if name == axis)
 
 
-def blocks_of(tensor: str, axes: Sequence[Axis], names: Mapping[Atom, str]) -> Iterator[tuple[Block, tuple[Place | None, ...]]]:
+def blocks_of(
+    tensor: str, axes: Sequence[Axis], names: Mapping[Atom, str]
+) -> Iterator[tuple[Block, tuple[Place | None, ...]]]:
     """Partition a tensor into blocks, given its axes and the names of their atoms; with the place in each dimension."""
     yield from _blocks(tensor, (), list(axes), names)
 

@@ -42,7 +42,10 @@ class Charge:
 
     def __add__(self, other: Charge) -> Charge:
         """The charge of a product."""
-        scale = {key: self.scale.get(key, Fraction(0)) + other.scale.get(key, Fraction(0)) for key in (*self.scale, *other.scale)}
+        scale = {
+            key: self.scale.get(key, Fraction(0)) + other.scale.get(key, Fraction(0))
+            for key in (*self.scale, *other.scale)
+        }
         return Charge({key: value for key, value in scale.items() if value}, self.sign ^ other.sign)
 
     def __mul__(self, power: Fraction | int) -> Charge:
@@ -73,12 +76,14 @@ def unknown() -> Charge:
     return Charge({variable: Fraction(1)}, frozenset({variable}))
 
 
-def scalings(equations: Iterable[Mapping[Unknown, Fraction]], unknowns: Sequence[Unknown]) -> list[dict[Unknown, Fraction]]:
+def scalings(
+    equations: Iterable[Mapping[Unknown, Fraction]], unknowns: Sequence[Unknown]
+) -> list[dict[Unknown, Fraction]]:
     """A basis of the exponents that solve the equations, each form of which is to be zero.
 
     Args:
         equations: Linear forms over the rationals.
-        unknowns: The unknowns of interest.
+        unknowns: The unknowns of interest; each solution has one of them that no other has, the first possible.
 
     Returns:
         Solutions, restricted to the unknowns of interest, as a basis in echelon form; zeros are left out.
@@ -95,14 +100,14 @@ def signs(equations: Iterable[frozenset[Unknown]], unknowns: Sequence[Unknown]) 
 def _nullspace(
     forms: Iterable[dict[Unknown, Fraction]], unknowns: Sequence[Unknown], reduce: Callable[[Fraction], Fraction]
 ) -> list[dict[Unknown, Fraction]]:
-    """Gauss-Jordan elimination on sparse rows; the unknowns of interest are eliminated last, and so are free first."""
-    interest = set(unknowns)
+    """Gauss-Jordan elimination on sparse rows: unknowns of no interest first, of the others the last first."""
+    rank = {unknown: number for number, unknown in enumerate(unknowns)}
     rows: dict[Unknown, dict[Unknown, Fraction]] = {}
     for form in forms:
         for pivot in [key for key in form if key in rows]:
             _eliminate(form, pivot, rows[pivot], reduce)
         if form:
-            pivot = next((key for key in form if key not in interest), next(iter(form)))
+            pivot = max(form, key=lambda key: rank.get(key, len(rank)))
             inverse = 1 / form[pivot]
             form = {key: reduce(value * inverse) for key, value in form.items()}
             for row in rows.values():
@@ -111,7 +116,7 @@ def _nullspace(
     solutions = []
     for free in unknowns:
         if free not in rows:
-            solution = {pivot: reduce(-row[free]) for pivot, row in rows.items() if free in row and pivot in interest}
+            solution = {pivot: reduce(-row[free]) for pivot, row in rows.items() if free in row and pivot in rank}
             solutions.append({free: Fraction(1), **solution})
     return solutions
 

@@ -52,7 +52,7 @@ class SymmetryGroup:
     @property
     def dimension(self) -> int:
         """The dimension of its Lie algebra; 0 for a discrete group."""
-        return self._n_rows * KINDS[self.kind].dimension(self.size)
+        return self.n_rows * KINDS[self.kind].dimension(self.size)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -60,7 +60,8 @@ class SymmetryGroup:
         return tuple(action.block for action in self.actions)
 
     @property
-    def _n_rows(self) -> int:
+    def n_rows(self) -> int:
+        """In how many rows it acts by itself."""
         return math.prod(length for _, length in self.rows)
 
     def transform(self, tensors: Mapping[str, Tensor], generator: Generator | None = None) -> dict[str, Tensor]:
@@ -78,7 +79,7 @@ class SymmetryGroup:
         """
         moved = {name: tensors[name].clone() for name in (*self.parameters, *self.buffers)}
         kind = KINDS[self.kind]
-        element = kind.element(self._n_rows, self.size, generator)
+        element = kind.element(self.n_rows, self.size, generator)
         for action in self.actions:
             transform(moved[action.block.tensor], action, [row for row, _ in self.rows], kind, element)
         return {**tensors, **moved}
@@ -96,7 +97,7 @@ class SymmetryGroup:
         tangent = {name: torch.zeros_like(tensors[name]) for name in (*self.parameters, *self.buffers)}
         kind = KINDS[self.kind]
         if kind.direction is not None:
-            direction = kind.direction(self._n_rows, self.size, generator)
+            direction = kind.direction(self.n_rows, self.size, generator)
             for action in self.actions:
                 name = action.block.tensor
                 derive(tensors[name], tangent[name], action, [row for row, _ in self.rows], kind, direction)
@@ -183,7 +184,11 @@ class Symmetries(Sequence[SymmetryGroup]):
         """The findings that `to_dict` wrote, also after a way through JSON."""
         groups = tuple(map(SymmetryGroup.from_dict, plain["groups"]))
         return cls(
-            groups, _blocks(plain["blocks"]), plain["share"], tuple(plain["rejected"]), dict(plain["without_rule"])
+            groups,
+            tuple(map(_block, plain["blocks"])),
+            plain["share"],
+            tuple(plain["rejected"]),
+            dict(plain["without_rule"]),
         )
 
 

@@ -41,6 +41,9 @@ class Answer:
     nearly: tuple[Charge, ...] = ()
 
 
+SMALL, ROUNDING = 1e-3, 1e-20
+"""Constants between these are taken for those that norms add; below, for zero."""
+
 Law = Callable[[Charges, str], Answer]
 """From the charges of one axis in the inputs, and its letter in the axis rule, to what becomes of it."""
 
@@ -126,7 +129,7 @@ def affine(bias: int) -> Law:
     return law
 
 
-def norm(weight: bool, bias: bool, statistics: bool = False, over: str = "") -> Law:
+def norm(weight: bool, bias: bool, eps: float, statistics: bool = False, over: str = "") -> Law:
     """A norm over the axes whose letters begin with `over`: along these its input may not be scaled.
 
     Along the others the input's scale is normalised away, but for the small constant, and its sign passes. Gain and bias
@@ -143,7 +146,7 @@ def norm(weight: bool, bias: bool, statistics: bool = False, over: str = "") -> 
             vanishing += [given]
             normed, nearly = NEUTRAL, ()
         else:
-            normed, nearly = _sign_of(given), (_scale_of(given),)
+            normed, nearly = _sign_of(given), (_scale_of(given),) if eps > ROUNDING else ()
         output = normed + (gain or NEUTRAL)
         if bias:
             vanishing.append(output - (shift or NEUTRAL))
@@ -186,8 +189,6 @@ POWERS: Mapping[Any, Law] = {
     aten.sqrt: power(Fraction(1, 2), "neither"),
     aten.var: power(2, "even"),
 }
-SMALL = 1e-3
-"""The largest constant that is taken for one that a norm adds."""
 
 
 def law_of(operation: OpOverload, args: Sequence[Any], n_tensors: int) -> Law:
@@ -197,7 +198,7 @@ def law_of(operation: OpOverload, args: Sequence[Any], n_tensors: int) -> Law:
         case aten.add | aten.sub if n_tensors == 2:
             return total
         case aten.add if isinstance(args[1], (int, float)):
-            return product if args[1] == 0 else nearly_unchanged if 0 < args[1] <= SMALL else neutral
+            return product if abs(args[1]) <= ROUNDING else nearly_unchanged if 0 < args[1] <= SMALL else neutral
         case aten.div if n_tensors == 2 and len(args) == 2:
             return quotient
         case aten.div if isinstance(args[1], (int, float)):
@@ -221,11 +222,15 @@ def law_of(operation: OpOverload, args: Sequence[Any], n_tensors: int) -> Law:
         case aten.constant_pad_nd if len(args) < 3 or args[2] == 0:
             return product
         case aten.native_layer_norm:
-            return norm(args[2] is not None, args[3] is not None, over="a")
+            return norm(args[2] is not None, args[3] is not None, args[4], over="a")
         case aten.native_group_norm:
-            return norm(args[1] is not None, args[2] is not None, over="c")
-        case aten.native_batch_norm | aten._native_batch_norm_legit_functional | aten._native_batch_norm_legit_no_training:
-            return norm(args[1] is not None, args[2] is not None, statistics=args[3] is not None)
+            return norm(args[1] is not None, args[2] is not None, args[7], over="c")
+        case (
+            aten.native_batch_norm
+            | aten._native_batch_norm_legit_functional
+            | aten._native_batch_norm_legit_no_training
+        ):
+            return norm(args[1] is not None, args[2] is not None, args[-1], statistics=args[3] is not None)
     if packet in LINEAR:
         return product
     if packet in HOMOGENEOUS and n_tensors == 1:

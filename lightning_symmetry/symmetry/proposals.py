@@ -99,11 +99,15 @@ class _Model:
                 yield from self._group("sign", atom, degrees)
 
     def _group(self, kind: str, atom: Atom, degrees: Degrees, exact: bool = True) -> Iterator[SymmetryGroup]:
-        actions = tuple(
+        actions = [
             Action(block, tuple(_degree(place, atom, degrees) for place in places))
             for block, places in self.blocks
             if any(_degree(place, atom, degrees) for place in places)
-        )
+        ]
+        vectors = (each for each in actions if len(each.block.axes) == 1 and each.block.tensor in self._parameters)
+        eponym = next(vectors, actions[0])
+        if max(eponym.degrees, key=abs) < 0:  # what gives the group its name is multiplied
+            actions = [Action(action.block, tuple(-degree for degree in action.degrees)) for action in actions]
         tensors = dict.fromkeys(action.block.tensor for action in actions)
         parameters = tuple(name for name in tensors if name in self._parameters)
         if not parameters:
@@ -115,22 +119,22 @@ class _Model:
         ]
         yield SymmetryGroup(
             kind=kind,
-            name=self._name(kind, atom, parameters[0]),
+            name=self._name(kind, atom, eponym.block.tensor),
             axis=self._names[atom],
             size=atom.size,
             rows=tuple((self._names[row], row.size) for row in rows),
-            actions=actions,
+            actions=tuple(actions),
             parameters=parameters,
             buffers=tuple(name for name in tensors if name not in self._parameters),
             exact=exact,
         )
 
     def _name(self, kind: str, atom: Atom, parameter: str) -> str:
-        """The name of the axis for its permutations; for other kinds that of the first parameter moved, and the kind."""
+        """The name of the axis for its permutations; for other kinds that of a vector that is moved, and the kind."""
         if kind == "permutation":
             return self._names[atom]
         stem = self._names[atom]
-        if not stem.startswith(parameter.rpartition(".")[0]):
+        if not f"{stem}.".startswith(f"{parameter.rpartition('.')[0]}."):
             stem = parameter.rpartition(".")[0] or parameter
         name = f"{stem}.{kind}"
         count = 1 + sum(name in (other, other.rpartition(".")[0]) for other in self._taken)
@@ -139,7 +143,9 @@ class _Model:
         return name
 
     def _unknowns(self, atom: Atom) -> list[Unknown]:
-        places = (place for _, places in self.blocks for place in places if place is not None and place.atom is atom)
+        """The unknown charges of an axis, those of vectors first: a norm's gain goes with all that reads it."""
+        vectors_first = sorted(self.blocks, key=lambda block: len(block[0].axes) > 1)
+        places = (place for _, places in vectors_first for place in places if place is not None and place.atom is atom)
         return list(dict.fromkeys(unknown for place in places for unknown in place.charge.scale))
 
     def _within_rows(self, atom: Atom, degrees: Degrees) -> bool:

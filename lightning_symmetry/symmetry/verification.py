@@ -29,7 +29,9 @@ MOVEMENT = 1e-2
 """The least relative distance that an element of a group must move the parameters by."""
 
 
-def verify(step: Step, groups: Sequence[SymmetryGroup], seed: int = 0) -> tuple[list[SymmetryGroup], list[SymmetryGroup]]:
+def verify(
+    step: Step, groups: Sequence[SymmetryGroup], seed: int = 0
+) -> tuple[list[SymmetryGroup], list[SymmetryGroup]]:
     """Sort proposed groups into those that leave the step as it was, and those that do not.
 
     All are tried jointly; only where that fails, halves are tried until the culprits are alone. Groups that hold only as far
@@ -47,7 +49,7 @@ def verify(step: Step, groups: Sequence[SymmetryGroup], seed: int = 0) -> tuple[
         if some:
             trial = _Trial(step, parameters, buffers, _InFloat64(exact), generator)
             kept = _passing(some, trial.preserves)
-            with_output = {group.name for group in _passing(kept, trial.preserves_forward)}
+            with_output = {group.name for group in trial.preserving_forward(kept)}
             for group in kept:
                 preserves = "output" if group.name in with_output else "loss"
                 passed[group.name] = replace(group, verified=True, preserves=preserves)
@@ -74,9 +76,10 @@ class _Trial:
         """Whether random elements of all groups leave what the step returns as it was."""
         return _same(self._moved(groups).preserved, self._reference.preserved)
 
-    def preserves_forward(self, groups: Sequence[SymmetryGroup]) -> bool:
-        """Whether they leave what the model's `forward` returned within it as it was."""
-        return bool(self._reference.forward) and _same(self._moved(groups).forward, self._reference.forward)
+    def preserving_forward(self, groups: Sequence[SymmetryGroup]) -> list[SymmetryGroup]:
+        """Those that leave what the model's `forward` returned within the step as it was; none where it was not called."""
+        forward = self._reference.forward
+        return _passing(groups, lambda some: _same(self._moved(some).forward, forward)) if forward else []
 
     def _moved(self, groups: Sequence[SymmetryGroup]) -> Outputs:
         tensors = {**self._parameters, **self._buffers}
@@ -93,9 +96,14 @@ class _Trial:
         try:
             torch.set_default_dtype(torch.float64)
             with undisturbed(), self._precision:
-                return self._step(parameters, {name: buffer.clone() for name, buffer in buffers.items()}, self._step.batch)
+                return self._step(_cloned(parameters), _cloned(buffers), self._step.batch)
         finally:
             torch.set_default_dtype(default)
+
+
+def _cloned(tensors: Tensors) -> Tensors:
+    """A copy that the step may change in place, as it does running statistics, and moving averages of parameters."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _passing(

@@ -10,13 +10,14 @@ from lightning_symmetry import find_symmetries
 from lightning_symmetry.functional.order_parameters import nearest_distances
 from lightning_symmetry.measurement.indicators import (
     full_rank,
+    key_names,
     nonfinite,
     spectrum_aggregates,
     spectrum_pieces,
     symmetry_aggregates,
     symmetry_pieces,
-    units_of,
 )
+from lightning_symmetry.measurement.units import units_of
 from lightning_symmetry.measurement.snapshot import snapshot
 from tests.models import ConvNet, Transformer, mlp
 
@@ -95,20 +96,48 @@ def test_heads_are_compared_under_the_permutations_within_each():
     assert values["symmetry/nearest_distance_min/blocks_1_attn_qkv_heads"] > 0.1
 
 
-def test_units_within_heads_are_counted_head_by_head():
+def test_the_directions_between_query_and_key_are_counted_head_by_head():
     torch.manual_seed(0)
     model = Transformer()
     symmetries = find_symmetries(model, torch.randint(0, 13, (2, 7)))
+    key = "blocks_0_attn_qkv_qk_head_dims_rotation"
+    assert measured(model, symmetries)[f"symmetry/product_rank/{key}"] == 4
     attention = model.blocks[0].attn
-    with torch.no_grad():  # in the first of three heads, two of the four coordinates of query and key
+    with torch.no_grad():  # in the first of three heads, two of the four coordinates of query and key are one
         for tensor in (attention.qkv.weight, attention.qkv.bias):
-            query, key, _ = tensor.view(3, 3, 4, -1)
-            query[0, 1], key[0, 1] = query[0, 3], key[0, 3]
+            query, key_part, _ = tensor.view(3, 3, 4, -1)
+            query[0, 1], key_part[0, 1] = query[0, 3], key_part[0, 3]
     values = measured(model, symmetries)
-    key = "blocks_0_attn_qkv_qk_head_dims"
-    assert values[f"symmetry/distinct_units/{key}"] == pytest.approx((3 + 4 + 4) / 3)
-    assert values[f"symmetry/broken_fraction/{key}"] == pytest.approx(1 - math.log(2) / math.lgamma(5) / 3)
-    assert values[f"symmetry/nearest_distance_min/{key}"] == 0
+    assert values[f"symmetry/product_rank/{key}"] == pytest.approx((3 + 4 + 4) / 3)
+    assert values[f"symmetry/broken_fraction/{key}"] == pytest.approx((3 + 4 + 4) / 12)
+
+
+def test_a_unit_is_dead_when_nothing_comes_in_or_nothing_goes_out():
+    model, inputs = trained_mlp()
+    symmetries = find_symmetries(model, inputs)
+    assert measured(model, symmetries)["symmetry/alive_units/0_rescaling"] == 11
+    with torch.no_grad():
+        model[2].weight[:, 4] = 0
+        model[0].weight[7] = model[0].bias[7] = 0
+    values = measured(model, symmetries)
+    assert values["symmetry/alive_units/0_rescaling"] == 9
+    assert values["symmetry/broken_fraction/0_rescaling"] == pytest.approx(9 / 11)
+    assert values["symmetry/distinct_units/0"] == 11
+
+
+def test_two_names_that_differ_in_dots_alone_have_two_keys():
+    assert key_names(["a.b_c", "a_b.c.weight", "d"]) == {"a.b_c": "a_b_c", "a_b.c.weight": "a_b_c_2", "d": "d"}
+
+
+def test_leaving_groups_out_changes_no_number_of_the_others():
+    torch.manual_seed(0)
+    model = Transformer()
+    symmetries = find_symmetries(model, torch.randint(0, 13, (2, 7)))
+    heads = symmetries.select([group for group in symmetries if group.name == "blocks.0.attn.qkv.heads"])
+    (piece,) = symmetry_pieces(heads, 1e-2, among=symmetries)
+    every = measured(model, symmetries)
+    for key, value in zip(piece.keys, piece.measure(snapshot(model)), strict=True):
+        assert float(value) == every[key]
 
 
 @pytest.mark.parametrize(
@@ -117,18 +146,25 @@ def test_units_within_heads_are_counted_head_by_head():
     ids=["convnet", "transformer"],
 )
 def test_a_permutation_of_the_model_changes_no_indicator(build, batch):
+    """Of the other kinds a group leaves its own order parameters unchanged: those of others depend on its gauge."""
     torch.manual_seed(0)
     model = build()
     symmetries = find_symmetries(model, batch)
     before = measured(model, symmetries)
-    tensors = snapshot(model)
+    start = tensors = snapshot(model)
     for group in symmetries:
-        tensors = group.transform(tensors, torch.Generator().manual_seed(5))
+        if group.kind == "permutation":
+            tensors = group.transform(tensors, torch.Generator().manual_seed(5))
     model.load_state_dict(tensors)
     after = measured(model, symmetries)
     assert after.keys() == before.keys()
     for key, value in before.items():
         assert after[key] == pytest.approx(value, rel=1e-5, abs=1e-7), key
+    for group in symmetries:
+        for piece in symmetry_pieces(symmetries.select([group]), 1e-2) if group.kind != "permutation" else ():
+            moved = group.transform(start, torch.Generator().manual_seed(5))
+            for value, other in zip(piece.measure(moved), piece.measure(start), strict=True):
+                assert float(value) == pytest.approx(float(other), rel=1e-5), group.name
 
 
 def test_the_effective_rank_fraction_is_the_mean_over_layers():

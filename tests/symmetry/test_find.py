@@ -1,4 +1,4 @@
-"""The permutation groups that are found, against what is written down by hand."""
+"""The groups that are found, against what is written down by hand."""
 
 import copy
 import json
@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_symmetry.symmetry.actions import KINDS
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
 from lightning_symmetry.symmetry.proposals import propose
@@ -53,6 +54,24 @@ def llama():
     )
 
 
+class SquaredReLU(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 11), nn.Linear(11, 4)
+
+    def forward(self, inputs):
+        return self.second(F.relu(self.first(inputs)) ** 2)
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.linear, self.out = nn.Linear(5, 11), nn.Linear(5, 11), nn.Linear(11, 4)
+
+    def forward(self, inputs):
+        return self.out(F.silu(self.gate(inputs)) * self.linear(inputs))
+
+
 def of_each_layer(layers, groups):
     return {name.format(layer): shape for layer in range(layers) for name, shape in groups.items()}
 
@@ -61,76 +80,173 @@ IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 VECTORS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 LANGUAGE = {"input_ids": tokens(50), "labels": tokens(50)}
 
-# name -> the sizes of the rows that a permutation may depend on, and last the number of units
+# kind -> name -> the sizes of the rows in which the group acts by itself, and last the number of units
 EXPECTED = {
-    "mlp": (mlp, VECTORS, {"0": (11,), "2": (9,)}),
+    "mlp": (
+        mlp,
+        VECTORS,
+        {
+            "permutation": {"0": (11,), "2": (9,)},
+            "rescaling": {"0.rescaling": (11,), "2.rescaling": (9,)},
+        },
+    ),
+    "tanh": (
+        lambda: nn.Sequential(nn.Linear(5, 11), nn.Tanh(), nn.Linear(11, 4)),
+        VECTORS,
+        {"permutation": {"0": (11,)}, "sign": {"0.sign": (11,)}},
+    ),
+    "gelu: nothing more than permutations": (
+        lambda: nn.Sequential(nn.Linear(5, 11), nn.GELU(), nn.Linear(11, 4)),
+        VECTORS,
+        {"permutation": {"0": (11,)}},
+    ),
+    "identity: all linear mixtures": (
+        lambda: nn.Sequential(nn.Linear(5, 11), nn.Linear(11, 4)),
+        VECTORS,
+        {"rotation": {"0.rotation": (11,)}},
+    ),
+    "squared relu: what reads the unit is divided twice": (
+        lambda: SquaredReLU(),
+        VECTORS,
+        {"permutation": {"first": (11,)}, "rescaling": {"first.rescaling": (11,)}},
+    ),
+    "gated: the linear branch has scale and sign, the gate has none": (
+        lambda: Gated(),
+        VECTORS,
+        {
+            "permutation": {"gate": (11,)},
+            "rescaling": {"linear.rescaling": (11,)},
+            "sign": {"linear.sign": (11,)},
+        },
+    ),
     "convnet": (
         ConvNet,
         IMAGES,
-        {"stem": (6,), "block1.conv1": (8,), "down": (10,), "block2.conv1": (12,)},
+        {
+            "permutation": {"stem": (6,), "block1.conv1": (8,), "down": (10,), "block2.conv1": (12,)},
+            # a filter before batch norm
+            "scale": {
+                "stem.scale": (6,),
+                "block1.conv1.scale": (8,),
+                "block1.conv2.scale": (6,),
+                "block2.conv1.scale": (12,),
+                "block2.conv2.scale": (10,),
+            },
+            # the same filter, with the sign of the norm's gain
+            "sign": {
+                "stem.sign": (6,),
+                "block1.norm1.sign": (8,),
+                "block1.norm2.sign": (6,),
+                "block2.norm1.sign": (12,),
+                "block2.norm2.sign": (10,),
+            },
+            # from the norm's affine map, or a convolution without a norm, through ReLU into the next convolution
+            "rescaling": {
+                "norm.rescaling": (6,),
+                "block1.norm1.rescaling": (8,),
+                "down.rescaling": (10,),
+                "block2.norm1.rescaling": (12,),
+            },
+        },
     ),
     "transformer": (
         Transformer,
         tokens(13),
-        {"positions": (12,)}
-        | of_each_layer(
-            2,
-            {
-                "blocks.{}.attn.qkv.heads": (3,),
-                "blocks.{}.attn.qkv.qk.head_dims": (3, 4),
-                "blocks.{}.attn.qkv.v.head_dims": (3, 4),
-                "blocks.{}.up": (17,),
-            },
-        ),
+        {
+            "permutation": {"positions": (12,)}
+            | of_each_layer(2, {"blocks.{}.attn.qkv.heads": (3,), "blocks.{}.up": (17,)}),
+            "rotation": of_each_layer(
+                2,
+                {"blocks.{}.attn.qkv.qk.head_dims.rotation": (3, 4), "blocks.{}.attn.qkv.v.head_dims.rotation": (3, 4)},
+            ),
+            # a norm's affine map against the maps that read it
+            "rescaling": of_each_layer(2, {"blocks.{}.norm1.rescaling": (12,), "blocks.{}.norm2.rescaling": (12,)})
+            | {"norm.rescaling": (12,)},
+            "sign": of_each_layer(2, {"blocks.{}.norm1.sign": (12,), "blocks.{}.norm2.sign": (12,)})
+            | {"norm.sign": (12,)},
+        },
     ),
     "gpt2": (
         gpt2,
         LANGUAGE,
-        {"transformer.wte": (24,)}
-        | of_each_layer(
-            2,
-            {
-                "transformer.h.{}.attn.c_attn.heads": (3,),
-                "transformer.h.{}.attn.c_attn.qk.head_dims": (3, 8),
-                "transformer.h.{}.attn.c_attn.v.head_dims": (3, 8),
-                "transformer.h.{}.mlp.c_fc": (96,),
-            },
-        ),
+        {
+            "permutation": {"transformer.wte": (24,)}
+            | of_each_layer(2, {"transformer.h.{}.attn.c_attn.heads": (3,), "transformer.h.{}.mlp.c_fc": (96,)}),
+            "rotation": of_each_layer(
+                2,
+                {
+                    "transformer.h.{}.attn.c_attn.qk.head_dims.rotation": (3, 8),
+                    "transformer.h.{}.attn.c_attn.v.head_dims.rotation": (3, 8),
+                },
+            ),
+            # the last norm is read by the tied embedding, and has none
+            "rescaling": of_each_layer(
+                2, {"transformer.h.{}.ln_1.rescaling": (24,), "transformer.h.{}.ln_2.rescaling": (24,)}
+            ),
+            "sign": of_each_layer(2, {"transformer.h.{}.ln_1.sign": (24,), "transformer.h.{}.ln_2.sign": (24,)}),
+        },
     ),
     "llama": (
         llama,
         LANGUAGE,
-        {"model.embed_tokens": (32,)}
-        | of_each_layer(
-            2,
-            {
-                "model.layers.{}.self_attn.q_proj.head_groups": (2,),
-                "model.layers.{}.self_attn.q_proj.heads": (2, 2),
-                "model.layers.{}.self_attn.v_proj.head_dims": (2, 8),
-                "model.layers.{}.mlp.gate_proj": (20,),
-            },
-        ),
+        {
+            "permutation": {"model.embed_tokens": (32,)}
+            | of_each_layer(
+                2,
+                {
+                    "model.layers.{}.self_attn.q_proj.head_groups": (2,),
+                    "model.layers.{}.self_attn.q_proj.heads": (2, 2),
+                    "model.layers.{}.mlp.gate_proj": (20,),
+                },
+            ),
+            "rotation": of_each_layer(2, {"model.layers.{}.self_attn.v_proj.head_dims.rotation": (2, 8)}),
+            # norms' gains against their readers; planes of the rotary embedding; the linear branch of the gated unit
+            "rescaling": of_each_layer(
+                2,
+                {
+                    "model.layers.{}.input_layernorm.rescaling": (32,),
+                    "model.layers.{}.post_attention_layernorm.rescaling": (32,),
+                    "model.layers.{}.self_attn.q_proj.rescaling": (2, 4),
+                    "model.layers.{}.mlp.up_proj.rescaling": (20,),
+                },
+            )
+            | {"model.norm.rescaling": (32,)},
+            # as above, and the dimensions of the stream, which its norms square
+            "sign": of_each_layer(
+                2,
+                {
+                    "model.layers.{}.input_layernorm.sign": (32,),
+                    "model.layers.{}.post_attention_layernorm.sign": (32,),
+                    "model.layers.{}.self_attn.q_proj.sign": (2, 4),
+                    "model.layers.{}.mlp.up_proj.sign": (20,),
+                },
+            )
+            | {"model.norm.sign": (32,), "model.embed_tokens.sign": (32,)},
+        },
     ),
     "twisted: the hidden units to which a fixed constant is added are told apart": (
         Twisted,
         VECTORS,
-        {"second": (6,)},
+        {"permutation": {"second": (6,)}, "rescaling": {"second.rescaling": (6,)}},
     ),
 }
 
 
-def shapes(symmetries):
-    return {group.name: (*(length for _, length in group.rows), group.size) for group in symmetries}
+def shapes(symmetries, kind="permutation"):
+    return {
+        group.name: (*(length for _, length in group.rows), group.size) for group in symmetries if group.kind == kind
+    }
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 @pytest.mark.parametrize("training", [True, False])
-def test_every_axis_that_can_be_permuted_is_found_and_no_other(name, training):
+def test_every_group_is_found_and_no_other(name, training):
     torch.manual_seed(0)
     build, batch, expected = EXPECTED[name]
     symmetries = find_symmetries(build().train(training), batch)
-    assert shapes(symmetries) == expected
-    assert all(group.verified and group.exact and group.preserves == "output" for group in symmetries)
+    assert {kind: shapes(symmetries, kind) for kind in KINDS if shapes(symmetries, kind)} == expected
+    assert all(group.verified and group.preserves == "output" for group in symmetries)
+    assert all(group.exact is (group.kind != "scale") for group in symmetries)
     assert not symmetries.rejected
     assert not symmetries.without_rule
 
@@ -151,6 +267,8 @@ def test_a_group_leaves_the_float64_model_unchanged_and_moves_it(name):
     outputs = computed(model, batch)
     state = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     for group in symmetries:
+        if not group.exact:
+            continue
         moved = group.transform(state, torch.Generator().manual_seed(1))
         changed = {name for name in state if not torch.equal(state[name], moved[name])}
         assert changed == {*group.parameters, *group.buffers}
@@ -174,12 +292,12 @@ def test_leaving_one_parameter_out_of_a_group_is_noticed(seed):
     """Verification is no rubber stamp: a group that forgets a part of what it must move is dropped."""
     torch.manual_seed(seed)
     step = Step(mlp(), VECTORS)
-    groups, _, _ = permutation_groups(trace(step), step.parameters)
+    groups = propose(trace(step), step.parameters).groups
     for group in groups:
         for forgotten in group.parameters:
             broken = replace(
                 group,
-                blocks=tuple(block for block in group.blocks if block.tensor != forgotten),
+                actions=tuple(action for action in group.actions if action.block.tensor != forgotten),
                 parameters=tuple(name for name in group.parameters if name != forgotten),
             )
             others = [other for other in groups if other is not group]
@@ -276,7 +394,7 @@ def test_a_model_without_parameters_is_refused():
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'mirror' is no kind of symmetry; known kinds: permutation"):
+    with pytest.raises(ValueError, match=r"'mirror' is no kind of symmetry; known kinds: permutation, sign"):
         find_symmetries(mlp(), VECTORS, kinds=["mirror"])
 
 

@@ -1,0 +1,62 @@
+"""How many continuous symmetries a model has, counted without knowing any: the nullity of the parameter-to-output Jacobian.
+
+At generic parameters a direction in which no output changes, for any input, is a direction of a symmetry. So the rows of the
+Jacobian, over as many inputs as it takes, span all directions that matter, and what is orthogonal to them is the tangent
+space of the symmetries. The tangents of the groups found must lie in it, and span it.
+"""
+
+import torch
+
+
+def generic(model, seed=0):
+    """The model in float64 at parameters perturbed by noise."""
+    model = model.double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def kernel(model, batches, outputs_of, tolerance=1e-9):
+    """An orthonormal basis of the directions in which no output changes, and the smallest singular value kept."""
+    parameters = list(model.parameters())
+    rows = []
+    for batch in batches:
+        outputs = outputs_of(model(*batch)).flatten()
+        for output in outputs:
+            gradients = torch.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
+            parts = [
+                torch.zeros_like(parameter) if gradient is None else gradient
+                for parameter, gradient in zip(parameters, gradients, strict=True)
+            ]
+            rows.append(torch.cat([part.flatten() for part in parts]))
+    _, values, directions = torch.linalg.svd(torch.stack(rows), full_matrices=True)
+    rank = int((values > tolerance * values[0]).sum())
+    return directions[rank:].T, float(values[rank - 1] / values[0])
+
+
+def tangents(groups, model, seed=0):
+    """Random tangents of all groups, enough to span each one's Lie algebra: ``(n_parameters, n)``."""
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    tensors = {**parameters, **dict(model.named_buffers())}
+    generator = torch.Generator().manual_seed(seed)
+    columns = []
+    for group in groups:
+        for _ in range(group.dimension):
+            tangent = group.tangent(tensors, generator)
+            zero = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+            full = {**zero, **{name: value for name, value in tangent.items() if name in parameters}}
+            columns.append(torch.cat([full[name].flatten() for name in parameters]))
+    return torch.stack(columns, dim=1) if columns else torch.zeros(sum(map(torch.Tensor.numel, parameters.values())), 0)
+
+
+def unaccounted(groups, model, batches, outputs_of):
+    """The nullity, how many directions of it no tangent spans, and the largest part of a tangent outside of it."""
+    null, gap = kernel(model, batches, outputs_of)
+    spanned = tangents(groups, model).double()
+    norms = spanned.norm(dim=0)
+    spanned = spanned / norms.clamp(min=1e-300)
+    outside = float((spanned - null @ (null.T @ spanned)).norm(dim=0).max()) if spanned.shape[1] else 0.0
+    rank = int(torch.linalg.matrix_rank(null.T @ spanned, rtol=1e-9)) if spanned.shape[1] else 0
+    return {"nullity": null.shape[1], "unaccounted": null.shape[1] - rank, "outside": outside, "gap": gap}

@@ -42,6 +42,7 @@ class Labelling:
         self.without_rule: Counter[str] = Counter()
         self.within: list[Axes] = []
         self._axes: dict[Value, Axes] = {}
+        self._used = {value for operation in tape.operations for value in operation.inputs}
         self._operations = [operation for operation in tape.operations if _depends(operation)]
         for operation in self._operations:
             if operation.name not in _LAYOUT:
@@ -81,7 +82,13 @@ class Labelling:
             return
         rule, sizes = found
         rule = rule.for_call(len(operation.inputs), len(outputs))
-        law = law_of(operation.operation, operation.args, len(operation.inputs))
+        law = law_of(
+            operation.operation,
+            operation.args,
+            operation.kwargs,
+            len(operation.inputs),
+            one_output=not any(output in self._used for output in outputs[1:]),
+        )
         binding = Binding(sizes, law, contracts=operation.operation.overloadpacket in CONTRACTIONS)
         for pattern, value in zip(rule.inputs, operation.inputs, strict=True):
             binding.read(pattern, self.axes(value))

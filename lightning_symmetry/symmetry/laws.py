@@ -178,6 +178,13 @@ LINEAR = {
     aten.upsample_bilinear2d,
     aten.upsample_nearest2d,
 }
+NORMS = {
+    aten._native_batch_norm_legit_functional,
+    aten._native_batch_norm_legit_no_training,
+    aten.native_batch_norm,
+    aten.native_group_norm,
+    aten.native_layer_norm,
+}
 CONTRACTIONS = {aten.addmm, aten.bmm, aten.convolution, aten.dot, aten.mm, aten.mv}
 HOMOGENEOUS = {aten.amax, aten.amin, aten.leaky_relu, aten.max, aten.max_pool2d_with_indices, aten.min, aten.relu}
 ODD = {aten.asinh, aten.atan, aten.erf, aten.erfinv, aten.sin, aten.sinh, aten.tan, aten.tanh}
@@ -191,15 +198,27 @@ POWERS: Mapping[Any, Law] = {
 }
 
 
-def law_of(operation: OpOverload, args: Sequence[Any], n_tensors: int) -> Law:
-    """The law of one call, `neutral` where none is known."""
+def law_of(
+    operation: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], n_tensors: int, one_output: bool = True
+) -> Law:
+    """The law of one call, `neutral` where none is known.
+
+    Args:
+        operation: The operation.
+        args: Its arguments.
+        kwargs: Its arguments by name.
+        n_tensors: How many tensors are among them.
+        one_output: Whether nothing but the first output is used: of the statistics of a norm no law is told.
+    """
     packet = operation.overloadpacket
+    if kwargs.get("rounding_mode") or (packet in NORMS and not one_output):
+        return neutral
     match packet:
         case aten.add | aten.sub if n_tensors == 2:
             return total
         case aten.add if isinstance(args[1], (int, float)):
             return product if abs(args[1]) <= ROUNDING else nearly_unchanged if 0 < args[1] <= SMALL else neutral
-        case aten.div if n_tensors == 2 and len(args) == 2:
+        case aten.div if n_tensors == 2:
             return quotient
         case aten.div if isinstance(args[1], (int, float)):
             return product
@@ -207,7 +226,7 @@ def law_of(operation: OpOverload, args: Sequence[Any], n_tensors: int) -> Law:
             exponent = Fraction(args[1]).limit_denominator(64)
             whole = exponent.denominator == 1
             return power(exponent, ("even", "odd")[exponent.numerator % 2] if whole else "neither")
-        case aten.clamp if args[1] == 0 and (len(args) < 3 or args[2] is None):
+        case aten.clamp if n_tensors == 1 and args[1] == 0 and (len(args) < 3 or args[2] is None):
             return power(1, "neither")
         case aten.cat:
             return joint

@@ -1,9 +1,9 @@
-"""Order parameters of continuous groups, and of signs: which units are dead, and how many directions a product of maps has.
+"""Order parameters of continuous groups, and of signs: which units are dead, how many directions a product has.
 
-At the symmetric state of a sign or a rescaling a unit is zero: nothing comes in, or nothing goes out. At that of a rotation
-of the d directions between two maps the product of the maps loses rank. Both are read off what the group leaves unchanged:
-the product of a unit's two norms, and the product of the two maps. Source: Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry
-Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
+At the symmetric state of a sign or a rescaling a unit is zero: nothing comes in, or nothing goes out. At that of a
+rotation of the d directions between two maps the product of the maps loses rank. Both are read off what the group
+leaves unchanged: the product of a unit's two norms, and the product of the two maps. Source: Ziyin, Xu, Poggio, Chuang,
+"Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def alive_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: flo
         tolerance: In (0, 1).
 
     Returns:
-        0-d, a whole number in [0, n_units]: 0 if all units are zero, n_units if none is dead; NaN if an entry is not finite.
+        0-d, a whole number in [0, n_units]: 0 if all units are zero, n_units if none is dead; NaN if an entry is not
+        finite.
 
     Raises:
         ValueError: If ``tolerance`` is outside (0, 1), or a tensor is not of shape ``(n_units, dim)``.
@@ -41,7 +42,7 @@ def alive_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: flo
 
 
 def product_rank(incoming: Tensor, outgoing: Tensor, tolerance: float = 1e-2) -> Tensor:
-    """How many directions the product of two maps has, A^T B with A and B ``(d, ·)``: singular values above a tolerance.
+    """How many directions the product of two maps has: the singular values of A^T B above a tolerance.
 
     The product is never formed: its singular values are those of R_A R_B^T, the triangular factors of A^T and B^T.
 
@@ -66,11 +67,13 @@ def product_rank(incoming: Tensor, outgoing: Tensor, tolerance: float = 1e-2) ->
     dtype = working_dtype(incoming, outgoing)
     left, right = (torch.linalg.qr(for_measuring(tensor, dtype).mT, mode="r").R for tensor in (incoming, outgoing))
     values = torch.linalg.svdvals(left @ right.mT)
-    return (values > tolerance * values.amax()).sum().double()
+    rank: Tensor = (values > tolerance * values.amax()).sum().double()
+    return rank
 
 
 def _norms(units: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(units.detach().double(), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(units.detach().double(), dim=1)
+    return norms
 
 
 def _check(tolerance: float, *tensors: Tensor) -> None:

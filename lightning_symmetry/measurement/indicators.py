@@ -80,18 +80,18 @@ def _permutation(group: SymmetryGroup, symmetries: Symmetries, tolerance: float,
 
 
 def _death(group: SymmetryGroup, symmetries: Symmetries, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
-    """Signs flip all parts of a unit alike, so its strength is its norm; a rescaling leaves the product of two norms."""
+    """A sign leaves the norm of a unit as it was, a rescaling the product of the norms of its two sides."""
     alive = []
     for row in range(group.n_rows):
-        incoming, outgoing = (sides_of(group, tensors, row, sign) for sign in (1, -1))
-        alive.append(alive_units(incoming, outgoing if group.kind == "rescaling" else None, tolerance))
+        outgoing = sides_of(group, tensors, row, -1) if group.kind == "rescaling" else None
+        alive.append(alive_units(sides_of(group, tensors, row, 1), outgoing, tolerance))
     mean = torch.stack(alive).mean()
     return [mean / group.size, mean]
 
 
 def _rank(group: SymmetryGroup, symmetries: Symmetries, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
     ranks = [
-        product_rank(*(sides_of(group, tensors, row, sign) for sign in (1, -1)), tolerance)
+        product_rank(sides_of(group, tensors, row, 1), sides_of(group, tensors, row, -1), tolerance)
         for row in range(group.n_rows)
     ]
     mean = torch.stack(ranks).mean()

@@ -55,7 +55,7 @@ def units_of(
 
 
 def sides_of(group: SymmetryGroup, tensors: Mapping[str, Tensor], row: int, sign: int) -> Tensor:
-    """The parts of all units in which their axis has degrees of one sign: ``(n_units, dim)``, of dimension 0 if none has."""
+    """The parts of all units in which their axis has degrees of one sign: ``(n_units, dim)``."""
     parts = [
         _in_front(action.block, tensors, group, [dim])[row]
         for action in group.actions

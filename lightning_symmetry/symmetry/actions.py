@@ -2,8 +2,8 @@
 
 An axis of a model is seldom a whole dimension of a parameter: the rows of a fused query-key-value map are three
 segments, each of heads times coordinates. A `Block` is a view of a part of one tensor in which every axis *is* one
-dimension; the blocks of a tensor partition it. Brought into the form ``(n_rows, n, rest)``, on which a group element may
-be another one in each row (units within each head), every action is one line. With the degree d of the axis there:
+dimension; the blocks of a tensor partition it. Brought into the form ``(n_rows, n, rest)``, on which a group element
+may be another one in each row (units within each head), every action is one line. With the degree d of the axis there:
 
 =============  ==========================  =====================================  ====================================
 kind           element, one for each row   action on X ``(n, rest)``              derivative at the identity
@@ -96,7 +96,7 @@ def _place(axis: Axis) -> Place | None:
 
 @dataclass(frozen=True)
 class Action:
-    """What a group does to one block: the degree of its axis in each dimension, 0 where the dimension is another axis."""
+    """What a group does to one block: the degree in each dimension that is its axis, 0 in the others."""
 
     block: Block
     degrees: tuple[int, ...]
@@ -109,7 +109,8 @@ class Kind:
     Attributes:
         element: From the number of rows, n and a generator to one random element, never the identity.
         act: From a block, an element and a degree to the block after the action.
-        direction: From the number of rows, n and a generator to a random direction of the Lie algebra; None if discrete.
+        direction: From the number of rows, n and a generator to a random direction of the Lie algebra; None if
+            discrete.
         derive: From a block, a direction and a degree to the derivative of the action.
         dimension: From n to the dimension of the Lie algebra.
     """
@@ -143,15 +144,18 @@ def _random_logarithms(n_rows: int, n: int, generator: Generator | None) -> Tens
 def _random_matrices(n_rows: int, n: int, generator: Generator | None) -> Tensor:
     """Matrices that are well conditioned, and far from the identity and from symmetric ones."""
     noise = torch.randn(n_rows, n, n, generator=generator, dtype=torch.float64)
-    return torch.eye(n, dtype=torch.float64) + 0.3 * noise / n**0.5
+    matrices: Tensor = torch.eye(n, dtype=torch.float64) + 0.3 * noise / math.sqrt(n)
+    return matrices
 
 
 def _multiply(block: Tensor, factors: Tensor, degree: int) -> Tensor:
-    return block * factors[:, :, None] ** degree
+    multiplied: Tensor = block * factors[:, :, None] ** degree
+    return multiplied
 
 
 def _mix(block: Tensor, matrices: Tensor, degree: int) -> Tensor:
-    return matrices @ block if degree > 0 else torch.linalg.solve(matrices.mT, block)
+    mixed: Tensor = matrices @ block if degree > 0 else torch.linalg.solve(matrices.mT, block)
+    return mixed
 
 
 _RESCALING = Kind(

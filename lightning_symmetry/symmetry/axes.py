@@ -1,8 +1,9 @@
 """Axes as terms, and the unification of two of them.
 
-A dimension of a tensor is an *axis*: a row-major product of factors, the slowest first. A factor is either the *place* of an
-atom, an axis that nothing has split yet, or a *concatenation* of axes laid end to end. An axis of one position is the empty
-product. So the rows of a fused query-key-value map are ``(Concatenation(heads * dim, heads * dim, heads * dim),)``.
+A dimension of a tensor is an *axis*: a row-major product of factors, the slowest first. A factor is either the *place*
+of an atom, an axis that nothing has split yet, or a *concatenation* of axes laid end to end. An axis of one position is
+the empty product. So the rows of a fused query-key-value map are ``(Concatenation(heads * dim, heads * dim, heads *
+dim),)``.
 
 Each operation of a model says which axes are one; `unify` makes them so by first-order unification:
 
@@ -10,8 +11,8 @@ Each operation of a model says which axes are one; `unify` makes them so by firs
 * atoms of unequal size split: ``12 = 3 * 4`` makes the atom of 12 a product;
 * an atom that meets a concatenation becomes it; two concatenations refine each other's boundaries.
 
-What does not line up cannot be permuted freely, and is *pinned*: its positions are told apart. A pinned atom is still an
-axis, but no permutation acts on it.
+What does not line up cannot be permuted freely, and is *pinned*: its positions are told apart. A pinned atom is still
+an axis, but no permutation acts on it.
 
 One atom has places in many tensors, and in each its own charge: see `charges`.
 """

@@ -2,8 +2,8 @@
 
 Multiply hidden unit i by lambda_i: its incoming weights take lambda_i, its outgoing ones 1 / lambda_i, and where only
 positively homogeneous maps lie between, nothing changes. The exponents are the *charges* of the axis in each tensor:
-+1, -1, and 0 in tensors that do not notice. They are unknowns of one small linear system for each axis: an operation says
-how the charges of what comes out follow from those of what goes in.
++1, -1, and 0 in tensors that do not notice. They are unknowns of one small linear system for each axis: an operation
+says how the charges of what comes out follow from those of what goes in.
 
 ==========================================  ===================  =====================
 operation                                   over the rationals   over GF(2), for signs

@@ -51,8 +51,8 @@ def find_symmetries(
     check_kinds(kinds)
     step = Step(model, batch)
     tape = trace(step)
-    proposals = propose(tape, step.parameters)
-    groups = [group for group in proposals.groups if kinds is None or group.kind in kinds]
+    proposals = propose(tape, step.parameters, tuple(KINDS) if kinds is None else kinds)
+    groups = proposals.groups
     rejected: list[SymmetryGroup] = []
     if sum(parameter.numel() for parameter in step.parameters.values()) <= verify_up_to:
         groups, rejected = verify(step, groups)

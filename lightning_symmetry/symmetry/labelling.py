@@ -6,27 +6,50 @@ asks for them. A slice is carried below the layouts it is taken from, down to th
 query-key-value map as three equal parts would else tie the parts to one another.
 
 A tensor that no parameter reaches tells positions apart only along the axes on which its entries differ.
+
+The entries of some tensors are *indices* along an axis: where the largest entries are, as of an expert by its router.
+To look up by them ties that axis to the one looked up; to read them as numbers tells its positions apart.
+
+A loop that selects the positions of an axis one by one is seen only when all is followed; so where there is one, all is
+followed a second time.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from lightning_symmetry.symmetry.axes import Axis, fresh, narrow, pin, size, split
+import torch
+
+from lightning_symmetry.symmetry.axes import Axis, atoms, forbid, fresh, narrow, pin, places, size, split
 from lightning_symmetry.symmetry.axis_rules import Binding, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, unknown
 from lightning_symmetry.symmetry.laws import CONTRACTIONS, law_of
+from lightning_symmetry.symmetry.loops import Loop, Loops, Positions
 from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
 
+aten = torch.ops.aten
 Axes = list[Axis]
+Dimension = tuple[Value, int | None]
+"""A dimension of a tensor, or the axis of which its entries are indices."""
+
+
+@dataclass(eq=False)
+class Indices:
+    """The entries of a tensor as positions along an axis: `axis`, and the axes of the tensor itself."""
+
+    axis: Axis
+    places: Axes
+
 
 _SAME = {"_to_copy", "alias", "clone", "contiguous", "detach", "lift_fresh", "view_of"}
 _VIEW = {"view", "_unsafe_view", "reshape", "_reshape"}
 _REARRANGED = {"permute", "transpose", "t", "unsqueeze", "squeeze", "expand"}
 _SLICED = {"select", "slice", "split", "split_with_sizes", "unbind"}
+_IN_ANY_ORDER = {"add", "index_put", "maximum", "minimum", "mul", "scatter_add", "where"}
 _LAYOUT = _SAME | _VIEW | _REARRANGED | _SLICED
 
 
@@ -39,25 +62,60 @@ class Labelling:
     """
 
     def __init__(self, tape: Tape) -> None:
+        self._selected: defaultdict[Dimension, set[int]] = defaultdict(set)
+        self._label(tape, {})
+        walked = {place: len(found) for place, found in self._selected.items() if found == set(range(len(found)))}
+        walked = {place: length for place, length in walked.items() if length > 1}
+        if walked:
+            self._label(tape, walked)
+
+    def _label(self, tape: Tape, walked: Mapping[Dimension, int]) -> None:
+        """Follow the operations; along the dimensions named the first so many positions are walked by a loop."""
         self.without_rule: Counter[str] = Counter()
         self.within: list[Axes] = []
         self._axes: dict[Value, Axes] = {}
         self._used = {value for operation in tape.operations for value in operation.inputs}
-        self._operations = [operation for operation in tape.operations if _depends(operation)]
-        for operation in self._operations:
-            if operation.name not in _LAYOUT:
+        self._indices: dict[Value, Indices | None] = {}
+        self._read: list[Axes] = []
+        self._positions: dict[Value, Positions] = {}
+        self._loops = Loops()
+        self._walked = walked
+        self._loop_over: dict[Dimension, Loop] = {}
+        for operation in tape.operations:
+            if operation.name not in _LAYOUT and _depends(operation):
                 self._apply(operation)
+        self._loops.join()
         for output in tape.outputs:
-            for axis in self.axes(output):
-                pin(axis, "output")
+            self._pin(output, "output")
+        used = {atom for axes in self._read for axis in axes for atom in atoms(axis)}
+        for leaf in tape.leaves.values():
+            for axis in self._axes.get(leaf, ()):
+                for place in places(axis):
+                    if place.atom not in used:
+                        pin((place,), "unused")
 
     def tensors(self) -> list[Axes]:
-        """The axes of every tensor that an operation met, those within operations included."""
-        return [*self._axes.values(), *self.within]
+        """The axes of every tensor that an operation met, those within operations included.
+
+        A tensor that goes along with indices, each of its positions with one of them, has the axis that they index too;
+        and one that a loop made at one position of an axis has that axis.
+        """
+        known = dict.fromkeys(indices for indices in self._indices.values() if indices is not None)
+        tensors = [[*axes, *_walked_beside(self._standing(value))] for value, axes in self._axes.items()]
+        return [[*axes, *_indexed_beside(axes, known)] for axes in (*tensors, *self.within)]
 
     def leaf(self, value: Value) -> Axes:
-        """The axes of a parameter or buffer; nothing is said of the positions of one that no operation met."""
-        return self._axes.get(value) or [fresh(length, "unused") for length in value.shape]  # kept from every group
+        """The axes of a parameter or buffer; those that no operation read are told apart."""
+        return self._axes.get(value) or [fresh(length, "unused") for length in value.shape]
+
+    def indices(self, value: Value) -> Indices | None:
+        """Of what the entries of a tensor are indices, if they are."""
+        source = value.source
+        if value not in self._indices and source is not None and source.name in _LAYOUT:
+            given = self.indices(source.args[0])
+            sliced = given is not None and source.name in _SLICED
+            self._indices[value] = Indices(given.axis, self.axes(value)) if given is not None and sliced else given
+        return self._indices.get(value)
 
     def axes(self, value: Value) -> Axes:
         """The axes of a tensor, one a dimension."""
@@ -70,13 +128,13 @@ class Labelling:
 
     def _apply(self, operation: Operation) -> None:
         outputs = [output for output in operation.outputs if output is not None]
+        self._read += [self.axes(value) for value in operation.inputs if value.depends]
         found = rule_of(operation.operation, operation.args, operation.kwargs)
         if found is None:
             self.without_rule[str(operation.operation)] += 1
             why = f"no rule for {operation.operation}"
             for value in operation.inputs:
-                for axis in self.axes(value):
-                    pin(axis, why)
+                self._pin(value, why)
             for output in outputs:
                 self._axes[output] = [fresh(length, why) for length in output.shape]
             return
@@ -92,14 +150,43 @@ class Labelling:
         binding = Binding(sizes, law, contracts=operation.operation.overloadpacket in CONTRACTIONS)
         for pattern, value in zip(rule.inputs, operation.inputs, strict=True):
             binding.read(pattern, self.axes(value))
-        for pattern, output in zip(rule.outputs, outputs, strict=True):
+        at: Positions = {}
+        for letter, value in zip(rule.input_indices, operation.inputs, strict=True):
+            indices = self.indices(value)
+            if letter:
+                binding.point(letter, indices.axis if indices is not None else None)
+            elif indices is not None and not self._chooses(operation, value, indices, at):
+                pin(indices.axis, "indices read as numbers")
+        for pattern, letter, output in zip(rule.outputs, rule.output_indices, outputs, strict=True):
             axes = binding.write(pattern, output.shape)
             if [size(axis) for axis in axes] != list(output.shape):
                 assert not math.prod(output.shape), f"{rule.text!r} gives {operation.operation} the wrong shape"
                 axes = [fresh(length) for length in output.shape]  # a norm returns no statistics in inference
             self._axes[output] = axes
+            if letter:
+                self._indices[output] = Indices(binding.axis(letter), axes)
         binding.finish()
-        self.within += [binding.write(pattern, [1] * len(pattern)) for pattern in rule.within]
+        standing = self._loops.meet([at, *map(self._standing, operation.inputs)], operation.name in _IN_ANY_ORDER)
+        self._positions.update(dict.fromkeys(outputs, standing))
+        for pattern in rule.within:
+            self.within.append([*binding.write(pattern, [1] * len(pattern)), *_walked_beside(standing)])
+
+    def _chooses(self, operation: Operation, value: Value, indices: Indices, at: Positions) -> bool:
+        """Whether an operation asks which indices are those of the position at which a loop stands."""
+        if operation.operation != aten.eq.Scalar or operation.args[1] not in range(size(indices.axis)):
+            return False
+        return self._steps((value, None), indices.axis, int(operation.args[1]), at)
+
+    def _standing(self, value: Value) -> Positions:
+        """The positions of loops at which a tensor was made."""
+        if value in self._positions or value.source is None or value.source.name not in _LAYOUT:
+            return self._positions.get(value, {})
+        return self._standing(value.source.args[0])
+
+    def _pin(self, value: Value, why: str) -> None:
+        indices = self.indices(value)
+        for axis in [*self.axes(value), *([indices.axis] if indices is not None else [])]:
+            pin(axis, why)
 
     def _laid_out(self, operation: Operation, value: Value) -> Axes:
         """The axes of a tensor that an operation lays out anew."""
@@ -107,7 +194,9 @@ class Labelling:
         if operation.name in _SLICED:
             dim, start, stop, step, kept = _slice(operation, value)
             if step == 1:
-                axes = self._narrowed(given, dim, start, stop)
+                at: Positions = {}
+                axes = self._narrowed(given, dim, start, stop, at)
+                self._positions[value] = {**self._standing(given), **at}
             else:
                 axes = list(self.axes(given))
                 pin(axes[dim], "strided slice")
@@ -115,8 +204,11 @@ class Labelling:
             return axes if kept else axes[:dim] + axes[dim + 1 :]
         return _rearranged(operation, self.axes(given), value.shape)
 
-    def _narrowed(self, value: Value, dim: int, start: int, stop: int) -> Axes:
-        """The axes of ``value[start:stop]`` along a dimension, the slice carried below the layouts above it."""
+    def _narrowed(self, value: Value, dim: int, start: int, stop: int, at: Positions) -> Axes:
+        """The axes of ``value[start:stop]`` along a dimension, the slice carried below the layouts above it.
+
+        The position of a loop at which they stand is added to those given.
+        """
         shape = value.shape
         if (start, stop) == (0, shape[dim]):
             return list(self.axes(value))
@@ -124,19 +216,34 @@ class Labelling:
         if value.depends and value not in self._axes and source is not None:
             given: Value = source.args[0]
             if source.name in _SAME:
-                return self._narrowed(given, dim, start, stop)
+                return self._narrowed(given, dim, start, stop, at)
             if source.name in _REARRANGED - {"expand"}:
                 places = _rearranged(source, list(range(len(given.shape))), shape)
                 if isinstance(places[dim], int):
-                    below = self._narrowed(given, places[dim], start, stop)
+                    below = self._narrowed(given, places[dim], start, stop, at)
                     return [below[place] if isinstance(place, int) else () for place in places]
             if source.name in _VIEW:
                 group = _dimension_viewed(given.shape, shape, dim)
                 if group is not None:
                     return self._narrowed_view(given, shape, dim, start, stop, *group)
         axes = list(self.axes(value))
-        axes[dim] = narrow(axes[dim], start, stop)
+        place = (value, dim)
+        if value.depends and stop - start == 1 and self._steps(place, axes[dim], start, at):
+            axes[dim] = ()
+        else:
+            axes[dim] = narrow(axes[dim], start, stop)
         return axes
+
+    def _steps(self, place: Dimension, axis: Axis, position: int, at: Positions) -> bool:
+        """Whether to take one position by itself is a step of a loop; if so, it is added to those given."""
+        self._selected[place].add(position)
+        if place not in self._walked:
+            return False
+        if place not in self._loop_over:
+            self._loop_over[place] = self._loops.over(narrow(axis, 0, self._walked[place]))
+        at[self._loop_over[place]] = position
+        forbid(axis, "walked in a loop")
+        return True
 
     def _narrowed_view(
         self, given: Value, shape: Sequence[int], dim: int, start: int, stop: int, below: int, first: int, last: int
@@ -156,13 +263,30 @@ class Labelling:
         ]
 
 
+def _walked_beside(positions: Positions) -> Axes:
+    """The axes of which a tensor stands at one position."""
+    return [loop.axis for loop, position in positions.items() if position is not None]
+
+
+def _indexed_beside(axes: Axes, known: Iterable[Indices]) -> Axes:
+    """The axes that indices at every position of a tensor pick a position of: those without a rival."""
+    present = {atom for axis in axes for atom in atoms(axis)}
+    picked = [
+        indices.axis for indices in known if present.issuperset(atom for axis in indices.places for atom in atoms(axis))
+    ]
+    named = [atoms(axis) for axis in picked]
+    return [
+        axis for axis, found in zip(picked, named, strict=True) if named.count(found) == 1 and present.isdisjoint(found)
+    ]
+
+
 def _depends(operation: Operation) -> bool:
     return any(output is not None and output.depends for output in operation.outputs)
 
 
 def _axes_of_leaf(value: Value) -> Axes:
-    """New axes for a parameter or a running statistic, each with a charge to be found."""
-    return [fresh(length, charge=unknown()) for length in value.shape]
+    """New axes for a parameter or a running statistic, each with a charge to be found; noise has none."""
+    return [fresh(length, charge=unknown() if value.name else NEUTRAL) for length in value.shape]
 
 
 def _axes_of_constant(value: Value) -> Axes:

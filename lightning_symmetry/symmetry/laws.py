@@ -1,15 +1,15 @@
 """The law that each operation keeps: how the charges of what comes out follow from those of what goes in.
 
-A law is asked for one axis at a time. It is given the charge of the axis in each input, None where the input does not have the
-axis or is broadcast along it, and answers with the charge of the output, with the forms that must vanish, and whether linear
-mixtures of the positions along the axis pass through it.
+A law is asked for one axis at a time. It is given the charge of the axis in each input, None where the input does not
+have the axis or is broadcast along it, and answers with the charge of the output, with the forms that must vanish, and
+whether linear mixtures of the positions along the axis pass through it.
 
 Every law can be put to the test: scale or flip the inputs by what it says, run the operation, and compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
@@ -129,11 +129,11 @@ def affine(bias: int) -> Law:
     return law
 
 
-def norm(weight: bool, bias: bool, eps: float, statistics: bool = False, over: str = "") -> Law:
-    """A norm over the axes whose letters begin with `over`: along these its input may not be scaled.
+def norm(weight: bool, bias: bool, eps: float, through: Collection[str], statistics: bool = False) -> Law:
+    """A norm that looks at the axes of some letters each position by itself, and at all others together.
 
-    Along the others the input's scale is normalised away, but for the small constant, and its sign passes. Gain and bias
-    follow; running statistics move with the input.
+    Along the former the input's scale is normalised away, but for the small constant, and its sign passes; along the
+    latter it may not be scaled. Gain and bias follow; running statistics move with the input.
     """
 
     def law(charges: Charges, letter: str) -> Answer:
@@ -142,11 +142,13 @@ def norm(weight: bool, bias: bool, eps: float, statistics: bool = False, over: s
         gain = next(rest) if weight else NEUTRAL
         shift = next(rest) if bias else None
         vanishing: list[Charge] = []
-        if over and letter.startswith(over):
-            vanishing += [given]
-            normed, nearly = NEUTRAL, ()
+        nearly: tuple[Charge, ...] = ()
+        if letter in through:
+            normed = _sign_of(given)
+            nearly = (_scale_of(given),) if eps > ROUNDING else ()
         else:
-            normed, nearly = _sign_of(given), (_scale_of(given),) if eps > ROUNDING else ()
+            normed = NEUTRAL
+            vanishing.append(given)
         output = normed + (gain or NEUTRAL)
         if bias:
             vanishing.append(output - (shift or NEUTRAL))
@@ -179,6 +181,7 @@ LINEAR = {
     aten.upsample_nearest2d,
 }
 NORMS = {
+    aten._native_batch_norm_legit,
     aten._native_batch_norm_legit_functional,
     aten._native_batch_norm_legit_no_training,
     aten.native_batch_norm,
@@ -241,15 +244,12 @@ def law_of(
         case aten.constant_pad_nd if len(args) < 3 or args[2] == 0:
             return product
         case aten.native_layer_norm:
-            return norm(args[2] is not None, args[3] is not None, args[4], over="a")
+            return norm(args[2] is not None, args[3] is not None, args[4], ("...",))
         case aten.native_group_norm:
-            return norm(args[1] is not None, args[2] is not None, args[7], over="c")
-        case (
-            aten.native_batch_norm
-            | aten._native_batch_norm_legit_functional
-            | aten._native_batch_norm_legit_no_training
-        ):
-            return norm(args[1] is not None, args[2] is not None, args[-1], statistics=args[3] is not None)
+            return norm(args[1] is not None, args[2] is not None, args[7], ("n", "g"))
+    if packet in NORMS:
+        statistics = operation is not aten._native_batch_norm_legit.no_stats and args[3] is not None
+        return norm(args[1] is not None, args[2] is not None, args[-1], ("c",), statistics)
     if packet in LINEAR:
         return product
     if packet in HOMOGENEOUS and n_tensors == 1:

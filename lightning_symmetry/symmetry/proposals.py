@@ -1,8 +1,8 @@
 """The groups that the axes of a model allow: one permutation group and any number of scalings for each axis.
 
-An axis whose positions nothing tells apart is permuted. The solutions of its charges are rescalings, or, where nothing along
-the axis forbids linear mixtures, all of GL(n); over GF(2) they are signs. Solutions that hold only up to the small constant of
-a norm are scales.
+An axis whose positions nothing tells apart is permuted. The solutions of its charges are rescalings, or, where nothing
+along the axis forbids linear mixtures, all of GL(n); over GF(2) they are signs. Solutions that hold only up to the
+small constant of a norm are scales.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
+from typing import TypeVar
 
 import torch
 
-from lightning_symmetry.symmetry.actions import Action, Block, blocks_of
-from lightning_symmetry.symmetry.axes import Atom, Axis, Place, atoms
+from lightning_symmetry.symmetry.actions import KINDS, Action, Block, blocks_of
+from lightning_symmetry.symmetry.axes import Atom, Place, atoms
 from lightning_symmetry.symmetry.charges import Charge, Unknown, scalings, signs
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.labelling import Labelling
@@ -25,6 +26,7 @@ from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.tracing import Tape
 
 Degrees = Mapping[Unknown, int]
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Proposals:
     without_rule: Mapping[str, int]
 
 
-def propose(tape: Tape, parameters: Collection[str]) -> Proposals:
-    """Label the axes of a tape, and read off the groups that they allow."""
+def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tuple(KINDS)) -> Proposals:
+    """Label the axes of a tape, and read off the groups of some kinds that they allow."""
     labelling = Labelling(tape)
     leaves = {name: labelling.leaf(value) for name, value in tape.leaves.items() if value.depends}
     found = dict.fromkeys(
@@ -55,7 +57,7 @@ def propose(tape: Tape, parameters: Collection[str]) -> Proposals:
     model = _Model(
         [block for name, axes in leaves.items() for block in blocks_of(name, axes, names)], names, rows, parameters
     )
-    groups = [group for atom in found for group in model.groups_on(atom)]
+    groups = [group for atom in found for group in model.groups_on(atom, kinds) if group.kind in kinds]
     return Proposals(
         sorted(groups, key=lambda group: list(leaves).index(group.parameters[0])),
         tuple(block for block, _ in model.blocks),
@@ -79,15 +81,16 @@ class _Model:
         self._parameters = parameters
         self._taken: set[str] = set()
 
-    def groups_on(self, atom: Atom) -> Iterator[SymmetryGroup]:
-        """The groups that act on an axis, none of which is within another."""
+    def groups_on(self, atom: Atom, kinds: Collection[str]) -> Iterator[SymmetryGroup]:
+        """The groups that act on an axis, none of which is within another of these kinds."""
         unknowns = self._unknowns(atom)
         exact = [_whole(solution) for solution in scalings(_scales(atom.vanishing + atom.nearly), unknowns)]
         every = [_whole(solution) for solution in scalings(_scales(atom.vanishing), unknowns)]
         flips = self._flips(atom)
         exact = [degrees for degrees in exact if not self._within_rows(atom, degrees)]
         linear = [degrees for degrees in exact if atom.rigid is None and set(degrees.values()) <= {1, -1}]
-        if not atom.pinned and not any(len(degrees) == len(unknowns) for degrees in linear):
+        mixed = linear if "rotation" in kinds else []
+        if not atom.pinned and not any(len(degrees) == len(unknowns) for degrees in mixed):
             yield from self._group("permutation", atom, dict.fromkeys(unknowns, 1))
         for degrees in exact:
             yield from self._group("rotation" if degrees in linear else "rescaling", atom, degrees)
@@ -95,7 +98,7 @@ class _Model:
             if not self._within_rows(atom, degrees):
                 yield from self._group("scale", atom, degrees, exact=False)
         for degrees in flips:
-            if not any(degrees.keys() == other.keys() for other in linear) and not self._flips_rows(atom, degrees):
+            if not any(degrees.keys() == other.keys() for other in mixed) and not self._flips_rows(atom, degrees):
                 yield from self._group("sign", atom, degrees)
 
     def _group(self, kind: str, atom: Atom, degrees: Degrees, exact: bool = True) -> Iterator[SymmetryGroup]:
@@ -192,13 +195,13 @@ def _scales(forms: Iterable[Charge]) -> list[Mapping[Unknown, Fraction]]:
     return [form.scale for form in forms]
 
 
-def _whole(solution: Mapping[Unknown, Fraction]) -> dict[Unknown, int]:
+def _whole(solution: Mapping[Unknown, Fraction]) -> Degrees:
     """The solution times the least number that makes all its degrees whole."""
     common = math.lcm(*(value.denominator for value in solution.values()))
     return {key: int(value * common) for key, value in solution.items()}
 
 
-def _beyond(solutions: Sequence[Degrees], known: Sequence[Degrees]) -> list[Degrees]:
+def _beyond(solutions: Sequence[Mapping[K, int]], known: Sequence[Mapping[K, int]]) -> list[Mapping[K, int]]:
     """Those solutions that are no combination of known ones and of one another."""
     keys = list(dict.fromkeys(chain.from_iterable((*known, *solutions))))
     vectors = [[float(solution.get(key, 0)) for key in keys] for solution in known]

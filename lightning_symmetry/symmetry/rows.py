@@ -1,8 +1,8 @@
 """The rows of an axis: the other axes at whose every position a group on it may act by itself.
 
-A unit within a head may be permuted differently in each head, since every tensor that holds it also tells which head it is
-in. So axis a is a row of axis b exactly when a is there in every tensor that holds b, those within operations included: the
-mean that a norm takes, the sum that a softmax takes.
+A unit within a head may be permuted differently in each head, since every tensor that holds it also tells which head it
+is in. So axis a is a row of axis b exactly when a is there in every tensor that holds b, those within operations
+included: the mean that a norm takes, the sum that a softmax takes.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
 Tensors = dict[str, Tensor]
@@ -100,7 +102,8 @@ class _Call(nn.Module):
             output = self.module(**batch)
         else:
             output = self.module(*batch) if isinstance(batch, tuple) else self.module(batch)
-        return output, output
+        loss = output.get("loss") if isinstance(output, Mapping) else None
+        return output if loss is None else loss, output
 
 
 class _TrainingStep(nn.Module):
@@ -134,9 +137,15 @@ class _TrainingStep(nn.Module):
         self._forward.append(output)
         return output
 
+    @cached_property
+    def _optimizers(self) -> list[Optimizer]:
+        if getattr(self.module, "_trainer", None) is not None:
+            return list(self.module.trainer.optimizers)
+        return [leaf for leaf in tree_leaves(self.module.configure_optimizers()) if isinstance(leaf, Optimizer)]
+
     def _idle(self, *args: Any, **kwargs: Any) -> Any:
         """As many optimizers as the user has, which do nothing."""
-        count = len(self.module.trainer.optimizers)
+        count = len(self._optimizers)
         return DummyExperiment() if count == 1 else [DummyExperiment() for _ in range(count)]
 
 

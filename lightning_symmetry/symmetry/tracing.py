@@ -7,13 +7,14 @@ by its mean, so that dropout is the identity: the mask that it would draw tells 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
+from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch.func import functionalize
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,7 +46,10 @@ class Value:
 
     @property
     def depends(self) -> bool:
-        """Whether a symmetry may move it: it is a parameter, a running statistic, or made from one."""
+        """Whether a symmetry may move it: it is a parameter, a running statistic, noise, or made from one.
+
+        Noise has neither name nor source. Its law is the same at all of its positions, so that they may be permuted.
+        """
         return self.constant is None
 
 
@@ -84,7 +88,7 @@ def trace(step: Step) -> Tape:
     recorder = _Recorder()
     parameters = {name: parameter.clone() for name, parameter in step.parameters.items()}
     buffers = {name: buffer.clone() for name, buffer in step.buffers.items()}
-    with undisturbed(), recorder:
+    with undisturbed(), enable_python_dispatcher(), recorder:
         leaves = {name: recorder.depending(tensor, name) for name, tensor in parameters.items()}
         leaves |= {name: recorder.value(tensor, name) for name, tensor in buffers.items()}
         outputs = functionalize(lambda *given: step(*given).preserved, remove="mutations_and_views")(
@@ -136,6 +140,24 @@ _FROM_SHAPE_ALONE = {
     aten.ones_like,
     aten.zeros_like,
 }
+_NOISE = {aten.rand, aten.rand_like, aten.randn, aten.randn_like, aten.uniform, aten.normal_functional}
+
+
+def _decomposition(operation: OpOverload) -> Callable[..., Any] | None:
+    composite = operation._can_decompose() and operation.overloadpacket not in _KEPT_WHOLE
+    return _DECOMPOSITIONS.get(operation, operation.decompose if composite else None)
+
+
+def _functional(operation: OpOverload) -> OpOverload | None:
+    """The operation that returns what another one writes into its first argument.
+
+    Composite operations that change a tensor of their own escape functionalization.
+    """
+    name = operation._schema.name.split("::")[1]
+    if not (operation._schema.is_mutable and name.endswith("_") and operation.namespace == "aten"):
+        return None
+    packet = getattr(aten, name.removesuffix("_"), None)
+    return getattr(packet, operation._overloadname, None)
 
 
 class _Recorder(TorchDispatchMode):
@@ -152,7 +174,7 @@ class _Recorder(TorchDispatchMode):
         return value
 
     def depending(self, tensor: Tensor, name: str | None = None) -> Value:
-        """The value of a tensor that parameters reach."""
+        """A new value that a symmetry may move."""
         value = self._values[tensor] = Value(tuple(tensor.shape), tensor.dtype, name=name)
         return value
 
@@ -160,22 +182,39 @@ class _Recorder(TorchDispatchMode):
         self, operation: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        drawn = mean_of_random(operation, args, kwargs)
+        with self:
+            drawn = mean_of_random(operation, args, kwargs)
         if drawn is not None:
+            if operation.overloadpacket in _NOISE:
+                self.depending(drawn)
             return drawn
-        if operation in _DECOMPOSITIONS:
+        decomposition = _decomposition(operation)
+        if decomposition is not None:
             with self:
-                result = _DECOMPOSITIONS[operation](*args, **kwargs)
+                result = decomposition(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        elif operation._can_decompose() and operation.overloadpacket not in _KEPT_WHOLE:
-            with self:
-                result = operation.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        functional = _functional(operation)
+        if functional is not None and not self._shares_memory(args[0]):
+            return self._write(args[0], functional, args, kwargs)
         result = operation(*args, **kwargs)
         self._record(operation, args, kwargs, result)
         return result
+
+    def _write(self, target: Tensor, functional: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Change a tensor in place, on the tape by an operation that returns the tensor it becomes."""
+        with self:
+            result = functional(*args, **kwargs)
+        before = self.value(target)
+        if before.constant is not None:
+            before.constant = target.clone()
+        self._values[target] = self.value(result)
+        return target.copy_(result)
+
+    def _shares_memory(self, tensor: Tensor) -> bool:
+        """Whether another tensor on the tape would change with this one."""
+        memory = tensor.untyped_storage().data_ptr()
+        return any(other is not tensor and other.untyped_storage().data_ptr() == memory for other in self._values)
 
     def _record(self, operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         given = tree_map(lambda leaf: self.value(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
@@ -205,7 +244,8 @@ class _Recorder(TorchDispatchMode):
 def mean_of_random(operation: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """What a random operation returns on average; None for an operation that is not random.
 
-    Whole numbers drawn at random (permutations, indices) have no mean of use and are left as they fall.
+    Normal noise is one standard deviation above its mean: zeros would hide whatever they are multiplied with. Whole
+    numbers drawn at random (permutations, indices) have no mean of use and are left as they fall.
     """
     match operation.overloadpacket:
         case aten.native_dropout:
@@ -221,14 +261,17 @@ def mean_of_random(operation: OpOverload, args: tuple[Any, ...], kwargs: Mapping
             low, high = (*args[1:], 0.0, 1.0)[:2]
             return _filled(operation, args[0], (low + high) / 2)
         case aten.normal_ | aten.normal_functional:
-            return _filled(operation, args[0], args[1] if len(args) > 1 else 0.0)
+            mean, deviation = (*args[1:], *(0.0, 1.0)[len(args) - 1 :])[:2]
+            return _filled(operation, args[0], mean + deviation)
+        case aten.normal if isinstance(args[0], Tensor) or isinstance(args[1], Tensor):
+            return args[0] + args[1]
         case aten.rand_like:
             return torch.full_like(args[0], 0.5)
         case aten.randn_like:
-            return torch.zeros_like(args[0])
+            return torch.ones_like(args[0])
         case aten.rand | aten.randn:
             options = {name: kwargs[name] for name in ("dtype", "device") if kwargs.get(name) is not None}
-            return torch.full(args[0], 0.5 if operation.overloadpacket is aten.rand else 0.0, **options)
+            return torch.full(args[0], 0.5 if operation.overloadpacket is aten.rand else 1.0, **options)
     return None
 
 

@@ -34,8 +34,8 @@ def verify(
 ) -> tuple[list[SymmetryGroup], list[SymmetryGroup]]:
     """Sort proposed groups into those that leave the step as it was, and those that do not.
 
-    All are tried jointly; only where that fails, halves are tried until the culprits are alone. Groups that hold only as far
-    as the small constant of a norm is zero are tried with that constant at zero.
+    All are tried jointly; only where that fails, halves are tried until the culprits are alone. Groups that hold only
+    as far as the small constant of a norm is zero are tried with that constant at zero.
 
     Returns:
         The groups that passed, each with `verified` and `preserves` set, and those that failed.
@@ -77,7 +77,7 @@ class _Trial:
         return _same(self._moved(groups).preserved, self._reference.preserved)
 
     def preserving_forward(self, groups: Sequence[SymmetryGroup]) -> list[SymmetryGroup]:
-        """Those that leave what the model's `forward` returned within the step as it was; none where it was not called."""
+        """Those that leave what the model's `forward` returned as it was; none where the step did not call it."""
         forward = self._reference.forward
         return _passing(groups, lambda some: _same(self._moved(some).forward, forward)) if forward else []
 

@@ -17,8 +17,8 @@ from lightning_symmetry.measurement.indicators import (
     symmetry_aggregates,
     symmetry_pieces,
 )
-from lightning_symmetry.measurement.units import units_of
 from lightning_symmetry.measurement.snapshot import snapshot
+from lightning_symmetry.measurement.units import units_of
 from tests.models import ConvNet, Transformer, mlp
 
 

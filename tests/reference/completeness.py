@@ -1,8 +1,8 @@
-"""How many continuous symmetries a model has, counted without knowing any: the nullity of the parameter-to-output Jacobian.
+"""How many continuous symmetries a model has, counted without knowing any: the nullity of a Jacobian.
 
-At generic parameters a direction in which no output changes, for any input, is a direction of a symmetry. So the rows of the
-Jacobian, over as many inputs as it takes, span all directions that matter, and what is orthogonal to them is the tangent
-space of the symmetries. The tangents of the groups found must lie in it, and span it.
+At generic parameters a direction in which no output changes, for any input, is a direction of a symmetry. So the rows
+of the Jacobian, over as many inputs as it takes, span all directions that matter, and what is orthogonal to them is the
+tangent space of the symmetries. The tangents of the groups found must lie in it, and span it.
 """
 
 import torch

@@ -37,10 +37,7 @@ class Sample:
         return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, torch.Tensor)]
 
     def run(self, inputs):
-        """The tensors that come out, and the inputs as they are afterwards: batch norm moves its statistics.
-
-        An index comes out as the entry that it points at, for that is what a permutation leaves in place.
-        """
+        """The tensors that come out, and the inputs as they are afterwards: batch norm moves its statistics."""
         inputs = [tensor.clone() for tensor in inputs]
         rest = iter(inputs)
         args, kwargs = tree_map(
@@ -48,9 +45,6 @@ class Sample:
         )
         result = self.operation(*args, **kwargs)
         outputs = list(result) if isinstance(result, (tuple, list)) else [result]
-        if self.operation in POINTING:
-            place, default = POINTING[self.operation]
-            outputs[-1] = pointed_at(args[0], outputs[-1], args[place] if len(args) > place else default)
         return outputs, inputs
 
     @cached_property
@@ -61,28 +55,6 @@ class Sample:
     def rule(self):
         rule, sizes = rule_of(self.operation, self.args, self.kwargs)
         return rule.for_call(len(self.inputs), len(self.result[0])), sizes
-
-
-# the operations whose last output points at entries of the first input: the place and the default of the dimension
-POINTING = {
-    aten.argmax.default: (1, None),
-    aten.argmin.default: (1, None),
-    aten.max.dim: (1, None),
-    aten.min.dim: (1, None),
-    aten.sort.default: (1, -1),
-    aten.topk.default: (2, -1),
-}
-
-
-def pointed_at(values, indices, dim):
-    """The entries that indices along a dimension point at; with no dimension they count all entries."""
-    if dim is None:
-        return values.flatten()[indices]
-    if values.dim() == 0:
-        return values
-    if indices.dim() == values.dim():
-        return values.take_along_dim(indices, dim)
-    return values.take_along_dim(indices.unsqueeze(dim), dim).squeeze(dim)
 
 
 def real(*shape):
@@ -303,8 +275,18 @@ def lookups():
     yield Sample(aten.nll_loss_forward.default, (real(7, 5), integers(7, high=5), real(5), 1, -100))
     yield Sample(aten.nll_loss_forward.default, (real(7, 5), integers(7, high=5), real(5), 2, 3))
     yield Sample(aten.nll_loss_forward.default, (real(5), integers(high=5), None, 1, -100))
+    yield Sample(aten.nll_loss_forward.default, (real(7, 5), torch.tensor([0, 3, 1, 3, 4, 2, 0]), None, 1, 3))
     yield Sample(aten.nll_loss2d_forward.default, (real(3, 5, 2, 4), integers(3, 2, 4, high=5), real(5), 0, -100))
     yield Sample(aten.nll_loss2d_forward.default, (real(3, 5, 2, 4), integers(3, 2, 4, high=5), None, 1, -100))
+
+
+def one_hots():
+    yield Sample(aten.eq.Tensor, (integers(2, 3, 1, high=5), torch.arange(5)))
+    yield Sample(aten.eq.Tensor, (integers(1, high=5), torch.arange(5)))
+    yield Sample(aten.eq.Tensor, (integers(2, 5, high=5), torch.arange(5)))
+    yield Sample(aten.eq.Tensor, (integers(2, 5, 1, high=3), torch.tensor([0, 2, 1])))
+    yield Sample(aten.nonzero.default, (mask(5),))
+    yield Sample(aten.nonzero.default, (mask(3, 7),))
 
 
 def indexings():
@@ -392,5 +374,17 @@ def spaces():
         yield Sample(aten.constant_pad_nd.default, (real(2, 3, 7), pad, 0.5))
 
 
-FAMILIES = (pointwise, contractions, convolutions, norms, reductions, lookups, indexings, joins, writes, spaces)
+FAMILIES = (
+    pointwise,
+    contractions,
+    convolutions,
+    norms,
+    reductions,
+    lookups,
+    one_hots,
+    indexings,
+    joins,
+    writes,
+    spaces,
+)
 SAMPLES = [sample for family in FAMILIES for sample in family()]

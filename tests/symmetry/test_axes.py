@@ -279,7 +279,7 @@ def products(draw, length):
     while length > 1:
         factors.append(draw(st.sampled_from([divisor for divisor in range(2, length + 1) if length % divisor == 0])))
         length //= factors[-1]
-    return tuple(map(Atom, factors))
+    return tuple(Place(Atom(length)) for length in factors)
 
 
 LENGTHS = st.sampled_from([2, 6, 12, 16, 24])

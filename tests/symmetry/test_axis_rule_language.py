@@ -17,10 +17,15 @@ def test_a_rule_is_read_term_by_term():
         "m k, k n -> m n",
         inputs=((letters["m"], letters["k"]), (letters["k"], letters["n"])),
         outputs=((letters["m"], letters["n"]),),
+        input_indices=("", ""),
+        output_indices=("",),
     )
     assert parse("n (g i) _ 1 ...").inputs == ((letters["n"], Term(("g", "i")), TOLD_APART, Term(()), ELLIPSIS),)
     assert parse("(a1 + b + c)").inputs == ((Term(("a1", "b", "c"), laid_end_to_end=True),),)
     assert parse("n k -> n k; n").within == ((letters["n"],),)
+    rule = parse("k m, n @ k -> n m @ m, ")
+    assert rule.inputs == ((letters["k"], letters["m"]), (letters["n"],))
+    assert (rule.input_indices, rule.output_indices) == (("", "k"), ("m", ""))
 
 
 @pytest.mark.parametrize(
@@ -51,6 +56,10 @@ def test_a_number_is_a_pattern_without_terms(text, inputs, outputs):
         "2 a -> a",
         "_a -> a",
         "... a ... -> a",
+        "a @ -> a",
+        "a @ a b -> a",
+        "a @ (a b) -> a",
+        "a @ _ -> a",
     ],
 )
 def test_what_is_no_rule_is_refused(text):

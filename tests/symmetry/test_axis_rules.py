@@ -6,6 +6,7 @@ The rules are read twice: as they are written, by a plain reading of the languag
 import math
 import random
 from collections import Counter
+from dataclasses import dataclass
 from itertools import combinations
 
 import pytest
@@ -21,7 +22,10 @@ of_each_sample = pytest.mark.parametrize("sample", SAMPLES, ids=str)
 
 
 def as_written(sample):
-    """The axes of the inputs, the outputs and the tensors within, each letter an atom: the language read literally."""
+    """The axes of the inputs, the outputs and the tensors within, each letter an atom: the language read literally.
+
+    Last, for each input and output, the axis along which its entries are indices, or None.
+    """
     rule, given = sample.rule
     patterns = [*rule.inputs, *rule.outputs]
     tensors = [*sample.inputs, *sample.result[0]]
@@ -50,7 +54,8 @@ def as_written(sample):
     axes = [[axis(*pair) for pair in terms] if all(n for _, n in terms) else None for terms in spread]
     within = [[axis(term, None) for term in pattern] for pattern in rule.within]
     n_inputs = len(sample.inputs)
-    return axes[:n_inputs], axes[n_inputs:], within
+    indexed = [letters.get(letter) for letter in (*rule.input_indices, *rule.output_indices)]
+    return axes[:n_inputs], axes[n_inputs:], within, indexed
 
 
 def numbered(pattern, tensor):
@@ -63,26 +68,43 @@ def numbered(pattern, tensor):
 
 
 def as_bound(sample):
-    """The axes of the inputs and the outputs by the package's own reading."""
+    """The same by the package's own reading."""
     rule, sizes = sample.rule
     binding = Binding(sizes)
     inputs = [[fresh(length) for length in tensor.shape] for tensor in sample.inputs]
     for pattern, axes in zip(rule.inputs, inputs, strict=True):
         binding.read(pattern, axes)
+    for letter in filter(None, rule.input_indices):
+        binding.point(letter, fresh(size(binding.axis(letter))))
     outputs = [
         binding.write(pattern, output.shape) if output.numel() else None
         for pattern, output in zip(rule.outputs, sample.result[0], strict=True)
     ]
-    return inputs, outputs, [binding.write(pattern, [1] * len(pattern)) for pattern in rule.within]
+    within = [binding.write(pattern, [1] * len(pattern)) for pattern in rule.within]
+    indexed = [binding.axis(letter) if letter else None for letter in (*rule.input_indices, *rule.output_indices)]
+    return inputs, outputs, within, indexed
 
 
-def labels(axes):
-    """The positions of all entries of a tensor; None stands for one without entries."""
-    return [()] if axes is None else positions(sum(axes, ()))
+@dataclass
+class Labelled:
+    """The position of each entry of a tensor, and the positions along the axis of which its entries are indices."""
+
+    places: list
+    indexed: list | None
+
+    def holds(self, atom):
+        return any((atom, 0) in label for label in [*self.places, *(self.indexed or [])])
 
 
-def holders(atom, labelled):
-    return {number for number, tensor in enumerate(labelled) if any((atom, 0) in label for label in tensor)}
+def labelled(axes, indexed):
+    return [
+        Labelled(positions(sum(of_tensor, ())) if of_tensor is not None else [()], positions(along) if along else None)
+        for of_tensor, along in zip(axes, indexed, strict=True)
+    ]
+
+
+def holders(atom, tensors):
+    return {number for number, tensor in enumerate(tensors) if tensor.holds(atom)}
 
 
 def permutations_of(atom, n_rows, seed):
@@ -96,23 +118,34 @@ def permutations_of(atom, n_rows, seed):
     return drawn[1:]
 
 
-def moved(tensor, labelled, atom, permutations, row=None):
+def moved(tensor, label, atom, permutations, row=None):
     """A tensor with the positions of an atom permuted, by a permutation for each position of the row."""
     if tensor.numel() == 0:
         return tensor
-    place = {label: number for number, label in enumerate(labelled)}
+    place = {where: number for number, where in enumerate(label.places)}
     index = []
-    for label in labelled:
-        permutation = permutations[dict(label).get(row, 0)]
-        index.append(place[tuple((what, permutation[n] if what is atom else n) for what, n in label)])
-    return tensor.flatten()[index].view(tensor.shape)
+    for where in label.places:
+        permutation = permutations[dict(where).get(row, 0)]
+        index.append(place[tuple((what, permutation[n] if what is atom else n) for what, n in where)])
+    tensor = tensor.flatten()[index].view(tensor.shape)
+    return tensor if label.indexed is None else renumbered(tensor, label, atom, permutations, row)
+
+
+def renumbered(tensor, label, atom, permutations, row):
+    """Indices along an axis whose positions were permuted: what was at ``permutation[n]`` is at ``n`` now."""
+    numbers = []
+    for where, number in zip(label.places, tensor.flatten().tolist(), strict=True):
+        permutation = permutations[dict(where).get(row, 0)]
+        target = tuple((what, permutation.index(n) if what is atom else n) for what, n in label.indexed[number])
+        numbers.append(label.indexed.index(target))
+    return torch.tensor(numbers, dtype=tensor.dtype).view(tensor.shape)
 
 
 def same(left, right):
     return left.shape == right.shape and torch.allclose(left, right, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
-def keeps(sample, labelled, atom, row=None, among=None, seed=0):
+def keeps(sample, tensors, atom, row=None, among=None, seed=0):
     """Whether the operation agrees: it takes inputs permuted along an atom to outputs permuted along it.
 
     Only the tensors among those named are permuted, all where none are.
@@ -124,7 +157,7 @@ def keeps(sample, labelled, atom, row=None, among=None, seed=0):
     def move(number, tensor):
         if among is not None and number not in among:
             return tensor
-        return moved(tensor, labelled[number], atom, permutations, row)
+        return moved(tensor, tensors[number], atom, permutations, row)
 
     got_outputs, got_after = sample.run([move(k, tensor) for k, tensor in enumerate(sample.inputs)])
     expected = [move(n_inputs + k, tensor) for k, tensor in enumerate(outputs)]
@@ -132,8 +165,8 @@ def keeps(sample, labelled, atom, row=None, among=None, seed=0):
     return all(map(same, [*got_outputs, *got_after], [*expected, *expected_after]))
 
 
-def free_atoms(labelled):
-    found = dict.fromkeys(what for tensor in labelled for label in tensor for what, _ in label if what != SEGMENT)
+def free_atoms(tensors):
+    found = dict.fromkeys(what for tensor in tensors for label in tensor.places for what, _ in label if what != SEGMENT)
     return [atom for atom in found if not atom.pinned]
 
 
@@ -144,28 +177,35 @@ def test_every_operation_with_a_rule_has_a_sample():
 @of_each_sample
 @pytest.mark.parametrize("reading", [as_written, as_bound])
 def test_permuting_a_letter_in_the_inputs_permutes_it_in_the_outputs(sample, reading):
-    inputs, outputs, _ = reading(sample)
-    labelled = [labels(axes) for axes in [*inputs, *outputs]]
-    for atom in free_atoms(labelled):
-        assert keeps(sample, labelled, atom)
+    inputs, outputs, _, indexed = reading(sample)
+    tensors = labelled([*inputs, *outputs], indexed)
+    for atom in free_atoms(tensors):
+        assert keeps(sample, tensors, atom)
 
 
 @of_each_sample
 def test_rows_that_are_in_every_tensor_may_be_permuted_each_by_itself(sample):
-    inputs, outputs, within = as_written(sample)
-    labelled = [labels(axes) for axes in [*inputs, *outputs]]
-    everywhere = [label for tensor in [*labelled, *map(labels, within)] for label in map(dict, tensor)]
-    for atom in free_atoms(labelled):
-        beside = set.intersection(*(set(label) for label in everywhere if atom in label)) - {atom, SEGMENT}
+    inputs, outputs, within, indexed = as_written(sample)
+    tensors = labelled([*inputs, *outputs], indexed)
+    everywhere = [tensor.places for tensor in tensors] + [positions(sum(axes, ())) for axes in within]
+    everywhere += [
+        [(*where, *pointed) for where in tensor.places for pointed in tensor.indexed]
+        for tensor in tensors
+        if tensor.indexed
+    ]
+    for atom in free_atoms(tensors):
+        beside = set.intersection(
+            *({what for what, _ in label} for places in everywhere for label in places if (atom, 0) in label)
+        ) - {atom, SEGMENT}
         for row in beside:
-            assert keeps(sample, labelled, atom, row)
+            assert keeps(sample, tensors, atom, row)
 
 
 @of_each_sample
 def test_binding_reads_a_rule_as_it_is_written(sample):
-    inputs, outputs, within = as_written(sample)
-    letters = free_atoms([labels(axes) for axes in [*inputs, *outputs]])
-    bound_inputs, bound_outputs, bound_within = as_bound(sample)
+    inputs, outputs, within, indexed = as_written(sample)
+    letters = free_atoms(labelled([*inputs, *outputs], indexed))
+    bound_inputs, bound_outputs, bound_within, bound_indexed = as_bound(sample)
     for axes, tensor in zip([*bound_inputs, *bound_outputs], [*sample.inputs, *sample.result[0]], strict=True):
         assert axes is None or [size(axis) for axis in axes] == list(tensor.shape)
     met = dict.fromkeys(atom for axes in [*bound_inputs, *bound_outputs] for axis in axes or () for atom in atoms(axis))
@@ -173,24 +213,25 @@ def test_binding_reads_a_rule_as_it_is_written(sample):
     assert [[size(axis) for axis in axes] for axes in bound_within] == [
         [size(axis) for axis in axes] for axes in within
     ]
+    assert [along and size(along) for along in bound_indexed] == [along and size(along) for along in indexed]
 
 
 @of_each_sample
 def test_no_letter_ties_what_could_be_permuted_apart(sample):
-    inputs, outputs, _ = as_written(sample)
-    labelled = [labels(axes) for axes in [*inputs, *outputs]]
-    for atom in free_atoms(labelled):
-        tied = holders(atom, labelled)
+    inputs, outputs, _, indexed = as_written(sample)
+    tensors = labelled([*inputs, *outputs], indexed)
+    for atom in free_atoms(tensors):
+        tied = holders(atom, tensors)
         if min(tied) >= len(inputs):
             continue  # new in the outputs, all the same
         for count in range(1, len(tied)):
             for among in combinations(tied, count):
-                assert not all(keeps(sample, labelled, atom, among=among, seed=seed) for seed in range(3)), among
+                assert not all(keeps(sample, tensors, atom, among=among, seed=seed) for seed in range(3)), among
 
 
 @of_each_sample
 def test_what_a_rule_tells_apart_is_told_apart(sample):
-    inputs, outputs, _ = as_written(sample)
+    inputs, outputs, _, indexed = as_written(sample)
     tensors = [*inputs, *outputs]
     places = {
         (number, dim): axis[0].size
@@ -205,10 +246,9 @@ def test_what_a_rule_tells_apart_is_told_apart(sample):
                 if min(among)[0] >= len(inputs):
                     continue
                 atom = Atom(length)
-                labelled = [
-                    labels(
-                        axes and [(Place(atom),) if (number, dim) in among else axis for dim, axis in enumerate(axes)]
-                    )
+                freed = [
+                    axes and [(Place(atom),) if (number, dim) in among else axis for dim, axis in enumerate(axes)]
                     for number, axes in enumerate(tensors)
                 ]
-                assert not all(keeps(sample, labelled, atom, seed=seed) for seed in range(3)), among
+                found = labelled(freed, indexed)
+                assert not all(keeps(sample, found, atom, seed=seed) for seed in range(3)), among

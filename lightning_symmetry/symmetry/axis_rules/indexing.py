@@ -7,7 +7,7 @@ from lightning_symmetry.symmetry.axis_rules.registry import axis_rule, axis_tabl
 
 aten = torch.ops.aten
 
-axis_table({aten.embedding.default: "_ d, ... -> ... d"})
+axis_table({aten.embedding.default: "e d, ... @ e -> ... d"})
 
 
 @axis_rule(aten.cat.default)
@@ -34,26 +34,26 @@ def _(input, dim, index):
     whole = [f"a{k}" for k in range(len(input.shape))]
     looked_up = list(whole)
     dim %= len(whole)
-    whole[dim], looked_up[dim] = "_", "i"
-    return f"{' '.join(whole)}, i -> {' '.join(looked_up)}"
+    whole[dim], looked_up[dim] = "e", "i"
+    return f"{' '.join(whole)}, i @ e -> {' '.join(looked_up)}"
 
 
 @axis_rule(aten.gather.default)
 def _(input, dim, index, *, sparse_grad=False):
     whole, looked_up = _along(dim, input, index)
-    return f"{whole}, {looked_up} -> {looked_up}"
+    return f"{whole}, {looked_up} @ e -> {looked_up}"
 
 
 @axis_rule(aten.scatter.src, aten.scatter_add.default)
 def _(input, dim, index, source):
     whole, written = _along(dim, input, index, source)
-    return f"{whole}, {written}, {written} -> {whole}"
+    return f"{whole}, {written} @ e, {written} -> {whole}"
 
 
 @axis_rule(aten.scatter.value)
 def _(input, dim, index, value):
     whole, written = _along(dim, input, index)
-    return f"{whole}, {written} -> {whole}"
+    return f"{whole}, {written} @ e -> {whole}"
 
 
 def _along(dim, input, *others):
@@ -64,7 +64,7 @@ def _along(dim, input, *others):
     whole, entries = [], []
     for k in range(len(input.shape)):
         if k == dim % len(input.shape):
-            whole.append("_")
+            whole.append("e")
             entries.append("i" if len({tensor.shape[k] for tensor in others}) == 1 else "_")
         else:
             letter = f"a{k}" if len({tensor.shape[k] for tensor in (input, *others)}) == 1 else "_"
@@ -93,14 +93,16 @@ def _(input, indices, values, accumulate=False):
 def _indexing(input, indices):
     """The letters of the input, of each index, and of what they look up.
 
-    The indexed dimensions are replaced by those of the indices (`i1` the last), in place where they are neighbours,
-    else in front. A mask stands for as many indices as it has dimensions, each a vector of the places where it is true.
+    The indexed dimensions (`e0` the first of the input) are replaced by those of the indices (`i1` the last), in place
+    where they are neighbours, else in front. A mask stands for as many indices as it has dimensions, each a vector of
+    the places where it is true.
     """
     masks = [index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices]
     n_dims = max(
         1 if mask else len(index.shape) for index, mask in zip(indices, masks, strict=True) if index is not None
     )
     entries = [f"i{k}" for k in range(n_dims, 1, -1)] + ["_" if any(masks) else "i1"] * (n_dims > 0)
+    whole = [f"a{k}" for k in range(len(input.shape))]
     indexed: list[int] = []
     patterns = []
     dim = 0
@@ -108,10 +110,10 @@ def _indexing(input, indices):
         width = len(index.shape) if mask else 1
         if index is not None:
             indexed.extend(range(dim, dim + width))
-            patterns.append(["_"] * width if mask else entries[n_dims - len(index.shape) :])
+            whole[dim : dim + width] = ["_"] * width if mask else [f"e{dim}"]
+            patterns.append(["_"] * width if mask else [*entries[n_dims - len(index.shape) :], f"@ e{dim}"])
         dim += width
-    whole = ["_" if k in indexed else f"a{k}" for k in range(len(input.shape))]
-    kept = [letter for letter in whole if letter != "_"]
+    kept = [letter for k, letter in enumerate(whole) if k not in indexed]
     place = indexed[0] if indexed == list(range(indexed[0], indexed[-1] + 1)) else 0
     return whole, patterns, [*kept[:place], *entries, *kept[place:]]
 
@@ -158,16 +160,27 @@ def _written(input, dim, start, stop, source):
 
 @axis_rule(aten.nll_loss_forward.default)
 def _(input, target, weight, reduction, ignore_index):
-    batch = "n " if len(input.shape) == 2 else ""
-    classes = ", _" if weight is not None else ""
-    loss = batch if reduction == 0 else ""
-    return f"{batch}_, {batch}{classes} -> {loss}, "
+    batch = "n" if len(input.shape) == 2 else ""
+    return _class_loss(f"{batch} c", batch, input.shape[-1], weight, batch if reduction == 0 else "", ignore_index)
 
 
 @axis_rule(aten.nll_loss2d_forward.default)
 def _(input, target, weight, reduction, ignore_index):
-    classes = ", _" if weight is not None else ""
-    return f"n _ h w, n h w{classes} -> {'n h w' if reduction == 0 else ''}, "
+    return _class_loss("n c h w", "n h w", input.shape[1], weight, "n h w" if reduction == 0 else "", ignore_index)
+
+
+def _class_loss(scores, target, classes, weight, loss, ignore_index):
+    """Look up the score of the target class; an ignored class is told apart from the others."""
+    by_class = ", c" if weight is not None else ""
+    if 0 <= ignore_index < classes:
+        return f"{scores}, {target}{by_class} -> {loss}, ".replace("c", "_")
+    return f"{scores}, {target} @ c{by_class} -> {loss}, "
+
+
+@axis_rule(aten.nonzero.default)
+def _(input):
+    """The places where a tensor is not zero, in order."""
+    return f"{'_ ' * len(input.shape)}-> _ _"
 
 
 @axis_rule(aten.tril.default, aten.triu.default)

@@ -5,6 +5,7 @@ A rule names the dimensions of the tensors that go in and come out, in the manne
     "m k, k n -> m n"                               matrix product
     "n (g i) _ _, (g o) i _ _ -> n (g o) _ _"       grouped convolution
     "n a, n b -> n (a + b)"                         concatenation
+    "e d, n @ e -> n d"                             look up rows by their numbers
     "..."                                           pointwise, with broadcasting: every tensor in and out
 
 ========== =======================================================================================================
@@ -14,6 +15,7 @@ A rule names the dimensions of the tensors that go in and come out, in the manne
 ``...``    any dimensions, aligned from the right, those of one position broadcast
 ``(g i)``  a row-major product of axes
 ``(a + b)``  axes laid end to end
+``@ e``    the entries are numbers of positions along an axis: indices
 ``; a``    after the outputs: tensors that exist only within the operation, as the mean that a norm takes
 ========== =======================================================================================================
 
@@ -65,12 +67,18 @@ Pattern = tuple[Term, ...]
 
 @dataclass(frozen=True)
 class Rule:
-    """A parsed rule: the dimensions of the inputs, the outputs, and the tensors within."""
+    """A parsed rule: the dimensions of the inputs, the outputs, and the tensors within.
+
+    Of each input and output, `input_indices` and `output_indices` hold the letter along which its entries are indices;
+    it is empty where they are not.
+    """
 
     text: str
     inputs: tuple[Pattern, ...]
     outputs: tuple[Pattern, ...]
     within: tuple[Pattern, ...] = ()
+    input_indices: tuple[str, ...] = ()
+    output_indices: tuple[str, ...] = ()
 
     def for_call(self, n_inputs: int, n_outputs: int) -> Rule:
         """The rule for so many tensors in and out: a pointwise rule, which has no arrow, is repeated for each.
@@ -79,7 +87,8 @@ class Rule:
             ValueError: The rule speaks of another number of tensors.
         """
         if "->" not in self.text:
-            return Rule(self.text, self.inputs * n_inputs, self.inputs * n_outputs)
+            inputs, outputs = self.inputs * n_inputs, self.inputs * n_outputs
+            return Rule(self.text, inputs, outputs, (), ("",) * n_inputs, ("",) * n_outputs)
         if (len(self.inputs), len(self.outputs)) != (n_inputs, n_outputs):
             raise ValueError(
                 f"axis rule {self.text!r} has {len(self.inputs)} inputs and {len(self.outputs)} outputs, "
@@ -97,16 +106,20 @@ def parse(text: str) -> Rule:
     """
     left, arrow, right = text.partition("->")
     outputs, _, within = right.partition(";")
-    return Rule(
-        text,
-        _patterns(left),
-        _patterns(outputs) if arrow else (),  # "k, k ->" has one output, a number
-        _patterns(within) if within.strip() else (),
-    )
+    inputs, input_indices = _patterns(left)
+    returned, output_indices = _patterns(outputs) if arrow else ((), ())  # "k, k ->" has one output, a number
+    return Rule(text, inputs, returned, _patterns(within)[0] if within.strip() else (), input_indices, output_indices)
 
 
-def _patterns(text: str) -> tuple[Pattern, ...]:
-    return tuple(_pattern(part) for part in text.split(","))
+def _patterns(text: str) -> tuple[tuple[Pattern, ...], tuple[str, ...]]:
+    patterns, indices = [], []
+    for part in text.split(","):
+        pattern, at, letter = part.partition("@")
+        if at and not re.fullmatch(_LETTER, letter.strip()):
+            raise ValueError(f"axis rule part {part!r} has no single letter after '@'")
+        patterns.append(_pattern(pattern))
+        indices.append(letter.strip())
+    return tuple(patterns), tuple(indices)
 
 
 def _pattern(text: str) -> Pattern:
@@ -139,6 +152,7 @@ class Binding:
         self._n_inputs = 0
         self._held: dict[str | int, list[tuple[int, Axis]]] = {}
         self._output: dict[str | int, Axis] = {}
+        self._pointed_at: dict[str | int, Axis] = {}
 
     def read(self, pattern: Pattern, axes: Sequence[Axis]) -> None:
         """Unify the axes of an input with what its pattern says they are."""
@@ -161,6 +175,24 @@ class Binding:
                     outer, axis = split(axis, length)
                     self._read_letter(letter, outer)
         self._n_inputs += 1
+
+    def point(self, letter: str, axis: Axis | None) -> None:
+        """Unify a letter with the axis along which the entries of an input are indices.
+
+        Numbers that are no indices along a known axis tell positions apart. An axis may go on where no index reaches.
+        """
+        known = self.axis(letter)
+        beyond = size(known) - size(axis) if axis is not None else -1
+        if axis is None or beyond < 0:
+            pin(known + (axis or ()), "looked up by number")
+        else:
+            unify(known, (Concatenation([axis, fresh(beyond, "never looked up")]),) if beyond else axis)
+
+    def axis(self, letter: str) -> Axis:
+        """The axis that a letter stands for."""
+        if letter in self._held:
+            return self._held[letter][0][1]
+        return self._pointed_at.setdefault(letter, fresh(self._sizes.get(letter, 1)))
 
     def write(self, pattern: Pattern, shape: Sequence[int]) -> list[Axis]:
         """The axes of an output."""
@@ -203,7 +235,7 @@ class Binding:
                     place.atom.rigid = place.atom.rigid or answer.rigid
                 self._output[letter] = recharged(axes[0], [answer.output for answer in answers])
             else:
-                self._output[letter] = fresh(length)
+                self._output[letter] = self._pointed_at.get(letter, fresh(length))
         return self._output[letter]
 
     def _columns(self, letter: str | int) -> tuple[list[list[Charge | None]], list[Axis]]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_symmetry.symmetry.axis_rules.registry import axis_table
+from lightning_symmetry.symmetry.axis_rules.registry import axis_rule, axis_table
 
 aten = torch.ops.aten
 
@@ -20,5 +20,19 @@ axis_table(
         for packet in (getattr(aten, name) for name in POINTWISE.split())
         for overload in packet.overloads()
         if not getattr(packet, overload)._schema.is_mutable and torch.Tag.pointwise in getattr(packet, overload).tags
+        if getattr(packet, overload) != aten.eq.Tensor
     }
 )
+
+
+@axis_rule(aten.eq.Tensor)
+def _(input, other):
+    """Pointwise; indices compared with all numbers in order are one-hot along the axis of which they are indices."""
+    numbers = getattr(other, "constant", other)
+    one_hot = (
+        numbers is not None
+        and input.dtype == numbers.dtype == torch.int64
+        and input.shape[-1:] == (1,)
+        and torch.equal(numbers, torch.arange(numbers.numel(), device=numbers.device))
+    )
+    return ("... 1 @ e, _ -> ... e", {"e": numbers.numel()}) if one_hot else "..."

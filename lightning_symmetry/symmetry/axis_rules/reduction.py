@@ -37,14 +37,26 @@ def _(input, dim=None, keepdim=False):
     return "... -> ..." if dim is not None and not dim else _reduced(input, dim, keepdim)  # unlike sum's, [] is none
 
 
-@axis_rule(aten.any.dim, aten.all.dim, aten.prod.dim_int, aten.argmax.default, aten.argmin.default)
-def _(input, dim=None, keepdim=False, *, dtype=None):
+@axis_rule(aten.any.dim, aten.all.dim, aten.prod.dim_int)
+def _(input, dim, keepdim=False, *, dtype=None):
     return _reduced(input, dim, keepdim)
+
+
+@axis_rule(aten.argmax.default, aten.argmin.default)
+def _(input, dim=None, keepdim=False):
+    if dim is None:  # a number that counts all entries in order
+        return f"{'_ ' * len(input.shape)}-> {'1 ' * len(input.shape) if keepdim else ''}"
+    return _reduced(input, dim, keepdim) + _index_along(input, dim)
 
 
 @axis_rule(aten.max.dim, aten.min.dim)
 def _(input, dim, keepdim=False):
-    return _reduced(input, dim, keepdim, outputs=2)
+    return _reduced(input, dim, keepdim, outputs=2) + _index_along(input, dim)
+
+
+def _index_along(value, dim):
+    """The mark of a last output that holds indices along a dimension."""
+    return f" @ a{dim % len(value.shape)}" if value.shape else ""
 
 
 @axis_rule(aten.var.correction)
@@ -89,10 +101,10 @@ def _(input, k, dim=-1, largest=True, sorted=True):
 
 
 def _sorted(value, dim):
-    """Values in order of size, whatever the order in which they came."""
+    """Values in order of size, whatever the order in which they came, and where they came from."""
     letters = _letters(value)
     after = ["_" if k == dim % max(len(letters), 1) else letter for k, letter in enumerate(letters)]
-    return f"{' '.join(letters)} -> {' '.join(after)}, {' '.join(after)}"
+    return f"{' '.join(letters)} -> {' '.join(after)}, {' '.join(after)}{_index_along(value, dim)}"
 
 
 @axis_rule(aten.flip.default)

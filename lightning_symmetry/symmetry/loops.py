@@ -1,0 +1,69 @@
+"""Loops over the positions of an axis.
+
+A model may walk an axis in Python, as it does where one expert runs after the other::
+
+    for e in range(n):
+        total += route[:, e] * expert(tokens, weight[e])
+
+Selecting a position tells it from the others. But where the parts selected meet position by position, and what comes of
+them is added up, the axes walked are one axis, whose positions may be permuted together. That each of them is treated
+alike is not followed any further: it is proposed, and verification decides.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+
+from lightning_symmetry.symmetry.axes import Axis, pin, size, unify
+
+
+@dataclass(eq=False)
+class Loop:
+    """An axis whose positions are selected one by one: `ordered` where what comes of them is not just added up."""
+
+    axis: Axis
+    ordered: bool = False
+
+
+Positions = dict[Loop, int | None]
+"""At which position of each loop a tensor stands; None where it comes of several."""
+
+
+class Loops:
+    """The loops of a tape, and which of them meet."""
+
+    def __init__(self) -> None:
+        self._loops: list[Loop] = []
+        self._met: defaultdict[tuple[Loop, Loop], set[tuple[int, int]]] = defaultdict(set)
+
+    def over(self, axis: Axis) -> Loop:
+        """A new loop."""
+        self._loops.append(Loop(axis))
+        return self._loops[-1]
+
+    def meet(self, inputs: Iterable[Positions], in_any_order: bool) -> Positions:
+        """The positions at which the outputs of an operation stand, from those of its inputs."""
+        together: Positions = {}
+        for positions in inputs:
+            for loop, position in positions.items():
+                if together.setdefault(loop, position) != position:
+                    together[loop] = None
+                    loop.ordered = loop.ordered or not in_any_order
+        standing = [(loop, position) for loop, position in together.items() if position is not None]
+        for (left, here), (right, there) in combinations(standing, 2):
+            self._met[left, right].add((here, there))
+        return together
+
+    def join(self) -> None:
+        """Make one axis of those that met position by position; tell the positions of all others apart."""
+        joined: set[Loop] = set()
+        for (left, right), met in self._met.items():
+            if size(left.axis) == size(right.axis) and met == {(n, n) for n in range(size(left.axis))}:
+                unify(left.axis, right.axis)
+                joined.update((left, right))
+        for loop in self._loops:
+            if loop.ordered or loop not in joined:
+                pin(loop.axis, "walked in order")

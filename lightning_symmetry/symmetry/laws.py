@@ -81,6 +81,13 @@ def joint(charges: Charges, letter: str) -> Answer:
     return total(_held(charges), letter)
 
 
+def written(charges: Charges, letter: str) -> Answer:
+    """The last input written into the first, or added to it, at places that those between tell."""
+    between = _held(charges[1:-1])
+    answer = total([charges[0], charges[-1]], letter)
+    return replace(answer, vanishing=answer.vanishing + between, rigid=answer.rigid or ("lookup" if between else None))
+
+
 def power(exponent: Fraction | int, signs: Literal["odd", "even", "neither"]) -> Law:
     """Homogeneous of this degree for positive scales; for signs odd, even, or neither."""
 
@@ -189,6 +196,11 @@ NORMS = {
     aten.native_layer_norm,
 }
 CONTRACTIONS = {aten.addmm, aten.bmm, aten.convolution, aten.dot, aten.mm, aten.mv}
+WRITTEN = {
+    aten.index_add,
+    aten.index_put,
+    aten.scatter_add,
+}
 HOMOGENEOUS = {aten.amax, aten.amin, aten.leaky_relu, aten.max, aten.max_pool2d_with_indices, aten.min, aten.relu}
 ODD = {aten.asinh, aten.atan, aten.erf, aten.erfinv, aten.sin, aten.sinh, aten.tan, aten.tanh}
 POWERS: Mapping[Any, Law] = {
@@ -231,7 +243,7 @@ def law_of(
             return power(exponent, ("even", "odd")[exponent.numerator % 2] if whole else "neither")
         case aten.clamp if n_tensors == 1 and args[1] == 0 and (len(args) < 3 or args[2] is None):
             return power(1, "neither")
-        case aten.cat:
+        case aten.cat | aten.select_scatter | aten.slice_scatter:
             return joint
         case aten.maximum | aten.minimum if n_tensors == 2:
             return largest
@@ -252,6 +264,8 @@ def law_of(
         return norm(args[1] is not None, args[2] is not None, args[-1], ("c",), statistics)
     if packet in LINEAR:
         return product
+    if packet in WRITTEN or operation is aten.scatter.src:
+        return written
     if packet in HOMOGENEOUS and n_tensors == 1:
         return power(1, "neither")
     if packet in ODD:

@@ -1,0 +1,255 @@
+"""The rescaling, sign, scale and rotation groups of every model of the zoo, against what is written down by hand.
+
+A group is written as where it acts, the sizes of the rows at which it acts by itself, and its number of units. Names
+leave out the kind: ``"norm": (12,)`` under ``rescaling`` is the group ``norm.rescaling``. Where two groups of a kind
+start at one module, as those of a concatenated axis do, they are numbered.
+"""
+
+import pytest
+
+from lightning_symmetry.symmetry.find import find_symmetries
+from tests.symmetry.test_zoo_permutations import of_each
+from tests.zoo import ZOO
+
+LAYERS = (0, 1)
+
+
+def affine(*norms, size):
+    """The gain and bias of norms against the maps that read them: positive numbers, and signs."""
+    return {"rescaling": dict.fromkeys(norms, (size,)), "sign": dict.fromkeys(norms, (size,))}
+
+
+def filters(pairs):
+    """Filters before batch norm: their scale, and their sign with that of the norm's gain."""
+    return {
+        "scale": {convolution: (size,) for convolution, _, size in pairs},
+        "sign": {norm: (size,) for _, norm, size in pairs},
+    }
+
+
+def together(*parts):
+    """Groups by kind, from several parts."""
+    kinds = dict.fromkeys(kind for part in parts for kind in part)
+    return {kind: {name: shape for part in parts for name, shape in part.get(kind, {}).items()} for kind in kinds}
+
+
+def resnet_filters(*shapes):
+    """The convolutions of a ResNet's layers and shortcuts, each with its norm, and the widths of their filters."""
+    return [(f"resnet.{place}.convolution", f"resnet.{place}.normalization", size) for place, size in shapes]
+
+
+def resnet_basic():
+    shapes = [("embedder.embedder", 7)]
+    for stage, width in ((0, 8), (1, 12)):
+        shapes.append((f"encoder.stages.{stage}.layers.0.shortcut", width))
+        shapes += [(f"encoder.stages.{stage}.layers.{k}.layer.{j}", width) for k in LAYERS for j in (0, 1)]
+    # the last norm of each layer is added to the stream, which one group of the shortcut's norm scales as a whole
+    last = ("encoder.stages.0.layers.0.layer.1", "encoder.stages.0.layers.1.layer.1")
+    last += ("encoder.stages.1.layers.0.layer.1", "encoder.stages.1.layers.1.layer.1")
+    inner = {f"resnet.{place}.normalization": (size,) for place, size in shapes if place not in last}
+    present = [(place, size) for place, size in shapes if not place.endswith("1.layers.1.shortcut")]
+    return together(filters(resnet_filters(*present)), {"rescaling": inner})
+
+
+def resnet_bottleneck():
+    shapes = [("embedder.embedder", 7)]
+    for stage, width, narrow in ((0, 12, 3), (1, 20, 5)):
+        shapes.append((f"encoder.stages.{stage}.layers.0.shortcut", width))
+        for k in LAYERS:
+            layer = f"encoder.stages.{stage}.layers.{k}.layer"
+            shapes += [(f"{layer}.0", narrow), (f"{layer}.1", narrow), (f"{layer}.2", width)]
+    inner = {f"resnet.{place}.normalization": (size,) for place, size in shapes if not place.endswith("layer.2")}
+    return together(filters(resnet_filters(*shapes)), {"rescaling": inner})
+
+
+def unet():
+    pairs = [("down1", 6), ("down2", 10), ("middle", 14), ("merge2", 8), ("merge1", 7)]
+    return together(
+        {kind: {f"{name}.0": (size,) for name, size in pairs} for kind in ("scale", "sign")},
+        {"rescaling": {f"{name}.1": (size,) for name, size in pairs}},
+        {"rotation": {"up2": (9,)}},  # a transposed convolution meets a convolution
+    )
+
+
+def heads(places, query, value, n_heads, size):
+    return {"rotation": of_each({f"{{}}.{name}.head_dims": (n_heads, size) for name in (query, value)}, *places)}
+
+
+LLAMA = together(
+    affine(
+        *of_each({"model.layers.{}.input_layernorm": (), "model.layers.{}.post_attention_layernorm": ()}, *LAYERS),
+        "model.norm",
+        size=36,
+    ),
+    # one scale and one sign a plane of the rotary embedding, in each key-value head
+    {kind: of_each({"model.layers.{}.self_attn.q_proj": (2, 4)}, *LAYERS) for kind in ("rescaling", "sign")},
+    {"rotation": of_each({"model.layers.{}.self_attn.v_proj.head_dims": (2, 8)}, *LAYERS)},
+)
+STREAM_SIGN = {"sign": {"model.embed_tokens": (36,)}}  # norms square the stream
+EXPERTS = {
+    kind: of_each({"model.layers.{}.mlp.experts.gate_up_proj": (5, 22)}, *LAYERS) for kind in ("rescaling", "sign")
+}
+ENCODER_HEADS = heads([f"encoder.layers.{k}.self_attn.in_proj" for k in LAYERS], "qk", "v", 3, 4)
+T5_NORMS = [
+    *of_each({"encoder.block.{}.layer.0.layer_norm": (), "encoder.block.{}.layer.1.layer_norm": ()}, *LAYERS),
+    *of_each({f"decoder.block.{{}}.layer.{k}.layer_norm": () for k in (0, 1, 2)}, *LAYERS),
+    "encoder.final_layer_norm",
+]
+T5_ATTENTION = [
+    *(f"encoder.block.{k}.layer.0.SelfAttention" for k in LAYERS),
+    *(f"decoder.block.{k}.layer.0.SelfAttention" for k in LAYERS),
+    *(f"decoder.block.{k}.layer.1.EncDecAttention" for k in LAYERS),
+]
+
+EXPECTED = {
+    "mlp relu": {"rescaling": {"0": (11,), "2": (9,)}},
+    "mlp tanh": {"sign": {"0": (11,), "2": (9,)}},
+    "mlp gelu": {},
+    "mlp identity": {"rotation": {"0": (11,), "2": (9,)}},
+    "conv stack": {
+        "scale": {"0.0": (6,), "1.0": (10,), "3.0": (14,)},
+        "sign": {"0.0": (6,), "1.1": (10,), "3.0": (14,)},
+        "rescaling": {"0.1": (6,), "1.1": (10,), "3.1": (14,)},
+    },
+    "resnet basic": resnet_basic(),
+    "resnet bottleneck": resnet_bottleneck(),
+    "mobilenet": together(
+        filters(
+            [
+                ("stem.0", "stem.0", 6),
+                ("block1.expand.0", "block1.expand.1", 14),
+                ("block1.depthwise.0", "block1.depthwise.1", 14),
+                ("block1.project.0", "block1.project.1", 6),
+                ("block2.expand.0", "block2.expand.1", 18),
+                ("block2.depthwise.0", "block2.depthwise.1", 18),
+                ("block2.project.0", "block2.project.1", 8),
+            ]
+        ),
+        # ReLU6 saturates, so only the stream of linear bottlenecks has a scale; the last may be flipped as a whole
+        {"rescaling": {"stem.1": (6,), "block2.project.1": (8,)}, "sign": {"block2.project.1#2": (8,)}},
+    ),
+    "convnext": together(
+        affine(  # layer scale against the map before it
+            *of_each({"convnext.encoder.stages.0.layers.{}": ()}, *LAYERS),
+            *of_each({"convnext.encoder.stages.0.layers.{}.layernorm": ()}, *LAYERS),
+            "convnext.encoder.stages.1.downsampling_layer.0",
+            size=6,
+        ),
+        affine(
+            "convnext.encoder.stages.1.layers.0",
+            "convnext.encoder.stages.1.layers.0.layernorm",
+            "convnext.layernorm",
+            size=10,
+        ),
+    ),
+    "group norm": {kind: {"0.groups": (3,), "3.groups": (2,)} for kind in ("scale", "sign")},
+    "unet": unet(),
+    "densenet": {
+        "scale": {"stem": (6,), "layer1.conv": (4,), "layer2.conv": (7,)},
+        "sign": {"layer1.norm": (6,), "layer2.norm": (4,), "transition.0": (7,)},
+        # each norm reads a concatenated axis, and scales its segments apart
+        "rescaling": {
+            "layer1.norm": (6,),
+            "layer2.norm": (6,),
+            "layer2.norm#2": (4,),
+            "transition.0": (6,),
+            "transition.0#2": (4,),
+            "transition.0#3": (7,),
+        },
+        "rotation": {"transition.2": (8,)},
+    },
+    "gpt2": together(
+        affine(*of_each({"transformer.h.{}.ln_1": (), "transformer.h.{}.ln_2": ()}, *LAYERS), size=15),
+        heads([f"transformer.h.{k}.attn.c_attn" for k in LAYERS], "qk", "v", 3, 5),
+    ),
+    "bert": together(  # post-norm: only the last norm is read by linear maps alone
+        affine("bert.encoder.layer.1.output.LayerNorm", size=15),
+        heads([f"bert.encoder.layer.{k}.attention.self" for k in LAYERS], "query", "value", 3, 5),
+    ),
+    "vit": together(
+        affine(
+            *of_each({"vit.layers.{}.layernorm_before": (), "vit.layers.{}.layernorm_after": ()}, *LAYERS),
+            "vit.layernorm",
+            size=15,
+        ),
+        heads([f"vit.layers.{k}.attention" for k in LAYERS], "q_proj", "v_proj", 3, 5),
+    ),
+    "encoder post-norm": together(affine("encoder.layers.1.norm2", size=12), ENCODER_HEADS),
+    "encoder pre-norm": together(
+        affine(
+            *of_each({"encoder.layers.{}.norm1": (), "encoder.layers.{}.norm2": ()}, *LAYERS), "encoder.norm", size=12
+        ),
+        ENCODER_HEADS,
+    ),
+    "llama": together(
+        LLAMA,
+        {kind: of_each({"model.layers.{}.mlp.up_proj": (22,)}, *LAYERS) for kind in ("rescaling", "sign")},
+        STREAM_SIGN,
+    ),
+    "mixtral eager": together(LLAMA, EXPERTS, STREAM_SIGN),
+    "mixtral batched": together(LLAMA, EXPERTS, STREAM_SIGN),
+    "t5": together(  # the decoder's last norm is read by the tied embedding
+        affine(*T5_NORMS, size=16),
+        {
+            "rescaling": of_each(
+                {
+                    "encoder.block.{}.layer.1.DenseReluDense.wi": (22,),
+                    "decoder.block.{}.layer.2.DenseReluDense.wi": (22,),
+                },
+                *LAYERS,
+            )
+        },
+        {"sign": {"shared": (16,)}},
+        heads(T5_ATTENTION, "q", "v", 3, 5),
+    ),
+    "lstm": {
+        "rotation": {"embedding": (10,)},  # read by the gates' maps alone
+        "sign": {"recurrent.weight_ih_l0": (12,), "recurrent.weight_ih_l1": (12,)},
+    },
+    "gru": {
+        "rotation": {"embedding": (10,)},
+        "sign": {"recurrent.weight_ih_l0": (12,), "recurrent.weight_ih_l1": (12,)},
+    },
+    "mamba": together(
+        affine(*of_each({"backbone.layers.{}.norm": ()}, *LAYERS), size=10),
+        {
+            kind: of_each({"backbone.layers.{}.mixer.conv1d": (20,), "backbone.layers.{}.mixer.x_proj": (5,)}, *LAYERS)
+            for kind in ("rescaling", "sign")
+        },
+        {"rotation": of_each({"backbone.layers.{}.mixer.x_proj.0": (7,)}, *LAYERS)},
+        {"sign": {"backbone.embeddings": (10,)}},
+    ),
+    "lora": {"rotation": {"0.A": (3,), "2.A": (2,)}},
+    "vae": {},
+    "mlp-mixer": affine("blocks.0.norm2", "blocks.1.norm2", "norm", size=10),
+    "graph convolution": {"rescaling": {"first": (11,), "second": (7,)}},
+    "siamese": {},
+    "gan": {"rescaling": {"discriminator.0": (9,)}},
+}
+KINDS = ("rescaling", "sign", "scale", "rotation")
+
+
+def test_every_model_of_the_zoo_has_an_expectation():
+    assert EXPECTED.keys() == ZOO.keys()
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_group_is_found_and_no_other(name):
+    case = ZOO[name]
+    symmetries = find_symmetries(case.build(), case.batch())
+    found = {
+        kind: {
+            group.name.replace(f".{kind}.", "#").removesuffix(f".{kind}"): (
+                *(size for _, size in group.rows),
+                group.size,
+            )
+            for group in symmetries
+            if group.kind == kind
+        }
+        for kind in KINDS
+    }
+    assert {kind: groups for kind, groups in found.items() if groups} == EXPECTED[name]
+    assert all(group.verified for group in symmetries)
+    assert all(group.exact is (group.kind != "scale") for group in symmetries)
+    assert not symmetries.rejected
+    assert not symmetries.without_rule

@@ -137,6 +137,12 @@ def _random_signs(n_rows: int, n: int, generator: Generator | None) -> Tensor:
     return signs
 
 
+def _random_factors(n_rows: int, n: int, generator: Generator | None) -> Tensor:
+    """Positive numbers, none of them near 1."""
+    logarithms = _random_logarithms(n_rows, n, generator)
+    return (0.4 * logarithms + 0.2 * logarithms.sign()).exp()
+
+
 def _random_logarithms(n_rows: int, n: int, generator: Generator | None) -> Tensor:
     return torch.randn(n_rows, n, generator=generator, dtype=torch.float64)
 
@@ -159,7 +165,7 @@ def _mix(block: Tensor, matrices: Tensor, degree: int) -> Tensor:
 
 
 _RESCALING = Kind(
-    element=lambda n_rows, n, generator: (0.5 * _random_logarithms(n_rows, n, generator)).exp(),
+    element=_random_factors,
     act=_multiply,
     direction=_random_logarithms,
     derive=lambda block, direction, degree: degree * direction[:, :, None] * block,

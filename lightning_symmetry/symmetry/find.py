@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_symmetry.symmetry.actions import KINDS
+from lightning_symmetry.symmetry.actions import KINDS, Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.proposals import propose
 from lightning_symmetry.symmetry.step import Step
@@ -59,7 +59,7 @@ def find_symmetries(
     return Symmetries(
         groups=tuple(groups),
         blocks=proposals.blocks,
-        share=_share(groups, step),
+        share=_share(groups, proposals.blocks, step),
         rejected=tuple(group.name for group in rejected),
         without_rule=proposals.without_rule,
     )
@@ -78,7 +78,10 @@ def check_kinds(kinds: Sequence[str] | None) -> None:
             )
 
 
-def _share(groups: Sequence[SymmetryGroup], step: Step) -> float:
-    """The share of the parameters' entries that are in a block which a group moves."""
-    moved = {block: block.numel for group in groups for block in group.blocks if block.tensor in step.parameters}
-    return sum(moved.values()) / sum(parameter.numel() for parameter in step.parameters.values())
+def _share(groups: Sequence[SymmetryGroup], blocks: Sequence[Block], step: Step) -> float:
+    """The share of the parameters' entries that are in a block which a group moves, or in a tensor moved as a whole."""
+    moved = {block for group in groups for block in group.blocks}
+    wholes = {block.tensor for block in moved.difference(blocks)}
+    of_parameters = [block for block in blocks if block.tensor in step.parameters]
+    entries = sum(block.numel for block in of_parameters if block in moved or block.tensor in wholes)
+    return entries / sum(parameter.numel() for parameter in step.parameters.values())

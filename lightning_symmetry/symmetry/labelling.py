@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_symmetry.symmetry.axes import Axis, atoms, forbid, fresh, narrow, pin, places, size, split
 from lightning_symmetry.symmetry.axis_rules import Binding, rule_of
@@ -50,7 +51,7 @@ _VIEW = {"view", "_unsafe_view", "reshape", "_reshape"}
 _REARRANGED = {"permute", "transpose", "t", "unsqueeze", "squeeze", "expand"}
 _SLICED = {"select", "slice", "split", "split_with_sizes", "unbind"}
 _IN_ANY_ORDER = {"add", "index_put", "maximum", "minimum", "mul", "scatter_add", "where"}
-_LAYOUT = _SAME | _VIEW | _REARRANGED | _SLICED
+LAYOUT = _SAME | _VIEW | _REARRANGED | _SLICED
 
 
 class Labelling:
@@ -82,7 +83,7 @@ class Labelling:
         self._walked = walked
         self._loop_over: dict[Dimension, Loop] = {}
         for operation in tape.operations:
-            if operation.name not in _LAYOUT and _depends(operation):
+            if operation.name not in LAYOUT and _depends(operation):
                 self._apply(operation)
         self._loops.join()
         for output in tape.outputs:
@@ -111,7 +112,7 @@ class Labelling:
     def indices(self, value: Value) -> Indices | None:
         """Of what the entries of a tensor are indices, if they are."""
         source = value.source
-        if value not in self._indices and source is not None and source.name in _LAYOUT:
+        if value not in self._indices and source is not None and source.name in LAYOUT:
             given = self.indices(source.args[0])
             sliced = given is not None and source.name in _SLICED
             self._indices[value] = Indices(given.axis, self.axes(value)) if given is not None and sliced else given
@@ -179,7 +180,7 @@ class Labelling:
 
     def _standing(self, value: Value) -> Positions:
         """The positions of loops at which a tensor was made."""
-        if value in self._positions or value.source is None or value.source.name not in _LAYOUT:
+        if value in self._positions or value.source is None or value.source.name not in LAYOUT:
             return self._positions.get(value, {})
         return self._standing(value.source.args[0])
 
@@ -292,15 +293,19 @@ def _axes_of_leaf(value: Value) -> Axes:
 def _axes_of_constant(value: Value) -> Axes:
     tensor = value.constant
     assert tensor is not None
-    zero = tensor.numel() > 0 and not bool(tensor.any())  # zeros stay zeros however they are scaled
     return [
         fresh(
             length,
             pinned=None if tensor.numel() and bool((tensor == tensor.narrow(dim, 0, 1)).all()) else "data",
-            charge=unknown() if zero else NEUTRAL,
+            charge=unknown() if is_zero(tensor) else NEUTRAL,
         )
         for dim, length in enumerate(value.shape)
     ]
+
+
+def is_zero(tensor: Tensor) -> bool:
+    """Whether a constant is zero, and so stays what it is however it is scaled."""
+    return tensor.is_floating_point() and tensor.numel() > 0 and not bool(tensor.any())
 
 
 def _view(axes: Sequence[Axis], shape: Sequence[int]) -> Axes:

@@ -44,6 +44,9 @@ class Answer:
 SMALL, ROUNDING = 1e-3, 1e-20
 """Constants between these are taken for those that norms add; below, for zero."""
 
+WHOLE = "*"
+"""The letter for a tensor as a whole: an axis of one position that every tensor has."""
+
 Law = Callable[[Charges, str], Answer]
 """From the charges of one axis in the inputs, and its letter in the axis rule, to what becomes of it."""
 
@@ -150,7 +153,7 @@ def norm(weight: bool, bias: bool, eps: float, through: Collection[str], statist
         shift = next(rest) if bias else None
         vanishing: list[Charge] = []
         nearly: tuple[Charge, ...] = ()
-        if letter in through:
+        if letter in through or letter == WHOLE:
             normed = _sign_of(given)
             nearly = (_scale_of(given),) if eps > ROUNDING else ()
         else:

@@ -24,6 +24,7 @@ from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.naming import axis_names
 from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.tracing import Tape
+from lightning_symmetry.symmetry.whole import scales_of_whole_tensors
 
 Degrees = Mapping[Unknown, int]
 K = TypeVar("K")
@@ -54,10 +55,12 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     rows = rows_of(labelling.tensors(), leaves.values())
     wanted = dict.fromkeys(chain.from_iterable((*rows.get(atom, ()), atom) for atom in found))
     names = axis_names(sorted(wanted, key=lambda atom: atom.pinned is not None), leaves)
-    model = _Model(
-        [block for name, axes in leaves.items() for block in blocks_of(name, axes, names)], names, rows, parameters
-    )
-    groups = [group for atom in found for group in model.groups_on(atom, kinds) if group.kind in kinds]
+    blocks = [block for name, axes in leaves.items() for block in blocks_of(name, axes, names)]
+    shapes = {name: value.shape for name, value in tape.leaves.items()}
+    model = _Model(blocks, names, rows, parameters, shapes)
+    groups = [group for atom in found for group in model.groups_on(atom, kinds)]
+    groups += model.groups_of_whole_tensors(*scales_of_whole_tensors(tape), found)
+    groups = [group for group in groups if group.kind in kinds]
     return Proposals(
         sorted(groups, key=lambda group: list(leaves).index(group.parameters[0])),
         tuple(block for block, _ in model.blocks),
@@ -74,8 +77,10 @@ class _Model:
         names: Mapping[Atom, str],
         rows: Mapping[Atom, Sequence[Atom]],
         parameters: Collection[str],
+        shapes: Mapping[str, Sequence[int]],
     ) -> None:
         self.blocks = blocks
+        self._shapes = shapes
         self._names = names
         self._rows = rows
         self._parameters = parameters
@@ -101,6 +106,46 @@ class _Model:
             if not any(degrees.keys() == other.keys() for other in mixed) and not self._flips_rows(atom, degrees):
                 yield from self._group("sign", atom, degrees)
 
+    def groups_of_whole_tensors(
+        self, exact: Sequence[Mapping[str, Fraction]], every: Sequence[Mapping[str, Fraction]], atoms: Iterable[Atom]
+    ) -> Iterator[SymmetryGroup]:
+        """The scales of whole tensors that are no scales of all positions along some axis alike."""
+        known: list[Mapping[int, int]] = []
+        for atom in atoms:
+            solutions = scalings(_scales(atom.vanishing), self._unknowns(atom))
+            known += [self._by_block(atom, _whole(solution)) for solution in solutions]
+        for wholes, holds_exactly in ((exact, True), (every, False)):
+            for degrees in map(_whole, wholes):
+                scaled = {
+                    number: degrees[block.tensor]
+                    for number, (block, _) in enumerate(self.blocks)
+                    if block.tensor in degrees
+                }
+                if _beyond([scaled], known):
+                    known.append(scaled)
+                    yield self._scale(degrees, holds_exactly)
+
+    def _scale(self, degrees: Mapping[str, int], exact: bool) -> SymmetryGroup:
+        """A group that multiplies whole tensors, seen with a dimension of one position in front."""
+        parameters = tuple(name for name in degrees if name in self._parameters)
+        name = self._name("scale", parameters[0].rpartition(".")[0] or parameters[0], parameters[0])
+        turn = 1 if degrees[parameters[0]] > 0 else -1
+        shapes = self._shapes
+        actions = tuple(
+            Action(
+                Block(
+                    tensor,
+                    ((0, (1, shapes[tensor][0])),),
+                    (name, *[""] * len(shapes[tensor])),
+                    math.prod(shapes[tensor]),
+                ),
+                (turn * degree, *[0] * len(shapes[tensor])),
+            )
+            for tensor, degree in degrees.items()
+        )
+        buffers = tuple(tensor for tensor in degrees if tensor not in self._parameters)
+        return SymmetryGroup("scale", name, name, 1, (), actions, parameters, buffers, exact=exact)
+
     def _group(self, kind: str, atom: Atom, degrees: Degrees, exact: bool = True) -> Iterator[SymmetryGroup]:
         actions = [
             Action(block, tuple(_degree(place, atom, degrees) for place in places))
@@ -122,7 +167,9 @@ class _Model:
         ]
         yield SymmetryGroup(
             kind=kind,
-            name=self._name(kind, atom, eponym.block.tensor),
+            name=self._names[atom]
+            if kind == "permutation"
+            else self._name(kind, self._names[atom], eponym.block.tensor),
             axis=self._names[atom],
             size=atom.size,
             rows=tuple((self._names[row], row.size) for row in rows),
@@ -132,11 +179,8 @@ class _Model:
             exact=exact,
         )
 
-    def _name(self, kind: str, atom: Atom, parameter: str) -> str:
-        """The name of the axis for its permutations; for other kinds that of a vector that is moved, and the kind."""
-        if kind == "permutation":
-            return self._names[atom]
-        stem = self._names[atom]
+    def _name(self, kind: str, stem: str, parameter: str) -> str:
+        """A name that no other group has: an axis within its parameter, or the parameter's module, and the kind."""
         if not f"{stem}.".startswith(f"{parameter.rpartition('.')[0]}."):
             stem = parameter.rpartition(".")[0] or parameter
         name = f"{stem}.{kind}"
@@ -195,7 +239,7 @@ def _scales(forms: Iterable[Charge]) -> list[Mapping[Unknown, Fraction]]:
     return [form.scale for form in forms]
 
 
-def _whole(solution: Mapping[Unknown, Fraction]) -> Degrees:
+def _whole(solution: Mapping[K, Fraction]) -> Mapping[K, int]:
     """The solution times the least number that makes all its degrees whole."""
     common = math.lcm(*(value.denominator for value in solution.values()))
     return {key: int(value * common) for key, value in solution.items()}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_symmetry.symmetry.find import find_symmetries
 from tests import nets
+from tests.minis import MINIS, count
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,14 @@ def table() -> Iterator[str]:
         yield f"{name:20} {size:10} {symmetries.share:6.1%} {seconds:7.2f}  {', '.join(found)}"
 
 
+def completeness() -> Iterator[str]:
+    """For each mini model: its continuous directions, those that no group accounts for, and of what family they are."""
+    yield f"{'mini model':20} {'directions':>10} {'unaccounted':>11}  missing"
+    for name, mini in MINIS.items():
+        counted = count(name)
+        yield f"{name:20} {counted['nullity']:10} {counted['unaccounted']:11}  {mini.missing[1]}"
+
+
 if __name__ == "__main__":
-    for line in table():
+    for line in (*table(), "", *completeness()):
         print(line, flush=True)

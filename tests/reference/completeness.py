@@ -21,22 +21,19 @@ def generic(model, seed=0):
     return model
 
 
-def kernel(model, batches, outputs_of, tolerance=1e-9):
-    """An orthonormal basis of the directions in which no output changes, and the smallest singular value kept."""
+def jacobian(model, batches, outputs_of):
+    """How every output of every batch changes with every parameter: ``(n_outputs, n_parameters)``."""
     parameters = list(model.parameters())
     rows = []
     for batch in batches:
-        outputs = outputs_of(model(*batch)).flatten()
-        for output in outputs:
+        for output in outputs_of(model(*batch)).flatten():
             gradients = torch.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
             parts = [
                 torch.zeros_like(parameter) if gradient is None else gradient
                 for parameter, gradient in zip(parameters, gradients, strict=True)
             ]
             rows.append(torch.cat([part.flatten() for part in parts]))
-    _, values, directions = torch.linalg.svd(torch.stack(rows), full_matrices=True)
-    rank = int((values > tolerance * values[0]).sum())
-    return directions[rank:].T, float(values[rank - 1] / values[0])
+    return torch.stack(rows)
 
 
 def tangents(groups, model, seed=0):
@@ -54,12 +51,17 @@ def tangents(groups, model, seed=0):
     return torch.stack(columns, dim=1) if columns else torch.zeros(sum(map(torch.Tensor.numel, parameters.values())), 0)
 
 
-def unaccounted(groups, model, batches, outputs_of):
-    """The nullity, how many directions of it no tangent spans, and the largest part of a tangent outside of it."""
-    null, gap = kernel(model, batches, outputs_of)
+def unaccounted(groups, model, batches, outputs_of, tolerance=1e-9):
+    """The nullity, how many directions of it no tangent spans, and by how much a tangent changes an output.
+
+    A singular value counts as zero below the tolerance, relative to the largest; the change is relative to the norms of
+    the Jacobian and the tangent.
+    """
+    changes = jacobian(model, batches, outputs_of)
+    _, values, directions = torch.linalg.svd(changes, full_matrices=True)
+    null = directions[int((values > tolerance * values[0]).sum()) :].T
     spanned = tangents(groups, model).double()
-    norms = spanned.norm(dim=0)
-    spanned = spanned / norms.clamp(min=1e-300)
-    outside = float((spanned - null @ (null.T @ spanned)).norm(dim=0).max()) if spanned.shape[1] else 0.0
+    spanned = spanned / spanned.norm(dim=0).clamp(min=1e-300)
+    outside = float((changes @ spanned).norm(dim=0).max() / values[0]) if spanned.shape[1] else 0.0
     rank = int(torch.linalg.matrix_rank(null.T @ spanned, rtol=1e-9)) if spanned.shape[1] else 0
-    return {"nullity": null.shape[1], "unaccounted": null.shape[1] - rank, "outside": outside, "gap": gap}
+    return {"nullity": null.shape[1], "unaccounted": null.shape[1] - rank, "outside": outside}

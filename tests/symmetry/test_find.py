@@ -164,6 +164,7 @@ EXPECTED = {
             | {"norm.rescaling": (12,)},
             "sign": of_each_layer(2, {"blocks.{}.norm1.sign": (12,), "blocks.{}.norm2.sign": (12,)})
             | {"norm.sign": (12,)},
+            "scale": {"positions.scale": (1,)},  # all that is written to the stream
         },
     ),
     "gpt2": (
@@ -184,6 +185,7 @@ EXPECTED = {
                 2, {"transformer.h.{}.ln_1.rescaling": (24,), "transformer.h.{}.ln_2.rescaling": (24,)}
             ),
             "sign": of_each_layer(2, {"transformer.h.{}.ln_1.sign": (24,), "transformer.h.{}.ln_2.sign": (24,)}),
+            "scale": {"transformer.wte.scale": (1,)},
         },
     ),
     "llama": (
@@ -222,6 +224,7 @@ EXPECTED = {
                 },
             )
             | {"model.norm.sign": (32,), "model.embed_tokens.sign": (32,)},
+            "scale": {"model.embed_tokens.scale": (1,)},
         },
     ),
     "twisted: the hidden units to which a fixed constant is added are told apart": (

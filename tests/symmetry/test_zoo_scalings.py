@@ -27,6 +27,11 @@ def filters(pairs):
     }
 
 
+def wholes(*places):
+    """Scales of whole tensors, one number each: all that is written to a stream, against the norms that read it."""
+    return {"scale": dict.fromkeys(places, (1,))}
+
+
 def together(*parts):
     """Groups by kind, from several parts."""
     kinds = dict.fromkeys(kind for part in parts for kind in part)
@@ -85,7 +90,8 @@ LLAMA = together(
     {kind: of_each({"model.layers.{}.self_attn.q_proj": (2, 4)}, *LAYERS) for kind in ("rescaling", "sign")},
     {"rotation": of_each({"model.layers.{}.self_attn.v_proj.head_dims": (2, 8)}, *LAYERS)},
 )
-STREAM_SIGN = {"sign": {"model.embed_tokens": (36,)}}  # norms square the stream
+# norms square the stream, and divide it by its size
+STREAM = {"sign": {"model.embed_tokens": (36,)}, "scale": {"model.embed_tokens": (1,)}}
 EXPERTS = {
     kind: of_each({"model.layers.{}.mlp.experts.gate_up_proj": (5, 22)}, *LAYERS) for kind in ("rescaling", "sign")
 }
@@ -141,6 +147,13 @@ EXPECTED = {
             "convnext.layernorm",
             size=10,
         ),
+        wholes(  # each norm reads a depthwise convolution, or a stream that a norm or a convolution starts
+            "convnext.embeddings.patch_embeddings",
+            "convnext.embeddings.layernorm",
+            *of_each({"convnext.encoder.stages.0.layers.{}.dwconv": ()}, *LAYERS),
+            "convnext.encoder.stages.1.downsampling_layer.0",
+            "convnext.encoder.stages.1.layers.0.dwconv",
+        ),
     ),
     "group norm": {kind: {"0.groups": (3,), "3.groups": (2,)} for kind in ("scale", "sign")},
     "unet": unet(),
@@ -161,10 +174,18 @@ EXPECTED = {
     "gpt2": together(
         affine(*of_each({"transformer.h.{}.ln_1": (), "transformer.h.{}.ln_2": ()}, *LAYERS), size=15),
         heads([f"transformer.h.{k}.attn.c_attn" for k in LAYERS], "qk", "v", 3, 5),
+        wholes("transformer.wte"),
     ),
     "bert": together(  # post-norm: only the last norm is read by linear maps alone
         affine("bert.encoder.layer.1.output.LayerNorm", size=15),
         heads([f"bert.encoder.layer.{k}.attention.self" for k in LAYERS], "query", "value", 3, 5),
+        wholes(  # one a segment of the stream between two norms
+            "bert.embeddings.word_embeddings",
+            "bert.embeddings.LayerNorm",
+            "bert.encoder.layer.0.attention.output.LayerNorm",
+            "bert.encoder.layer.0.output.LayerNorm",
+            "bert.encoder.layer.1.attention.output.LayerNorm",
+        ),
     ),
     "vit": together(
         affine(
@@ -173,21 +194,27 @@ EXPECTED = {
             size=15,
         ),
         heads([f"vit.layers.{k}.attention" for k in LAYERS], "q_proj", "v_proj", 3, 5),
+        wholes("vit.embeddings"),
     ),
-    "encoder post-norm": together(affine("encoder.layers.1.norm2", size=12), ENCODER_HEADS),
+    "encoder post-norm": together(
+        affine("encoder.layers.1.norm2", size=12),
+        ENCODER_HEADS,
+        wholes("read", "encoder.layers.0.linear1", "encoder.layers.0.norm2", "encoder.layers.1.linear1"),
+    ),
     "encoder pre-norm": together(
         affine(
             *of_each({"encoder.layers.{}.norm1": (), "encoder.layers.{}.norm2": ()}, *LAYERS), "encoder.norm", size=12
         ),
         ENCODER_HEADS,
+        wholes("read"),
     ),
     "llama": together(
         LLAMA,
         {kind: of_each({"model.layers.{}.mlp.up_proj": (22,)}, *LAYERS) for kind in ("rescaling", "sign")},
-        STREAM_SIGN,
+        STREAM,
     ),
-    "mixtral eager": together(LLAMA, EXPERTS, STREAM_SIGN),
-    "mixtral batched": together(LLAMA, EXPERTS, STREAM_SIGN),
+    "mixtral eager": together(LLAMA, EXPERTS, STREAM),
+    "mixtral batched": together(LLAMA, EXPERTS, STREAM),
     "t5": together(  # the decoder's last norm is read by the tied embedding
         affine(*T5_NORMS, size=16),
         {
@@ -200,6 +227,7 @@ EXPECTED = {
             )
         },
         {"sign": {"shared": (16,)}},
+        wholes("shared"),
         heads(T5_ATTENTION, "q", "v", 3, 5),
     ),
     "lstm": {
@@ -218,10 +246,15 @@ EXPECTED = {
         },
         {"rotation": of_each({"backbone.layers.{}.mixer.x_proj.0": (7,)}, *LAYERS)},
         {"sign": {"backbone.embeddings": (10,)}},
+        # the time step against the two maps of the state, and these against the map out
+        wholes("backbone.embeddings", *of_each({"backbone.layers.{}.mixer": ()}, *LAYERS)),
     ),
     "lora": {"rotation": {"0.A": (3,), "2.A": (2,)}},
     "vae": {},
-    "mlp-mixer": affine("blocks.0.norm2", "blocks.1.norm2", "norm", size=10),
+    "mlp-mixer": together(
+        affine("blocks.0.norm2", "blocks.1.norm2", "norm", size=10),
+        wholes("read", "blocks.0.norm1", "blocks.1.norm1"),  # a map over patches leaves a norm's gain one scale
+    ),
     "graph convolution": {"rescaling": {"first": (11,), "second": (7,)}},
     "siamese": {},
     "gan": {"rescaling": {"discriminator.0": (9,)}},
@@ -250,6 +283,6 @@ def test_every_group_is_found_and_no_other(name):
     }
     assert {kind: groups for kind, groups in found.items() if groups} == EXPECTED[name]
     assert all(group.verified for group in symmetries)
-    assert all(group.exact is (group.kind != "scale") for group in symmetries)
+    assert all(group.exact for group in symmetries if group.kind != "scale")
     assert not symmetries.rejected
     assert not symmetries.without_rule

@@ -1,0 +1,215 @@
+"""Models of some hundred parameters, one for each family of the zoo that is smooth, to count all their symmetries.
+
+The small constants of their norms are zero, so that scales hold exactly.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from lightning_symmetry.symmetry.find import find_symmetries
+from tests.reference.completeness import generic, unaccounted
+
+Batches = Callable[[], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Mini:
+    """A model, its batches, and how its outputs come out of what it returns.
+
+    Attributes:
+        make: Builds the model.
+        batch: Makes a new batch.
+        outputs: From what the model returns to its outputs.
+        tolerance: The singular value, relative to the largest, below which a direction counts as one in which nothing
+            changes: that of rounding, which is coarser where a model computes in float32.
+        missing: How many directions no group found accounts for, and of what families they are.
+    """
+
+    make: Callable[[], nn.Module]
+    batch: Batches
+    missing: tuple[int, str] = (0, "")
+    outputs: Callable[[Any], Tensor] = lambda returned: returned
+    tolerance: float = 1e-9
+
+
+def numbers(*shape: int) -> Batches:
+    generator = torch.Generator().manual_seed(0)
+    return lambda: (torch.randn(*shape, generator=generator, dtype=torch.float64),)
+
+
+def tokens(vocabulary: int = 9) -> Batches:
+    generator = torch.Generator().manual_seed(0)
+    return lambda: (torch.randint(0, vocabulary, (2, 6), generator=generator),)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.recurrent, self.head = kind(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.recurrent(inputs)[0])
+
+
+class Encoder(nn.Module):
+    def __init__(self, norm_first: bool) -> None:
+        super().__init__()
+        self.read, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.block = nn.TransformerEncoderLayer(
+            8, 2, 9, batch_first=True, activation="gelu", norm_first=norm_first, layer_norm_eps=0.0, dropout=0.0
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.block(self.read(inputs)))
+
+
+class LoRA(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.A, self.B = nn.Linear(6, 2, bias=False), nn.Linear(2, 5, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.base(inputs) + self.B(self.A(inputs))))
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.BatchNorm2d(4, eps=1e-30),
+            nn.Tanh(),
+            nn.Conv2d(4, 3, 3),
+            nn.GroupNorm(3, 3, eps=0.0),
+            nn.GELU(),
+            nn.Conv2d(3, 5, 1),
+        )
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layers(images).mean((2, 3)))
+
+
+def gpt2() -> nn.Module:
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=9,
+            n_positions=6,
+            n_embd=8,
+            n_layer=1,
+            n_head=2,
+            n_inner=9,
+            layer_norm_epsilon=0.0,
+            resid_pdrop=0.0,
+            attn_pdrop=0.0,
+            embd_pdrop=0.0,
+            use_cache=False,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+
+
+def llama() -> nn.Module:
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=9,
+            hidden_size=8,
+            intermediate_size=9,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=4,
+            rms_norm_eps=0.0,
+            use_cache=False,
+        )
+    )
+
+
+def bert() -> nn.Module:
+    return transformers.BertForMaskedLM(
+        transformers.BertConfig(
+            vocab_size=9,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=9,
+            max_position_embeddings=6,
+            type_vocab_size=1,
+            layer_norm_eps=0.0,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+
+
+def logits(returned: Any) -> Tensor:
+    return returned.logits
+
+
+NORM = "shifts of biases, the mean direction that LayerNorm removes, rotations through its gain"
+
+MINIS = {
+    "mlp tanh": Mini(
+        lambda: nn.Sequential(nn.Linear(3, 7), nn.Tanh(), nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 2)), numbers(16, 3)
+    ),
+    "mlp gelu": Mini(lambda: nn.Sequential(nn.Linear(3, 7), nn.GELU(), nn.Linear(7, 2)), numbers(16, 3)),
+    "mlp identity": Mini(
+        lambda: nn.Sequential(nn.Linear(3, 7), nn.Linear(7, 5), nn.GELU(), nn.Linear(5, 2)),
+        numbers(16, 3),
+        missing=(5, "shifts of one bias into the next"),
+    ),
+    "mlp layer norm": Mini(
+        lambda: nn.Sequential(
+            nn.Linear(3, 7),
+            nn.LayerNorm(7, eps=0.0),
+            nn.GELU(),
+            nn.Linear(7, 5),
+            nn.LayerNorm(5, eps=0.0),
+            nn.Linear(5, 3),
+        ),
+        numbers(16, 3),
+        missing=(26, NORM),
+    ),
+    "convolutions": Mini(
+        Convolutions, numbers(3, 2, 5, 5), missing=(9, "shifts of biases before norms and into the next one")
+    ),
+    "encoder post-norm": Mini(lambda: Encoder(False), numbers(2, 6, 5), missing=(149, NORM)),
+    "encoder pre-norm": Mini(lambda: Encoder(True), numbers(2, 6, 5), missing=(174, NORM)),
+    "lstm": Mini(lambda: Recurrent(nn.LSTM), numbers(4, 5, 3), missing=(16, "shifts between its two biases")),
+    "gru": Mini(lambda: Recurrent(nn.GRU), numbers(4, 5, 3), missing=(8, "shifts between its two biases")),
+    "lora": Mini(LoRA, numbers(16, 6), missing=(18, "the adapter taken into the weight beside it")),
+    "gpt2": Mini(gpt2, tokens(), outputs=logits, missing=(90, NORM)),
+    "llama": Mini(
+        llama,
+        tokens(),
+        outputs=logits,
+        tolerance=3e-6,
+        missing=(32, "rotations of the stream through the norms' gains, and one a plane of the rotary embedding"),
+    ),
+    "bert": Mini(bert, tokens(), outputs=logits, missing=(123, NORM)),
+}
+
+
+def count(name: str) -> dict[str, float]:
+    """The nullity, how much of it no group accounts for, and by how much a tangent changes an output."""
+    mini = MINIS[name]
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # a model computes in the type that it was built in, if in no other
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = generic(mini.make())
+        groups = list(find_symmetries(model, mini.batch()))
+        n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        per_batch = mini.outputs(model(*mini.batch())).numel()
+        batches = [mini.batch() for _ in range(int(1.3 * n_parameters / per_batch) + 3)]
+        return unaccounted(groups, model, batches, mini.outputs, mini.tolerance)
+    finally:
+        torch.set_default_dtype(default)

@@ -20,14 +20,17 @@ class SymmetryMonitor(Monitor):
     """Finds the symmetries of the model on its first batch, and measures during training how far each is broken.
 
     A network with n interchangeable units starts or ends at states in which some of them are equal: the symmetry
-    between them is unbroken, and the network has fewer effective parameters. For every group it logs, at one row a
-    measurement, ``symmetry/INDICATOR/GROUP``: ``broken_fraction`` (0: all units equal, 1: no two are),
-    ``distinct_units``, ``effective_units``, ``relative_distance`` and the quantiles of ``nearest_distance``, the early
-    warning of a merger; and of the whole model ``symmetry/broken_fraction`` (the mean over groups) and
+    between them is unbroken, and the network has fewer effective parameters. So it is with units that are dead, the
+    symmetric state of signs and rescalings, and with directions that a product of two maps has lost, that of rotations.
+    For every group it logs, at one row a measurement, ``symmetry/INDICATOR/GROUP``: ``broken_fraction`` (0: fully
+    symmetric, 1: fully broken), and by the kind of the group ``distinct_units``, ``effective_units``,
+    ``relative_distance`` and the quantiles of ``nearest_distance``, the early warning of a merger; ``alive_units``; or
+    ``product_rank``. Of the whole model it logs ``symmetry/broken_fraction`` (the mean over groups) and
     ``complexity/effective_parameters``.
 
     Args:
-        kinds: The kinds of symmetry to find; None for all: ``"permutation"``.
+        kinds: The kinds of symmetry to find; None for all: ``"permutation"``, ``"sign"``,
+            ``"rescaling"``, ``"rotation"``, ``"scale"``.
         tolerance: The relative distance, in (0, 1), up to which two units count as equal.
         verify_up_to: The largest number of parameters at which groups are verified by rerunning the model in float64.
         max_overhead: As for `Monitor`.

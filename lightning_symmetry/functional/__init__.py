@@ -1,5 +1,6 @@
 """The mathematics: pure functions from tensors to tensors, which know no Trainer."""
 
+from lightning_symmetry.functional.continuous import alive_units, product_rank
 from lightning_symmetry.functional.order_parameters import (
     broken_fraction,
     distinct_units,
@@ -28,6 +29,7 @@ from lightning_symmetry.functional.units import Units
 
 __all__ = [
     "Units",
+    "alive_units",
     "broken_fraction",
     "condition_number",
     "distinct_units",
@@ -42,6 +44,7 @@ __all__ = [
     "participation_ratio",
     "permutation_indicators",
     "perplexity",
+    "product_rank",
     "relative_distance",
     "singular_values",
     "spectral_indicators",

@@ -43,7 +43,7 @@ def find_symmetries(
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> [(group.kind, group.name, group.size) for group in find_symmetries(model, torch.randn(16, 4))]
-        [('permutation', '0', 8)]
+        [('permutation', '0', 8), ('rescaling', '0.rescaling', 8)]
 
     References:
         Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory", arXiv:2502.05300.

@@ -177,13 +177,11 @@ MINIS = {
         numbers(16, 3),
         missing=(26, NORM),
     ),
-    "convolutions": Mini(
-        Convolutions, numbers(3, 2, 5, 5), missing=(9, "shifts of biases before norms and into the next one")
-    ),
+    "convolutions": Mini(Convolutions, numbers(3, 2, 5, 5), missing=(2, "the shift of one bias into the next")),
     "encoder post-norm": Mini(lambda: Encoder(False), numbers(2, 6, 5), missing=(149, NORM)),
     "encoder pre-norm": Mini(lambda: Encoder(True), numbers(2, 6, 5), missing=(174, NORM)),
-    "lstm": Mini(lambda: Recurrent(nn.LSTM), numbers(4, 5, 3), missing=(16, "shifts between its two biases")),
-    "gru": Mini(lambda: Recurrent(nn.GRU), numbers(4, 5, 3), missing=(8, "shifts between its two biases")),
+    "lstm": Mini(lambda: Recurrent(nn.LSTM), numbers(4, 5, 3)),
+    "gru": Mini(lambda: Recurrent(nn.GRU), numbers(4, 5, 3)),
     "lora": Mini(LoRA, numbers(16, 6), missing=(18, "the adapter taken into the weight beside it")),
     "gpt2": Mini(gpt2, tokens(), outputs=logits, missing=(90, NORM)),
     "llama": Mini(
@@ -193,7 +191,7 @@ MINIS = {
         tolerance=3e-6,
         missing=(32, "rotations of the stream through the norms' gains, and one a plane of the rotary embedding"),
     ),
-    "bert": Mini(bert, tokens(), outputs=logits, missing=(123, NORM)),
+    "bert": Mini(bert, tokens(), outputs=logits, missing=(115, NORM)),
 }
 
 

@@ -30,7 +30,7 @@ class SymmetryMonitor(Monitor):
 
     Args:
         kinds: The kinds of symmetry to find; None for all: ``"permutation"``, ``"sign"``,
-            ``"rescaling"``, ``"rotation"``, ``"scale"``.
+            ``"rescaling"``, ``"rotation"``, ``"scale"``, ``"translation"``.
         tolerance: The relative distance, in (0, 1), up to which two units count as equal.
         verify_up_to: The largest number of parameters at which groups are verified by rerunning the model in float64.
         max_overhead: As for `Monitor`.
@@ -53,6 +53,9 @@ class SymmetryMonitor(Monitor):
     References:
         Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory", arXiv:2502.05300.
     """
+
+    section = "symmetry"
+    aggregates = ("symmetry/broken_fraction", "complexity/effective_parameters")
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class SymmetryMonitor(Monitor):
             try:
                 found = find_symmetries(model, batch, kinds=self.kinds, verify_up_to=self.verify_up_to)
             except Exception as error:
-                found = error if trainer.world_size == 1 else RuntimeError(f"{type(error).__name__}: {error}")
+                found = error if trainer.world_size == 1 else RuntimeError(f"on rank zero, {error!r}")
         found = trainer.strategy.broadcast(found)
         if isinstance(found, Exception):
             raise found

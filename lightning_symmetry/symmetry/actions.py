@@ -12,6 +12,7 @@ permutation    a permutation               ``X[permutation]``                   
 sign           s in {-1, 1}^n              ``s^d X``                              none: discrete
 rescaling      l in (0, inf)^n             ``l^d X``                              ``d m X``, m in R^n
 rotation       A in GL(n)                  ``A X`` (d = 1), ``A^-T X`` (d = -1)   ``M X``, ``-M^T X``, M in R^(n x n)
+translation    t in R^n                    ``X + d t``                            ``d t``
 =============  ==========================  =====================================  ====================================
 
 *scale* acts as rescaling does, on what a norm then divides by its size.
@@ -139,11 +140,11 @@ def _random_signs(n_rows: int, n: int, generator: Generator | None) -> Tensor:
 
 def _random_factors(n_rows: int, n: int, generator: Generator | None) -> Tensor:
     """Positive numbers, none of them near 1."""
-    logarithms = _random_logarithms(n_rows, n, generator)
+    logarithms = _random_numbers(n_rows, n, generator)
     return (0.4 * logarithms + 0.2 * logarithms.sign()).exp()
 
 
-def _random_logarithms(n_rows: int, n: int, generator: Generator | None) -> Tensor:
+def _random_numbers(n_rows: int, n: int, generator: Generator | None) -> Tensor:
     return torch.randn(n_rows, n, generator=generator, dtype=torch.float64)
 
 
@@ -167,7 +168,7 @@ def _mix(block: Tensor, matrices: Tensor, degree: int) -> Tensor:
 _RESCALING = Kind(
     element=_random_factors,
     act=_multiply,
-    direction=_random_logarithms,
+    direction=_random_numbers,
     derive=lambda block, direction, degree: degree * direction[:, :, None] * block,
     dimension=lambda n: n,
 )
@@ -186,6 +187,13 @@ KINDS: Mapping[str, Kind] = {
         dimension=lambda n: n * n,
     ),
     "scale": _RESCALING,
+    "translation": Kind(
+        element=_random_numbers,
+        act=lambda block, shifts, degree: block + degree * shifts[:, :, None],
+        direction=_random_numbers,
+        derive=lambda block, shifts, degree: (degree * shifts[:, :, None]).expand(block.shape),
+        dimension=lambda n: n,
+    ),
 }
 
 

@@ -18,12 +18,16 @@ any other map, and constants                zero                 zero
 ==========================================  ===================  =====================
 
 The nullspace over the rationals is the rescalings of the axis, that over GF(2) its signs.
+
+*Shifts* go the same way: add a vector along the axis to a tensor, the same at all positions of its other axes, times a
+number for each tensor. Sums add the numbers, linear maps of one tensor keep them, a norm takes its input's away, and of
+everything else they must be zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import count
 
@@ -35,45 +39,70 @@ _NEW = count()
 
 @dataclass(frozen=True)
 class Charge:
-    """A linear form in unknown exponents: `scale` over the rationals, `sign` over GF(2)."""
+    """Linear forms in unknowns: the exponents of a `scale`, of a `sign` over GF(2), and the multiples of a `shift`."""
 
-    scale: Mapping[Unknown, Fraction]
-    sign: frozenset[Unknown]
+    scale: Mapping[Unknown, Fraction] = field(default_factory=dict)
+    sign: frozenset[Unknown] = frozenset()
+    shift: Mapping[Unknown, Fraction] = field(default_factory=dict)
 
     def __add__(self, other: Charge) -> Charge:
-        """The charge of a product."""
-        scale = {
-            key: self.scale.get(key, Fraction(0)) + other.scale.get(key, Fraction(0))
-            for key in (*self.scale, *other.scale)
-        }
-        return Charge({key: value for key, value in scale.items() if value}, self.sign ^ other.sign)
+        """The sum of forms: of scale and sign, the charge of a product; of shift, that of a sum."""
+        return Charge(_sum(self.scale, other.scale), self.sign ^ other.sign, _sum(self.shift, other.shift))
 
-    def __mul__(self, power: Fraction | int) -> Charge:
-        """The charge of a power: signs survive odd ones."""
-        whole = Fraction(power).denominator == 1
+    def __mul__(self, factor: Fraction | int) -> Charge:
+        """A multiple of the forms: of scale and sign, the charge of a power, which signs survive if it is odd."""
+        whole = Fraction(factor).denominator == 1
         return Charge(
-            {key: value * power for key, value in self.scale.items() if power},
-            self.sign if whole and power % 2 else frozenset(),
-        )
-
-    def part(self, number: int) -> Charge:
-        """The charge of one part of an axis that had this charge as a whole: the same form in unknowns of its own."""
-        return Charge(
-            {(key, number): value for key, value in self.scale.items()}, frozenset((key, number) for key in self.sign)
+            {key: value * factor for key, value in self.scale.items() if factor},
+            self.sign if whole and factor % 2 else frozenset(),
+            {key: value * factor for key, value in self.shift.items() if factor},
         )
 
     def __sub__(self, other: Charge) -> Charge:
-        """The charge of a quotient."""
+        """The difference of forms."""
         return self + other * -1
 
+    @property
+    def of_scale(self) -> Charge:
+        """The form of the scale alone."""
+        return Charge(scale=self.scale)
 
-NEUTRAL = Charge({}, frozenset())
+    @property
+    def of_sign(self) -> Charge:
+        """The form of the sign alone."""
+        return Charge(sign=self.sign)
+
+    @property
+    def of_shift(self) -> Charge:
+        """The form of the shift alone."""
+        return Charge(shift=self.shift)
+
+    @property
+    def unshifted(self) -> Charge:
+        """The forms of scale and sign."""
+        return Charge(self.scale, self.sign)
+
+    def part(self, number: int) -> Charge:
+        """The charge of one part of an axis that had this charge as a whole: the same forms in unknowns of its own."""
+        return Charge(
+            {(key, number): value for key, value in self.scale.items()},
+            frozenset((key, number) for key in self.sign),
+            {(key, number): value for key, value in self.shift.items()},
+        )
+
+
+def _sum(left: Mapping[Unknown, Fraction], right: Mapping[Unknown, Fraction]) -> Mapping[Unknown, Fraction]:
+    total = {key: left.get(key, Fraction(0)) + right.get(key, Fraction(0)) for key in (*left, *right)}
+    return {key: value for key, value in total.items() if value}
+
+
+NEUTRAL = Charge()
 
 
 def unknown() -> Charge:
     """A charge of which nothing is known yet: one new unknown."""
     variable = next(_NEW)
-    return Charge({variable: Fraction(1)}, frozenset({variable}))
+    return Charge({variable: Fraction(1)}, frozenset({variable}), {variable: Fraction(1)})
 
 
 def scalings(

@@ -28,7 +28,7 @@ def find_symmetries(
             ``model(*batch)`` for a tuple, ``model(**batch)`` for a mapping.
         batch: One batch of data, on the device of the model.
         kinds: The kinds of symmetry to look for; None for all: ``"permutation"``, ``"sign"``,
-            ``"rescaling"``, ``"rotation"``, ``"scale"``.
+            ``"rescaling"``, ``"rotation"``, ``"scale"``, ``"translation"``.
         verify_up_to: The largest number of parameters at which groups are verified; above it they have
             ``verified=None``.
 

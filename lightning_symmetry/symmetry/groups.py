@@ -24,7 +24,8 @@ class SymmetryGroup:
     Attributes:
         kind: What its elements do: ``"permutation"`` exchanges units, ``"sign"`` flips them, ``"rescaling"`` multiplies
             them by positive numbers, ``"rotation"`` mixes them linearly, all of GL(n), ``"scale"`` multiplies what a
-            norm divides by its size (arXiv:2502.05300).
+            norm divides by its size, ``"translation"`` adds what a norm or another bias takes away
+            (arXiv:2502.05300).
         name: Where it acts, after the first parameter that it moves; unique within a model.
         axis: The axis that it acts on.
         size: The number of units n along the axis.

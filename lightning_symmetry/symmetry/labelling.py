@@ -297,7 +297,7 @@ def _axes_of_constant(value: Value) -> Axes:
         fresh(
             length,
             pinned=None if tensor.numel() and bool((tensor == tensor.narrow(dim, 0, 1)).all()) else "data",
-            charge=unknown() if is_zero(tensor) else NEUTRAL,
+            charge=unknown().unshifted if is_zero(tensor) else NEUTRAL,
         )
         for dim, length in enumerate(value.shape)
     ]

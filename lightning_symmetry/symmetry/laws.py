@@ -52,43 +52,58 @@ Law = Callable[[Charges, str], Answer]
 
 
 def neutral(charges: Charges, letter: str) -> Answer:
-    """Nothing passes: no input may be scaled."""
+    """Nothing passes: no input may be scaled or shifted."""
     return Answer(vanishing=_held(charges), rigid="nonlinear")
 
 
-def product(charges: Charges, letter: str) -> Answer:
-    """Multilinear in its inputs: charges add up. One input alone along an axis passes as it is."""
+def linear(charges: Charges, letter: str) -> Answer:
+    """A linear map of one input that keeps constants: everything passes."""
     held = _held(charges)
-    return Answer(sum(held, NEUTRAL), rigid="elementwise product" if len(held) > 1 else None)
+    return Answer(held[0], held[1:]) if held else Answer()
+
+
+def negative(charges: Charges, letter: str) -> Answer:
+    """The negative of one input."""
+    (charge,) = _held(charges) or (NEUTRAL,)
+    return Answer(charge.unshifted - charge.of_shift)
+
+
+def product(charges: Charges, letter: str) -> Answer:
+    """Multilinear in its inputs: charges add up, nothing may be shifted; what has an axis alone is mixed along it."""
+    held = _held(charges)
+    output = sum((charge.unshifted for charge in held), NEUTRAL)
+    return Answer(output, _shifts(held), "elementwise product" if len(held) > 1 else None)
 
 
 def quotient(charges: Charges, letter: str) -> Answer:
     """The first input divided by the second."""
     above, below = (charge or NEUTRAL for charge in charges)
-    return Answer(above - below, rigid="elementwise quotient" if charges[1] is not None else None)
+    rigid = "elementwise quotient" if charges[1] is not None else None
+    return Answer((above - below).unshifted, _shifts(_held(charges)), rigid)
 
 
 def total(charges: Charges, letter: str) -> Answer:
-    """A sum: charges are equal, and zero where an input is constant along the axis."""
+    """A sum: scales are equal, and none where an input is constant along the axis; shifts add up."""
     held = _held(charges)
     if not held:
         return Answer()
-    equal = tuple(charge - held[0] for charge in held[1:])
+    shift = sum((charge.of_shift for charge in held), NEUTRAL)
+    equal = tuple((charge - held[0]).unshifted for charge in held[1:])
     if len(held) < len(charges):
-        return Answer(vanishing=(*equal, held[0]), rigid="constant added")
-    return Answer(held[0], equal)
+        return Answer(shift, (*equal, held[0].unshifted), "constant added")
+    return Answer(held[0].unshifted + shift, equal)
+
+
+def difference(charges: Charges, letter: str) -> Answer:
+    """The second input taken from the first."""
+    first, second = charges
+    return total([first, None if second is None else second.unshifted - second.of_shift], letter)
 
 
 def joint(charges: Charges, letter: str) -> Answer:
     """Inputs laid side by side: equal along the axes that they share."""
-    return total(_held(charges), letter)
-
-
-def written(charges: Charges, letter: str) -> Answer:
-    """The last input written into the first, or added to it, at places that those between tell."""
-    between = _held(charges[1:-1])
-    answer = total([charges[0], charges[-1]], letter)
-    return replace(answer, vanishing=answer.vanishing + between, rigid=answer.rigid or ("lookup" if between else None))
+    held = _held(charges)
+    return Answer(held[0], tuple(charge - held[0] for charge in held[1:])) if held else Answer()
 
 
 def power(exponent: Fraction | int, signs: Literal["odd", "even", "neither"]) -> Law:
@@ -96,8 +111,10 @@ def power(exponent: Fraction | int, signs: Literal["odd", "even", "neither"]) ->
 
     def law(charges: Charges, letter: str) -> Answer:
         (charge,) = _held(charges) or (NEUTRAL,)
-        output = Charge((charge * exponent).scale, charge.sign if signs == "odd" else frozenset())
-        return Answer(output, (_sign_of(charge),) if signs == "neither" else (), "power")
+        scale = (charge.of_scale * exponent).of_scale
+        if signs == "odd":
+            return Answer(scale + charge.of_sign, (charge.of_shift,), "power")
+        return Answer(scale, (charge.of_shift, charge.of_sign) if signs == "neither" else (charge.of_shift,), "power")
 
     return law
 
@@ -105,27 +122,29 @@ def power(exponent: Fraction | int, signs: Literal["odd", "even", "neither"]) ->
 def odd(charges: Charges, letter: str) -> Answer:
     """Odd, and not homogeneous: signs pass, scales do not."""
     (charge,) = _held(charges) or (NEUTRAL,)
-    return Answer(_sign_of(charge), (_scale_of(charge),), "nonlinear")
+    return Answer(charge.of_sign, (charge.of_scale, charge.of_shift), "nonlinear")
 
 
 def largest(charges: Charges, letter: str) -> Answer:
     """The larger of two: scales are equal and pass, signs do not."""
     answer = total(charges, letter)
-    signs = tuple(map(_sign_of, _held(charges)))
-    return Answer(_scale_of(answer.output), answer.vanishing + signs, "order")
+    held = _held(charges)
+    signs = tuple(charge.of_sign for charge in held)
+    return Answer(answer.output.of_scale, (*answer.vanishing, *signs, *_shifts(held)), "order")
 
 
 def chosen(charges: Charges, letter: str) -> Answer:
     """A choice between two inputs by a mask, which comes first."""
     answer = total(charges[1:], letter)
     mask = _held(charges[:1])
-    return replace(answer, vanishing=answer.vanishing + mask, rigid="choice" if mask else answer.rigid)
+    vanishing = (*answer.vanishing, *mask, *_shifts(_held(charges[1:])))
+    return Answer(answer.output.unshifted, vanishing, "choice" if mask else answer.rigid)
 
 
 def nearly_unchanged(charges: Charges, letter: str) -> Answer:
     """A small number is added, as norms do, which is no more than rounding to what it is added to."""
     (charge,) = _held(charges) or (NEUTRAL,)
-    return Answer(charge, rigid="constant added", nearly=(charge,))
+    return Answer(charge, rigid="constant added", nearly=(charge.unshifted,))
 
 
 def affine(bias: int) -> Law:
@@ -134,7 +153,7 @@ def affine(bias: int) -> Law:
     def law(charges: Charges, letter: str) -> Answer:
         multiplied = product([charge for place, charge in enumerate(charges) if place != bias], letter)
         added = total([multiplied.output, charges[bias]], letter)
-        return replace(added, rigid=multiplied.rigid or added.rigid)
+        return replace(added, vanishing=multiplied.vanishing + added.vanishing, rigid=multiplied.rigid or added.rigid)
 
     return law
 
@@ -142,54 +161,56 @@ def affine(bias: int) -> Law:
 def norm(weight: bool, bias: bool, eps: float, through: Collection[str], statistics: bool = False) -> Law:
     """A norm that looks at the axes of some letters each position by itself, and at all others together.
 
-    Along the former the input's scale is normalised away, but for the small constant, and its sign passes; along the
-    latter it may not be scaled. Gain and bias follow; running statistics move with the input.
+    Along the former the input's scale is normalised away, but for the small constant, its shift is taken away, and its
+    sign passes; along the latter it may be neither scaled nor shifted. Gain and bias follow; running statistics move
+    with the input.
     """
 
     def law(charges: Charges, letter: str) -> Answer:
         rest = iter(charges)
         given = next(rest) or NEUTRAL
-        gain = next(rest) if weight else NEUTRAL
-        shift = next(rest) if bias else None
-        vanishing: list[Charge] = []
+        gain = (next(rest) if weight else None) or NEUTRAL
+        added = (next(rest) if bias else None) or NEUTRAL
+        vanishing = [gain.of_shift]
         nearly: tuple[Charge, ...] = ()
         if letter in through or letter == WHOLE:
-            normed = _sign_of(given)
-            nearly = (_scale_of(given),) if eps > ROUNDING else ()
+            normed = given.of_sign
+            nearly = (given.of_scale,) if eps > ROUNDING else ()
         else:
             normed = NEUTRAL
             vanishing.append(given)
-        output = normed + (gain or NEUTRAL)
+        output = normed + gain.unshifted
         if bias:
-            vanishing.append(output - (shift or NEUTRAL))
+            vanishing.append(output - added.unshifted)
         if statistics:
             mean, variance = (charge or NEUTRAL for charge in rest)
-            vanishing += [mean - given, variance - given * 2]
-        return Answer(output, tuple(vanishing), "norm", nearly)
+            vanishing += [mean - given, variance.unshifted - given.unshifted * 2, variance.of_shift]
+        return Answer(output + added.of_shift, tuple(vanishing), "norm", nearly)
 
     return law
 
 
+def written(charges: Charges, letter: str) -> Answer:
+    """The last input written into the first, or added to it, at places that those between tell."""
+    between = _held(charges[1:-1])
+    ends = [charges[0], charges[-1]]
+    answer = total(ends, letter)
+    vanishing = (*answer.vanishing, *between, *_shifts(_held(ends)))
+    return Answer(answer.output.unshifted, vanishing, answer.rigid or ("lookup" if between else None))
+
+
 LINEAR = {
     aten._adaptive_avg_pool2d,
-    aten.avg_pool1d,
-    aten.avg_pool2d,
-    aten.bmm,
     aten.copy,
-    aten.dot,
     aten.embedding,
     aten.gather,
     aten.index,
     aten.index_select,
     aten.mean,
-    aten.mm,
-    aten.mul,
-    aten.mv,
-    aten.neg,
-    aten.sum,
     aten.upsample_bilinear2d,
     aten.upsample_nearest2d,
 }
+PRODUCTS = {aten.avg_pool1d, aten.avg_pool2d, aten.bmm, aten.dot, aten.mm, aten.mul, aten.mv, aten.sum}
 NORMS = {
     aten._native_batch_norm_legit,
     aten._native_batch_norm_legit_functional,
@@ -232,8 +253,12 @@ def law_of(
     if kwargs.get("rounding_mode") or (packet in NORMS and not one_output):
         return neutral
     match packet:
-        case aten.add | aten.sub if n_tensors == 2:
+        case aten.add if n_tensors == 2 and kwargs.get("alpha", 1) == 1:
             return total
+        case aten.sub if n_tensors == 2 and kwargs.get("alpha", 1) == 1:
+            return difference
+        case aten.neg:
+            return negative
         case aten.add if isinstance(args[1], (int, float)):
             return product if abs(args[1]) <= ROUNDING else nearly_unchanged if 0 < args[1] <= SMALL else neutral
         case aten.div if n_tensors == 2:
@@ -252,7 +277,7 @@ def law_of(
             return largest
         case aten.where:
             return chosen
-        case aten.addmm:
+        case aten.addmm if kwargs.get("beta", 1) == 1:
             return affine(bias=0)
         case aten.convolution:
             return product if args[2] is None else affine(bias=2)
@@ -266,6 +291,8 @@ def law_of(
         statistics = operation is not aten._native_batch_norm_legit.no_stats and args[3] is not None
         return norm(args[1] is not None, args[2] is not None, args[-1], ("c",), statistics)
     if packet in LINEAR:
+        return linear
+    if packet in PRODUCTS:
         return product
     if packet in WRITTEN or operation is aten.scatter.src:
         return written
@@ -280,9 +307,5 @@ def _held(charges: Charges) -> tuple[Charge, ...]:
     return tuple(charge for charge in charges if charge is not None)
 
 
-def _scale_of(charge: Charge) -> Charge:
-    return Charge(charge.scale, frozenset())
-
-
-def _sign_of(charge: Charge) -> Charge:
-    return Charge({}, charge.sign)
+def _shifts(held: Sequence[Charge]) -> tuple[Charge, ...]:
+    return tuple(charge.of_shift for charge in held)

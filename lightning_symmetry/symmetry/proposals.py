@@ -8,7 +8,7 @@ small constant of a norm are scales.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -89,7 +89,7 @@ class _Model:
     def groups_on(self, atom: Atom, kinds: Collection[str]) -> Iterator[SymmetryGroup]:
         """The groups that act on an axis, none of which is within another of these kinds."""
         unknowns = self._unknowns(atom)
-        exact = [_whole(solution) for solution in scalings(_scales(atom.vanishing + atom.nearly), unknowns)]
+        exact = self._scalings(atom)
         every = [_whole(solution) for solution in scalings(_scales(atom.vanishing), unknowns)]
         flips = self._flips(atom)
         exact = [degrees for degrees in exact if not self._within_rows(atom, degrees)]
@@ -102,6 +102,9 @@ class _Model:
         for degrees in _beyond(every, exact):
             if not self._within_rows(atom, degrees):
                 yield from self._group("scale", atom, degrees, exact=False)
+        for degrees in self._shifts(atom):
+            if not self._within_rows(atom, degrees, self._shifts):
+                yield from self._group("translation", atom, degrees)
         for degrees in flips:
             if not any(degrees.keys() == other.keys() for other in mixed) and not self._flips_rows(atom, degrees):
                 yield from self._group("sign", atom, degrees)
@@ -195,15 +198,22 @@ class _Model:
         places = (place for _, places in vectors_first for place in places if place is not None and place.atom is atom)
         return list(dict.fromkeys(unknown for place in places for unknown in place.charge.scale))
 
-    def _within_rows(self, atom: Atom, degrees: Degrees) -> bool:
-        """Whether a scaling is that of all positions of another axis alike, at each position along this one."""
+    def _shifts(self, atom: Atom) -> list[Degrees]:
+        return [
+            _whole(solution) for solution in scalings([form.shift for form in atom.vanishing], self._unknowns(atom))
+        ]
+
+    def _scalings(self, atom: Atom) -> list[Degrees]:
+        return [_whole(solution) for solution in scalings(_scales(atom.vanishing + atom.nearly), self._unknowns(atom))]
+
+    def _within_rows(
+        self, atom: Atom, degrees: Degrees, solutions: Callable[[Atom], list[Degrees]] | None = None
+    ) -> bool:
+        """Whether it is what all positions of another axis go through alike, at each position along this one."""
         own = self._by_block(atom, degrees)
         finer = [other for other in self._names if atom in self._rows.get(other, ()) and other is not atom]
-        spanned = [
-            self._by_block(other, _whole(solution))
-            for other in finer
-            for solution in scalings(_scales(other.vanishing + other.nearly), self._unknowns(other))
-        ]
+        solutions = solutions or self._scalings
+        spanned = [self._by_block(other, solution) for other in finer for solution in solutions(other)]
         return bool(spanned) and not _beyond([own], spanned)
 
     def _flips(self, atom: Atom) -> list[Degrees]:

@@ -147,6 +147,7 @@ EXPECTED = {
                 "down.rescaling": (10,),
                 "block2.norm1.rescaling": (12,),
             },
+            "translation": {"stem.translation": (6,)},  # a bias before batch norm
         },
     ),
     "transformer": (
@@ -165,6 +166,8 @@ EXPECTED = {
             "sign": of_each_layer(2, {"blocks.{}.norm1.sign": (12,), "blocks.{}.norm2.sign": (12,)})
             | {"norm.sign": (12,)},
             "scale": {"positions.scale": (1,)},  # all that is written to the stream
+            # the mean that every norm takes away, at each position; what all positions gain and all tokens lose
+            "translation": {"positions.translation": (7,), "positions.translation.2": (12,)},
         },
     ),
     "gpt2": (

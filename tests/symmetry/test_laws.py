@@ -32,6 +32,8 @@ def solutions_of(atom, unknowns):
     """Every way in which the law says that the positions along an axis may be scaled, and flipped."""
     for solution in scalings([form.scale for form in atom.vanishing + atom.nearly], unknowns):
         yield "rescaling", {key: float(value) for key, value in solution.items()}
+    for solution in scalings([form.shift for form in atom.vanishing], unknowns):
+        yield "translation", {key: float(value) for key, value in solution.items()}
     for solution in signs([form.sign for form in atom.vanishing], unknowns):
         yield "sign", dict.fromkeys(solution, 1.0)
 
@@ -39,6 +41,8 @@ def solutions_of(atom, unknowns):
 def degree(kind, place, atom, solution):
     if place is None or place.atom is not atom:
         return 0
+    if kind == "translation":
+        return sum(float(value) * solution.get(key, 0) for key, value in place.charge.shift.items())
     if kind == "sign":
         return sum(solution.get(key, 0) for key in place.charge.sign) % 2
     return sum(float(value) * solution.get(key, 0) for key, value in place.charge.scale.items())

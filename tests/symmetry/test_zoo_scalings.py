@@ -1,4 +1,4 @@
-"""The rescaling, sign, scale and rotation groups of every model of the zoo, against what is written down by hand.
+"""The rescaling, sign, scale, rotation and translation groups of the zoo, against what is written down by hand.
 
 A group is written as where it acts, the sizes of the rows at which it acts by itself, and its number of units. Names
 leave out the kind: ``"norm": (12,)`` under ``rescaling`` is the group ``norm.rescaling``. Where two groups of a kind
@@ -43,6 +43,12 @@ def resnet_filters(*shapes):
     return [(f"resnet.{place}.convolution", f"resnet.{place}.normalization", size) for place, size in shapes]
 
 
+def shortcuts(*widths):
+    """The biases of two norms that are added, that of a stage's shortcut and that of the layer beside it."""
+    place = "resnet.encoder.stages.{}.layers.0.shortcut.normalization"
+    return {"translation": {place.format(stage): (width,) for stage, width in enumerate(widths)}}
+
+
 def resnet_basic():
     shapes = [("embedder.embedder", 7)]
     for stage, width in ((0, 8), (1, 12)):
@@ -53,7 +59,7 @@ def resnet_basic():
     last += ("encoder.stages.1.layers.0.layer.1", "encoder.stages.1.layers.1.layer.1")
     inner = {f"resnet.{place}.normalization": (size,) for place, size in shapes if place not in last}
     present = [(place, size) for place, size in shapes if not place.endswith("1.layers.1.shortcut")]
-    return together(filters(resnet_filters(*present)), {"rescaling": inner})
+    return together(filters(resnet_filters(*present)), {"rescaling": inner}, shortcuts(8, 12))
 
 
 def resnet_bottleneck():
@@ -64,13 +70,13 @@ def resnet_bottleneck():
             layer = f"encoder.stages.{stage}.layers.{k}.layer"
             shapes += [(f"{layer}.0", narrow), (f"{layer}.1", narrow), (f"{layer}.2", width)]
     inner = {f"resnet.{place}.normalization": (size,) for place, size in shapes if not place.endswith("layer.2")}
-    return together(filters(resnet_filters(*shapes)), {"rescaling": inner})
+    return together(filters(resnet_filters(*shapes)), {"rescaling": inner}, shortcuts(12, 20))
 
 
 def unet():
     pairs = [("down1", 6), ("down2", 10), ("middle", 14), ("merge2", 8), ("merge1", 7)]
     return together(
-        {kind: {f"{name}.0": (size,) for name, size in pairs} for kind in ("scale", "sign")},
+        {kind: {f"{name}.0": (size,) for name, size in pairs} for kind in ("scale", "sign", "translation")},
         {"rescaling": {f"{name}.1": (size,) for name, size in pairs}},
         {"rotation": {"up2": (9,)}},  # a transposed convolution meets a convolution
     )
@@ -107,6 +113,18 @@ T5_ATTENTION = [
     *(f"decoder.block.{k}.layer.1.EncDecAttention" for k in LAYERS),
 ]
 
+
+def recurrent(gates):
+    """An embedding read by the gates' maps alone; hidden units; for each of so many gates two biases that are added."""
+    layers = ("recurrent.weight_ih_l0", "recurrent.weight_ih_l1")
+    names = (layer if gate == 1 else f"{layer}#{gate}" for layer in layers for gate in range(1, gates + 1))
+    return {
+        "rotation": {"embedding": (10,)},
+        "sign": dict.fromkeys(layers, (12,)),
+        "translation": dict.fromkeys(names, (12,)),
+    }
+
+
 EXPECTED = {
     "mlp relu": {"rescaling": {"0": (11,), "2": (9,)}},
     "mlp tanh": {"sign": {"0": (11,), "2": (9,)}},
@@ -116,6 +134,7 @@ EXPECTED = {
         "scale": {"0.0": (6,), "1.0": (10,), "3.0": (14,)},
         "sign": {"0.0": (6,), "1.1": (10,), "3.0": (14,)},
         "rescaling": {"0.1": (6,), "1.1": (10,), "3.1": (14,)},
+        "translation": {"0.0": (6,), "3.0": (14,)},  # biases before batch norm
     },
     "resnet basic": resnet_basic(),
     "resnet bottleneck": resnet_bottleneck(),
@@ -133,6 +152,7 @@ EXPECTED = {
         ),
         # ReLU6 saturates, so only the stream of linear bottlenecks has a scale; the last may be flipped as a whole
         {"rescaling": {"stem.1": (6,), "block2.project.1": (8,)}, "sign": {"block2.project.1#2": (8,)}},
+        {"translation": {"stem.0": (6,)}},
     ),
     "convnext": together(
         affine(  # layer scale against the map before it
@@ -155,7 +175,7 @@ EXPECTED = {
             "convnext.encoder.stages.1.layers.0.dwconv",
         ),
     ),
-    "group norm": {kind: {"0.groups": (3,), "3.groups": (2,)} for kind in ("scale", "sign")},
+    "group norm": {kind: {"0.groups": (3,), "3.groups": (2,)} for kind in ("scale", "sign", "translation")},
     "unet": unet(),
     "densenet": {
         "scale": {"stem": (6,), "layer1.conv": (4,), "layer2.conv": (7,)},
@@ -186,6 +206,7 @@ EXPECTED = {
             "bert.encoder.layer.0.output.LayerNorm",
             "bert.encoder.layer.1.attention.output.LayerNorm",
         ),
+        {"translation": {"bert.embeddings.position_embeddings": (15,)}},  # against those of the token's type
     ),
     "vit": together(
         affine(
@@ -195,6 +216,9 @@ EXPECTED = {
         ),
         heads([f"vit.layers.{k}.attention" for k in LAYERS], "q_proj", "v_proj", 3, 5),
         wholes("vit.embeddings"),
+        {
+            "translation": {"vit.embeddings.patch_embeddings.projection": (15,)}
+        },  # against positions, and the first token
     ),
     "encoder post-norm": together(
         affine("encoder.layers.1.norm2", size=12),
@@ -230,14 +254,8 @@ EXPECTED = {
         wholes("shared"),
         heads(T5_ATTENTION, "q", "v", 3, 5),
     ),
-    "lstm": {
-        "rotation": {"embedding": (10,)},  # read by the gates' maps alone
-        "sign": {"recurrent.weight_ih_l0": (12,), "recurrent.weight_ih_l1": (12,)},
-    },
-    "gru": {
-        "rotation": {"embedding": (10,)},
-        "sign": {"recurrent.weight_ih_l0": (12,), "recurrent.weight_ih_l1": (12,)},
-    },
+    "lstm": recurrent(4),
+    "gru": recurrent(2),  # of the third gate one bias is within a product
     "mamba": together(
         affine(*of_each({"backbone.layers.{}.norm": ()}, *LAYERS), size=10),
         {
@@ -259,7 +277,7 @@ EXPECTED = {
     "siamese": {},
     "gan": {"rescaling": {"discriminator.0": (9,)}},
 }
-KINDS = ("rescaling", "sign", "scale", "rotation")
+KINDS = ("rescaling", "sign", "scale", "rotation", "translation")
 
 
 def test_every_model_of_the_zoo_has_an_expectation():

@@ -206,7 +206,8 @@ class Binding:
             for place, charges in zip(places(axes[0]), columns, strict=True):
                 held = [charge for charge in charges if charge is not None]
                 if self._contracts and len(held) == 2:
-                    place.atom.vanishing.append(held[0] + held[1])
+                    place.atom.vanishing.append((held[0] + held[1]).unshifted)
+                    place.atom.vanishing.extend(charge.of_shift for charge in held)
                 else:
                     place.atom.vanishing.extend(held)
                     place.atom.rigid = place.atom.rigid or "reduced"

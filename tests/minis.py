@@ -153,7 +153,7 @@ def logits(returned: Any) -> Tensor:
     return returned.logits
 
 
-NORM = "shifts of biases, the mean direction that LayerNorm removes, rotations through its gain"
+NORM = "shifts of a bias into the next and of keys, the mean in what reads a LayerNorm, rotations through its gain"
 
 MINIS = {
     "mlp tanh": Mini(
@@ -175,15 +175,15 @@ MINIS = {
             nn.Linear(5, 3),
         ),
         numbers(16, 3),
-        missing=(26, NORM),
+        missing=(14, NORM),
     ),
     "convolutions": Mini(Convolutions, numbers(3, 2, 5, 5), missing=(2, "the shift of one bias into the next")),
-    "encoder post-norm": Mini(lambda: Encoder(False), numbers(2, 6, 5), missing=(149, NORM)),
+    "encoder post-norm": Mini(lambda: Encoder(False), numbers(2, 6, 5), missing=(130, NORM)),
     "encoder pre-norm": Mini(lambda: Encoder(True), numbers(2, 6, 5), missing=(174, NORM)),
     "lstm": Mini(lambda: Recurrent(nn.LSTM), numbers(4, 5, 3)),
     "gru": Mini(lambda: Recurrent(nn.GRU), numbers(4, 5, 3)),
     "lora": Mini(LoRA, numbers(16, 6), missing=(18, "the adapter taken into the weight beside it")),
-    "gpt2": Mini(gpt2, tokens(), outputs=logits, missing=(90, NORM)),
+    "gpt2": Mini(gpt2, tokens(), outputs=logits, missing=(65, NORM)),
     "llama": Mini(
         llama,
         tokens(),
@@ -191,7 +191,7 @@ MINIS = {
         tolerance=3e-6,
         missing=(32, "rotations of the stream through the norms' gains, and one a plane of the rotary embedding"),
     ),
-    "bert": Mini(bert, tokens(), outputs=logits, missing=(115, NORM)),
+    "bert": Mini(bert, tokens(), outputs=logits, missing=(90, NORM)),
 }
 
 

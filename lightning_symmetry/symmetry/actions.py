@@ -57,6 +57,13 @@ class Block:
             tensor = tensor.unflatten(*view) if len(view) == 2 else tensor.narrow(*view)
         return tensor
 
+    def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the part, from that of the tensor."""
+        for view in self.views:
+            dim, after = view[0], shape[view[0] + 1 :]
+            shape = (*shape[:dim], *(view[1] if len(view) == 2 else (view[2],)), *after)
+        return tuple(shape)
+
     def dims(self, axis: str) -> tuple[int, ...]:
         """The dimensions that are the axis: more than one where a matrix maps the axis to itself."""
         return tuple(dim for dim, name in enumerate(self.axes) if name == axis)

@@ -21,7 +21,8 @@ The nullspace over the rationals is the rescalings of the axis, that over GF(2) 
 
 *Shifts* go the same way: add a vector along the axis to a tensor, the same at all positions of its other axes, times a
 number for each tensor. Sums add the numbers, linear maps of one tensor keep them, a norm takes its input's away, and of
-everything else they must be zero.
+everything else they must be zero. And anything may be added that is the same all along an axis whose *mean* a norm or a
+softmax takes away.
 """
 
 from __future__ import annotations
@@ -39,15 +40,28 @@ _NEW = count()
 
 @dataclass(frozen=True)
 class Charge:
-    """Linear forms in unknowns: the exponents of a `scale`, of a `sign` over GF(2), and the multiples of a `shift`."""
+    """What may happen to a tensor along an axis.
+
+    Attributes:
+        scale: The exponent of a rescaling, a linear form in unknowns.
+        sign: That of a sign, over GF(2).
+        shift: The multiple of a vector along the axis that is added at all positions of the others.
+        mean: The tensors to which anything is added that is the same all along the axis: it changes nothing but means.
+    """
 
     scale: Mapping[Unknown, Fraction] = field(default_factory=dict)
     sign: frozenset[Unknown] = frozenset()
     shift: Mapping[Unknown, Fraction] = field(default_factory=dict)
+    mean: frozenset[Unknown] = frozenset()
 
     def __add__(self, other: Charge) -> Charge:
         """The sum of forms: of scale and sign, the charge of a product; of shift, that of a sum."""
-        return Charge(_sum(self.scale, other.scale), self.sign ^ other.sign, _sum(self.shift, other.shift))
+        return Charge(
+            _sum(self.scale, other.scale),
+            self.sign ^ other.sign,
+            _sum(self.shift, other.shift),
+            self.mean | other.mean,
+        )
 
     def __mul__(self, factor: Fraction | int) -> Charge:
         """A multiple of the forms: of scale and sign, the charge of a power, which signs survive if it is odd."""
@@ -56,6 +70,7 @@ class Charge:
             {key: value * factor for key, value in self.scale.items() if factor},
             self.sign if whole and factor % 2 else frozenset(),
             {key: value * factor for key, value in self.shift.items() if factor},
+            self.mean if factor else frozenset(),
         )
 
     def __sub__(self, other: Charge) -> Charge:
@@ -78,16 +93,24 @@ class Charge:
         return Charge(shift=self.shift)
 
     @property
+    def of_mean(self) -> Charge:
+        """What changes means alone."""
+        return Charge(mean=self.mean)
+
+    @property
     def unshifted(self) -> Charge:
         """The forms of scale and sign."""
         return Charge(self.scale, self.sign)
 
     def part(self, number: int) -> Charge:
         """The charge of one part of an axis that had this charge as a whole: the same forms in unknowns of its own."""
+        if self is UNIFORM:
+            return self
         return Charge(
             {(key, number): value for key, value in self.scale.items()},
             frozenset((key, number) for key in self.sign),
             {(key, number): value for key, value in self.shift.items()},
+            frozenset((key, number) for key in self.mean),
         )
 
 
@@ -97,12 +120,14 @@ def _sum(left: Mapping[Unknown, Fraction], right: Mapping[Unknown, Fraction]) ->
 
 
 NEUTRAL = Charge()
+UNIFORM = Charge()
+"""The charge of a constant that is the same all along an axis, as good as broadcast along it: known by identity."""
 
 
 def unknown() -> Charge:
     """A charge of which nothing is known yet: one new unknown."""
     variable = next(_NEW)
-    return Charge({variable: Fraction(1)}, frozenset({variable}), {variable: Fraction(1)})
+    return Charge({variable: Fraction(1)}, frozenset({variable}), {variable: Fraction(1)}, frozenset({variable}))
 
 
 def scalings(

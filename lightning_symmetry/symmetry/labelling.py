@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lightning_symmetry.symmetry.axes import Axis, atoms, forbid, fresh, narrow, pin, places, size, split
 from lightning_symmetry.symmetry.axis_rules import Binding, rule_of
-from lightning_symmetry.symmetry.charges import NEUTRAL, unknown
+from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, unknown
 from lightning_symmetry.symmetry.laws import CONTRACTIONS, law_of
 from lightning_symmetry.symmetry.loops import Loop, Loops, Positions
 from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
@@ -293,14 +293,12 @@ def _axes_of_leaf(value: Value) -> Axes:
 def _axes_of_constant(value: Value) -> Axes:
     tensor = value.constant
     assert tensor is not None
-    return [
-        fresh(
-            length,
-            pinned=None if tensor.numel() and bool((tensor == tensor.narrow(dim, 0, 1)).all()) else "data",
-            charge=unknown().unshifted if is_zero(tensor) else NEUTRAL,
-        )
-        for dim, length in enumerate(value.shape)
-    ]
+    axes = []
+    for dim, length in enumerate(value.shape):
+        uniform = tensor.numel() > 0 and bool((tensor == tensor.narrow(dim, 0, 1)).all())
+        charge = unknown().unshifted if is_zero(tensor) else UNIFORM if uniform else NEUTRAL
+        axes.append(fresh(length, None if uniform else "data", charge))
+    return axes
 
 
 def is_zero(tensor: Tensor) -> bool:

@@ -33,12 +33,14 @@ class Answer:
         vanishing: The forms that must vanish.
         rigid: Why positions cannot be mixed; None where linear mixtures pass.
         nearly: Forms that must vanish but for the small constant that a norm adds.
+        alone: Forms that must vanish unless the axis is all that the operation looks at along its dimension.
     """
 
     output: Charge = NEUTRAL
     vanishing: tuple[Charge, ...] = ()
     rigid: str | None = None
     nearly: tuple[Charge, ...] = ()
+    alone: tuple[Charge, ...] = ()
 
 
 SMALL, ROUNDING = 1e-3, 1e-20
@@ -65,21 +67,24 @@ def linear(charges: Charges, letter: str) -> Answer:
 def negative(charges: Charges, letter: str) -> Answer:
     """The negative of one input."""
     (charge,) = _held(charges) or (NEUTRAL,)
-    return Answer(charge.unshifted - charge.of_shift)
+    return Answer(charge.unshifted - charge.of_shift + charge.of_mean)
 
 
 def product(charges: Charges, letter: str) -> Answer:
     """Multilinear in its inputs: charges add up, nothing may be shifted; what has an axis alone is mixed along it."""
     held = _held(charges)
     output = sum((charge.unshifted for charge in held), NEUTRAL)
-    return Answer(output, _shifts(held), "elementwise product" if len(held) > 1 else None)
+    if len(held) == 1:
+        return Answer(output + held[0].of_mean, (held[0].of_shift,))
+    return Answer(output, _shifts(held), "elementwise product" if held else None)
 
 
 def quotient(charges: Charges, letter: str) -> Answer:
     """The first input divided by the second."""
     above, below = (charge or NEUTRAL for charge in charges)
-    rigid = "elementwise quotient" if charges[1] is not None else None
-    return Answer((above - below).unshifted, _shifts(_held(charges)), rigid)
+    if charges[1] is None:
+        return Answer(above.unshifted + above.of_mean, (above.of_shift,))
+    return Answer((above - below).unshifted, _shifts(_held(charges)), "elementwise quotient")
 
 
 def total(charges: Charges, letter: str) -> Answer:
@@ -87,23 +92,28 @@ def total(charges: Charges, letter: str) -> Answer:
     held = _held(charges)
     if not held:
         return Answer()
-    shift = sum((charge.of_shift for charge in held), NEUTRAL)
+    added = sum((charge.of_shift + charge.of_mean for charge in held), NEUTRAL)
     equal = tuple((charge - held[0]).unshifted for charge in held[1:])
     if len(held) < len(charges):
-        return Answer(shift, (*equal, held[0].unshifted), "constant added")
-    return Answer(held[0].unshifted + shift, equal)
+        return Answer(added, (*equal, held[0].unshifted), "constant added")
+    return Answer(held[0].unshifted + added, equal)
 
 
 def difference(charges: Charges, letter: str) -> Answer:
     """The second input taken from the first."""
     first, second = charges
-    return total([first, None if second is None else second.unshifted - second.of_shift], letter)
+    negated = None if second is None else second.unshifted - second.of_shift + second.of_mean
+    return total([first, negated], letter)
 
 
 def joint(charges: Charges, letter: str) -> Answer:
     """Inputs laid side by side: equal along the axes that they share."""
     held = _held(charges)
-    return Answer(held[0], tuple(charge - held[0] for charge in held[1:])) if held else Answer()
+    if not held:
+        return Answer()
+    means = sum((charge.of_mean for charge in held[1:]), NEUTRAL)
+    equal = tuple((charge - held[0]).unshifted + (charge - held[0]).of_shift for charge in held[1:])
+    return Answer(held[0] + means, equal)
 
 
 def power(exponent: Fraction | int, signs: Literal["odd", "even", "neither"]) -> Law:
@@ -113,8 +123,8 @@ def power(exponent: Fraction | int, signs: Literal["odd", "even", "neither"]) ->
         (charge,) = _held(charges) or (NEUTRAL,)
         scale = (charge.of_scale * exponent).of_scale
         if signs == "odd":
-            return Answer(scale + charge.of_sign, (charge.of_shift,), "power")
-        return Answer(scale, (charge.of_shift, charge.of_sign) if signs == "neither" else (charge.of_shift,), "power")
+            return Answer(scale + charge.of_sign, _shifts([charge]), "power")
+        return Answer(scale, (*_shifts([charge]), *([charge.of_sign] if signs == "neither" else [])), "power")
 
     return law
 
@@ -122,7 +132,7 @@ def power(exponent: Fraction | int, signs: Literal["odd", "even", "neither"]) ->
 def odd(charges: Charges, letter: str) -> Answer:
     """Odd, and not homogeneous: signs pass, scales do not."""
     (charge,) = _held(charges) or (NEUTRAL,)
-    return Answer(charge.of_sign, (charge.of_scale, charge.of_shift), "nonlinear")
+    return Answer(charge.of_sign, (charge.of_scale, *_shifts([charge])), "nonlinear")
 
 
 def largest(charges: Charges, letter: str) -> Answer:
@@ -158,12 +168,14 @@ def affine(bias: int) -> Law:
     return law
 
 
-def norm(weight: bool, bias: bool, eps: float, through: Collection[str], statistics: bool = False) -> Law:
+def norm(
+    weight: bool, bias: bool, eps: float, through: Collection[str], statistics: bool = False, centred: bool = False
+) -> Law:
     """A norm that looks at the axes of some letters each position by itself, and at all others together.
 
     Along the former the input's scale is normalised away, but for the small constant, its shift is taken away, and its
-    sign passes; along the latter it may be neither scaled nor shifted. Gain and bias follow; running statistics move
-    with the input.
+    sign passes; along the latter it may be neither scaled nor shifted, but where it is the only one, `centred`, its
+    mean is taken away. Gain and bias follow; running statistics move with the input.
     """
 
     def law(charges: Charges, letter: str) -> Answer:
@@ -171,21 +183,37 @@ def norm(weight: bool, bias: bool, eps: float, through: Collection[str], statist
         given = next(rest) or NEUTRAL
         gain = (next(rest) if weight else None) or NEUTRAL
         added = (next(rest) if bias else None) or NEUTRAL
-        vanishing = [gain.of_shift]
+        vanishing = [*_shifts([gain])]
         nearly: tuple[Charge, ...] = ()
+        alone: tuple[Charge, ...] = ()
         if letter in through or letter == WHOLE:
             normed = given.of_sign
             nearly = (given.of_scale,) if eps > ROUNDING else ()
+            vanishing.append(given.of_mean)
         else:
             normed = NEUTRAL
-            vanishing.append(given)
+            vanishing += [given.unshifted, given.of_shift, *([] if centred else [given.of_mean])]
+            alone = (given.of_mean,)
         output = normed + gain.unshifted
         if bias:
             vanishing.append(output - added.unshifted)
         if statistics:
             mean, variance = (charge or NEUTRAL for charge in rest)
-            vanishing += [mean - given, variance.unshifted - given.unshifted * 2, variance.of_shift]
-        return Answer(output + added.of_shift, tuple(vanishing), "norm", nearly)
+            vanishing += [mean.unshifted - given.unshifted, mean.of_shift - given.of_shift, mean.of_mean]
+            vanishing += [variance.unshifted - given.unshifted * 2, *_shifts([variance])]
+        return Answer(output + added.of_shift + added.of_mean, tuple(vanishing), "norm", nearly, alone)
+
+    return law
+
+
+def softmax(over: str) -> Law:
+    """Along its own axis the mean is taken away; along the others what is added to all of it."""
+
+    def law(charges: Charges, letter: str) -> Answer:
+        (charge,) = _held(charges) or (NEUTRAL,)
+        if letter == over:
+            return Answer(vanishing=(charge.unshifted, charge.of_shift), rigid="softmax", alone=(charge.of_mean,))
+        return Answer(vanishing=(charge.unshifted, charge.of_mean), rigid="softmax")
 
     return law
 
@@ -284,7 +312,9 @@ def law_of(
         case aten.constant_pad_nd if len(args) < 3 or args[2] == 0:
             return product
         case aten.native_layer_norm:
-            return norm(args[2] is not None, args[3] is not None, args[4], ("...",))
+            return norm(args[2] is not None, args[3] is not None, args[4], ("...",), centred=len(args[1]) == 1)
+        case aten._softmax | aten._log_softmax:
+            return softmax(f"a{args[1] % max(len(args[0].shape), 1)}")
         case aten.native_group_norm:
             return norm(args[1] is not None, args[2] is not None, args[7], ("n", "g"))
     if packet in NORMS:
@@ -308,4 +338,5 @@ def _held(charges: Charges) -> tuple[Charge, ...]:
 
 
 def _shifts(held: Sequence[Charge]) -> tuple[Charge, ...]:
-    return tuple(charge.of_shift for charge in held)
+    """What adds to tensors, which nonlinear maps do not let pass."""
+    return tuple(charge.of_shift + charge.of_mean for charge in held)

@@ -59,6 +59,7 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     shapes = {name: value.shape for name, value in tape.leaves.items()}
     model = _Model(blocks, names, rows, parameters, shapes)
     groups = [group for atom in found for group in model.groups_on(atom, kinds)]
+    groups += [group for atom in found for group in model.means_along(atom)]
     groups += model.groups_of_whole_tensors(*scales_of_whole_tensors(tape), found)
     groups = [group for group in groups if group.kind in kinds]
     return Proposals(
@@ -103,11 +104,31 @@ class _Model:
             if not self._within_rows(atom, degrees):
                 yield from self._group("scale", atom, degrees, exact=False)
         for degrees in self._shifts(atom):
-            if not self._within_rows(atom, degrees, self._shifts):
+            if not self._within_rows(atom, degrees, self._shifts) and not self._within_means(atom, degrees):
                 yield from self._group("translation", atom, degrees)
         for degrees in flips:
             if not any(degrees.keys() == other.keys() for other in mixed) and not self._flips_rows(atom, degrees):
                 yield from self._group("sign", atom, degrees)
+
+    def means_along(self, atom: Atom) -> Iterator[SymmetryGroup]:
+        """What may be added to parameters that is the same all along an axis, and another number elsewhere."""
+        taken = frozenset().union(*(form.mean for form in atom.vanishing))
+        for block, places in self.blocks:
+            for dim, place in enumerate(places):
+                free = place is not None and place.atom is atom and place.charge.mean and not place.charge.mean & taken
+                if free and block.tensor in self._parameters:
+                    yield self._mean(block, dim)
+
+    def _mean(self, block: Block, dim: int) -> SymmetryGroup:
+        """The translation of a block along one dimension: it has one position, and all other dimensions are rows."""
+        name = self._name("translation", block.tensor.rpartition(".")[0] or block.tensor, block.tensor)
+        shape = block.shape(self._shapes[block.tensor])
+        rows = tuple(f"{name}[{k}]" for k in range(len(shape)))
+        axes = tuple("" if k == dim else row for k, row in enumerate(rows))
+        seen = Block(block.tensor, (*block.views, (0, (1, shape[0]))), (name, *axes), block.numel)
+        sizes = tuple((row, size) for k, (row, size) in enumerate(zip(rows, shape, strict=True)) if k != dim)
+        action = Action(seen, (1, *[0] * len(shape)))
+        return SymmetryGroup("translation", name, name, 1, sizes, (action,), (block.tensor,))
 
     def groups_of_whole_tensors(
         self, exact: Sequence[Mapping[str, Fraction]], every: Sequence[Mapping[str, Fraction]], atoms: Iterable[Atom]
@@ -202,6 +223,17 @@ class _Model:
         return [
             _whole(solution) for solution in scalings([form.shift for form in atom.vanishing], self._unknowns(atom))
         ]
+
+    def _within_means(self, atom: Atom, degrees: Degrees) -> bool:
+        """Whether a shift is of one block, along whose other axis anything may be added that is the same all along."""
+        moved = list(self._by_block(atom, degrees))
+        if len(moved) != 1:
+            return False
+        others = (place for place in self.blocks[moved[0]][1] if place is not None and place.atom is not atom)
+        return any(
+            place.charge.mean and not any(form.mean & place.charge.mean for form in place.atom.vanishing)
+            for place in others
+        )
 
     def _scalings(self, atom: Atom) -> list[Degrees]:
         return [_whole(solution) for solution in scalings(_scales(atom.vanishing + atom.nearly), self._unknowns(atom))]

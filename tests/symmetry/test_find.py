@@ -166,8 +166,23 @@ EXPECTED = {
             "sign": of_each_layer(2, {"blocks.{}.norm1.sign": (12,), "blocks.{}.norm2.sign": (12,)})
             | {"norm.sign": (12,)},
             "scale": {"positions.scale": (1,)},  # all that is written to the stream
-            # the mean that every norm takes away, at each position; what all positions gain and all tokens lose
-            "translation": {"positions.translation": (7,), "positions.translation.2": (12,)},
+            # what all positions gain and all tokens lose; and the mean that every norm takes away, of all that is
+            # written to the stream: positions that the batch has and the one that it has not, tokens, weights, biases
+            "translation": {
+                "positions.translation": (12,),
+                "positions.translation.2": (7, 1),
+                "positions.translation.3": (1, 1),
+                "tokens.translation": (13, 1),
+            }
+            | of_each_layer(
+                2,
+                {
+                    "blocks.{}.attn.out.translation": (3, 4, 1),
+                    "blocks.{}.attn.out.translation.2": (1,),
+                    "blocks.{}.down.translation": (17, 1),
+                    "blocks.{}.down.translation.2": (1,),
+                },
+            ),
         },
     ),
     "gpt2": (
@@ -189,6 +204,16 @@ EXPECTED = {
             ),
             "sign": of_each_layer(2, {"transformer.h.{}.ln_1.sign": (24,), "transformer.h.{}.ln_2.sign": (24,)}),
             "scale": {"transformer.wte.scale": (1,)},
+            "translation": {"transformer.wpe.translation": (16, 1)}
+            | of_each_layer(
+                2,
+                {
+                    "transformer.h.{}.attn.c_proj.translation": (3, 8, 1),
+                    "transformer.h.{}.attn.c_proj.translation.2": (1,),
+                    "transformer.h.{}.mlp.c_proj.translation": (96, 1),
+                    "transformer.h.{}.mlp.c_proj.translation.2": (1,),
+                },
+            ),
         },
     ),
     "llama": (
@@ -228,6 +253,7 @@ EXPECTED = {
             )
             | {"model.norm.sign": (32,), "model.embed_tokens.sign": (32,)},
             "scale": {"model.embed_tokens.scale": (1,)},
+            "translation": {"lm_head.translation": (32, 1)},  # of all logits alike, which the loss does not see
         },
     ),
     "twisted: the hidden units to which a fixed constant is added are told apart": (
@@ -251,7 +277,10 @@ def test_every_group_is_found_and_no_other(name, training):
     build, batch, expected = EXPECTED[name]
     symmetries = find_symmetries(build().train(training), batch)
     assert {kind: shapes(symmetries, kind) for kind in KINDS if shapes(symmetries, kind)} == expected
-    assert all(group.verified and group.preserves == "output" for group in symmetries)
+    assert all(group.verified for group in symmetries)
+    assert [group.name for group in symmetries if group.preserves == "loss"] == ["lm_head.translation"] * (
+        name == "llama"
+    )
     assert all(group.exact is (group.kind != "scale") for group in symmetries)
     assert not symmetries.rejected
     assert not symmetries.without_rule
@@ -273,7 +302,7 @@ def test_a_group_leaves_the_float64_model_unchanged_and_moves_it(name):
     outputs = computed(model, batch)
     state = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     for group in symmetries:
-        if not group.exact:
+        if not group.exact or group.preserves == "loss":
             continue
         moved = group.transform(state, torch.Generator().manual_seed(1))
         changed = {name for name in state if not torch.equal(state[name], moved[name])}

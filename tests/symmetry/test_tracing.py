@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.step import Step
-from lightning_symmetry.symmetry.tracing import trace
+from lightning_symmetry.symmetry.tracing import trace, typical_draw
 
 VECTORS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 
@@ -101,3 +101,9 @@ def test_of_outputs_with_a_loss_the_loss_is_to_be_preserved():
         ("hidden", 7, "loss"),
         ("out", 3, "output"),
     ]
+
+
+@pytest.mark.parametrize(("limits", "mean"), [((), 0.5), ((0.5,), 0.75), ((-1.0, 2.0), 0.5)])
+def test_uniform_noise_lies_between_the_limits_that_are_given_and_0_and_1(limits, mean):
+    drawn = typical_draw(torch.ops.aten.uniform_.default, (torch.empty(3), *limits), {})
+    assert drawn.tolist() == [mean] * 3

@@ -27,6 +27,15 @@ def filters(pairs):
     }
 
 
+def means(**rows):
+    """The mean that a norm, or the softmax of the loss, takes of what maps write: of their weights and their biases.
+
+    Rows are those of the weights: anything may be added that is the same all along the axis that is written to.
+    """
+    weights = {place: (*sizes, 1) for place, sizes in rows.items()}
+    return {"translation": {**weights, **{f"{place}#2": (1,) for place in rows}}}
+
+
 def wholes(*places):
     """Scales of whole tensors, one number each: all that is written to a stream, against the norms that read it."""
     return {"scale": dict.fromkeys(places, (1,))}
@@ -59,7 +68,9 @@ def resnet_basic():
     last += ("encoder.stages.1.layers.0.layer.1", "encoder.stages.1.layers.1.layer.1")
     inner = {f"resnet.{place}.normalization": (size,) for place, size in shapes if place not in last}
     present = [(place, size) for place, size in shapes if not place.endswith("1.layers.1.shortcut")]
-    return together(filters(resnet_filters(*present)), {"rescaling": inner}, shortcuts(8, 12))
+    return together(
+        filters(resnet_filters(*present)), {"rescaling": inner}, shortcuts(8, 12), means(**{"classifier.1": (12,)})
+    )
 
 
 def resnet_bottleneck():
@@ -70,7 +81,9 @@ def resnet_bottleneck():
             layer = f"encoder.stages.{stage}.layers.{k}.layer"
             shapes += [(f"{layer}.0", narrow), (f"{layer}.1", narrow), (f"{layer}.2", width)]
     inner = {f"resnet.{place}.normalization": (size,) for place, size in shapes if not place.endswith("layer.2")}
-    return together(filters(resnet_filters(*shapes)), {"rescaling": inner}, shortcuts(12, 20))
+    return together(
+        filters(resnet_filters(*shapes)), {"rescaling": inner}, shortcuts(12, 20), means(**{"classifier.1": (20,)})
+    )
 
 
 def unet():
@@ -98,10 +111,15 @@ LLAMA = together(
 )
 # norms square the stream, and divide it by its size
 STREAM = {"sign": {"model.embed_tokens": (36,)}, "scale": {"model.embed_tokens": (1,)}}
+LOGITS = {"translation": {"lm_head": (36, 1)}}
+ROUTERS = {"translation": of_each({"model.layers.{}.mlp.gate": (36, 1)}, *LAYERS)}
 EXPERTS = {
     kind: of_each({"model.layers.{}.mlp.experts.gate_up_proj": (5, 22)}, *LAYERS) for kind in ("rescaling", "sign")
 }
 ENCODER_HEADS = heads([f"encoder.layers.{k}.self_attn.in_proj" for k in LAYERS], "qk", "v", 3, 4)
+ENCODER_MEANS = means(
+    **of_each({"encoder.layers.{}.self_attn.out_proj": (3, 4), "encoder.layers.{}.linear2": (22,)}, *LAYERS)
+)
 T5_NORMS = [
     *of_each({"encoder.block.{}.layer.0.layer_norm": (), "encoder.block.{}.layer.1.layer_norm": ()}, *LAYERS),
     *of_each({f"decoder.block.{{}}.layer.{k}.layer_norm": () for k in (0, 1, 2)}, *LAYERS),
@@ -174,6 +192,13 @@ EXPECTED = {
             "convnext.encoder.stages.1.downsampling_layer.0",
             "convnext.encoder.stages.1.layers.0.dwconv",
         ),
+        means(**{"convnext.embeddings.patch_embeddings": (3, 4, 4), "classifier": (10,)}),
+        {
+            "translation": {
+                **of_each({"convnext.encoder.stages.0.layers.{}.dwconv": (1,)}, *LAYERS),
+                "convnext.encoder.stages.1.layers.0.dwconv": (1,),
+            }
+        },
     ),
     "group norm": {kind: {"0.groups": (3,), "3.groups": (2,)} for kind in ("scale", "sign", "translation")},
     "unet": unet(),
@@ -195,6 +220,10 @@ EXPECTED = {
         affine(*of_each({"transformer.h.{}.ln_1": (), "transformer.h.{}.ln_2": ()}, *LAYERS), size=15),
         heads([f"transformer.h.{k}.attn.c_attn" for k in LAYERS], "qk", "v", 3, 5),
         wholes("transformer.wte"),
+        means(
+            **of_each({"transformer.h.{}.attn.c_proj": (3, 5), "transformer.h.{}.mlp.c_proj": (22,)}, *LAYERS),
+        ),
+        {"translation": {"transformer.wpe": (16, 1)}},  # the embedding of tokens is read again, without a norm
     ),
     "bert": together(  # post-norm: only the last norm is read by linear maps alone
         affine("bert.encoder.layer.1.output.LayerNorm", size=15),
@@ -206,7 +235,20 @@ EXPECTED = {
             "bert.encoder.layer.0.output.LayerNorm",
             "bert.encoder.layer.1.attention.output.LayerNorm",
         ),
-        {"translation": {"bert.embeddings.position_embeddings": (15,)}},  # against those of the token's type
+        means(
+            **of_each(
+                {"bert.encoder.layer.{}.attention.output.dense": (3, 5), "bert.encoder.layer.{}.output.dense": (22,)},
+                *LAYERS,
+            ),
+        ),
+        {
+            "translation": {
+                "bert.embeddings.position_embeddings": (15,),  # against those of the token's type
+                "bert.embeddings.position_embeddings#2": (16, 1),
+                "bert.embeddings.token_type_embeddings": (2, 1),
+                "cls.predictions": (1,),
+            }
+        },
     ),
     "vit": together(
         affine(
@@ -216,14 +258,28 @@ EXPECTED = {
         ),
         heads([f"vit.layers.{k}.attention" for k in LAYERS], "q_proj", "v_proj", 3, 5),
         wholes("vit.embeddings"),
+        means(
+            **of_each({"vit.layers.{}.attention.o_proj": (3, 5), "vit.layers.{}.mlp.fc2": (22,)}, *LAYERS),
+            classifier=(15,),
+        ),
         {
-            "translation": {"vit.embeddings.patch_embeddings.projection": (15,)}
-        },  # against positions, and the first token
+            "translation": {
+                # against positions, and the first token
+                "vit.embeddings.patch_embeddings.projection": (15,),
+                "vit.embeddings.patch_embeddings.projection#2": (3, 8, 8, 1),
+                "vit.embeddings.patch_embeddings.projection#3": (1,),
+                # of the first token, of its position, and of those of two by two patches
+                "vit.embeddings": (1, 1, 1),
+                "vit.embeddings#2": (1, 1, 1),
+                "vit.embeddings#3": (1, 2, 2, 1),
+            }
+        },
     ),
     "encoder post-norm": together(
         affine("encoder.layers.1.norm2", size=12),
         ENCODER_HEADS,
         wholes("read", "encoder.layers.0.linear1", "encoder.layers.0.norm2", "encoder.layers.1.linear1"),
+        ENCODER_MEANS,
     ),
     "encoder pre-norm": together(
         affine(
@@ -231,14 +287,17 @@ EXPECTED = {
         ),
         ENCODER_HEADS,
         wholes("read"),
+        ENCODER_MEANS,
+        means(read=(5,)),
     ),
     "llama": together(
         LLAMA,
         {kind: of_each({"model.layers.{}.mlp.up_proj": (22,)}, *LAYERS) for kind in ("rescaling", "sign")},
         STREAM,
+        LOGITS,
     ),
-    "mixtral eager": together(LLAMA, EXPERTS, STREAM),
-    "mixtral batched": together(LLAMA, EXPERTS, STREAM),
+    "mixtral eager": together(LLAMA, EXPERTS, STREAM, LOGITS, ROUTERS),
+    "mixtral batched": together(LLAMA, EXPERTS, STREAM, LOGITS, ROUTERS),
     "t5": together(  # the decoder's last norm is read by the tied embedding
         affine(*T5_NORMS, size=16),
         {
@@ -272,6 +331,7 @@ EXPECTED = {
     "mlp-mixer": together(
         affine("blocks.0.norm2", "blocks.1.norm2", "norm", size=10),
         wholes("read", "blocks.0.norm1", "blocks.1.norm1"),  # a map over patches leaves a norm's gain one scale
+        means(**{"read": (3, 4, 4), "blocks.0.channels.2": (13,), "blocks.1.channels.2": (14,)}),
     ),
     "graph convolution": {"rescaling": {"first": (11,), "second": (7,)}},
     "siamese": {},

@@ -35,6 +35,7 @@ from itertools import pairwise
 from lightning_symmetry.symmetry.axes import (
     Axis,
     Concatenation,
+    Place,
     forbid,
     fresh,
     narrow,
@@ -45,7 +46,7 @@ from lightning_symmetry.symmetry.axes import (
     split,
     unify,
 )
-from lightning_symmetry.symmetry.charges import Charge
+from lightning_symmetry.symmetry.charges import UNIFORM, Charge
 from lightning_symmetry.symmetry.laws import Law, neutral
 
 _LETTER = r"[^\W\d_]\w*"
@@ -142,6 +143,11 @@ def joined(letters: Sequence[str]) -> str:
     return letters[0] if len(letters) == 1 else f"({' + '.join(letters)})"
 
 
+def _charge(held: Sequence[Place] | None, place: int) -> Charge | None:
+    """The charge at a place of an axis; None where the axis is not held, or no better than broadcast."""
+    return None if held is None or held[place].charge is UNIFORM else held[place].charge
+
+
 class Binding:
     """What the letters of one rule stand for in one call of an operation, and what its law makes of their charges."""
 
@@ -207,7 +213,7 @@ class Binding:
                 held = [charge for charge in charges if charge is not None]
                 if self._contracts and len(held) == 2:
                     place.atom.vanishing.append((held[0] + held[1]).unshifted)
-                    place.atom.vanishing.extend(charge.of_shift for charge in held)
+                    place.atom.vanishing.extend(charge.of_shift + charge.of_mean for charge in held)
                 else:
                     place.atom.vanishing.extend(held)
                     place.atom.rigid = place.atom.rigid or "reduced"
@@ -233,6 +239,7 @@ class Binding:
                 for place, answer in zip(places(axes[0]), answers, strict=True):
                     place.atom.vanishing.extend(answer.vanishing)
                     place.atom.nearly.extend(answer.nearly)
+                    place.atom.vanishing.extend(answer.alone if len(answers) > 1 else ())
                     place.atom.rigid = place.atom.rigid or answer.rigid
                 self._output[letter] = recharged(axes[0], [answer.output for answer in answers])
             else:
@@ -248,8 +255,7 @@ class Binding:
                 forbid(axis)
             holding = {}
         columns = [
-            [holding[number][k].charge if number in holding else None for number in range(self._n_inputs)]
-            for k in range(len(first))
+            [_charge(holding.get(number), place) for number in range(self._n_inputs)] for place in range(len(first))
         ]
         return columns, [axis for _, axis in self._held[letter]]
 

@@ -165,11 +165,12 @@ class Symmetries(Sequence[SymmetryGroup]):
             table.add_column(heading, justify="right" if heading == "units" else "left", no_wrap=True)
         for group in self.groups:
             units = " x ".join(str(length) for length in (*(length for _, length in group.rows), group.size))
-            moves = f"{len(group.parameters)} parameters"
+            moves = "1 parameter" if len(group.parameters) == 1 else f"{len(group.parameters)} parameters"
             table.add_row(group.kind, group.name, units, moves, "yes" if group.verified else "not tried")
         lines = io.StringIO()
         Console(file=lines, width=200).print(table)
-        lines.write(f"{len(self)} groups move {self.share:.1%} of the parameters")
+        count = "1 group moves" if len(self) == 1 else f"{len(self)} groups move"
+        lines.write(f"{count} {self.share:.1%} of the parameters")
         if self.rejected:
             lines.write(f"; {len(self.rejected)} proposed and rejected: {_listed(self.rejected)}")
         if self.without_rule:

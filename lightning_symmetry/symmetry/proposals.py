@@ -145,13 +145,13 @@ class _Model:
                     for number, (block, _) in enumerate(self.blocks)
                     if block.tensor in degrees
                 }
-                if _beyond([scaled], known):
+                if self._parameters_of(degrees) and _beyond([scaled], known):
                     known.append(scaled)
                     yield self._scale(degrees, holds_exactly)
 
     def _scale(self, degrees: Mapping[str, int], exact: bool) -> SymmetryGroup:
         """A group that multiplies whole tensors, seen with a dimension of one position in front."""
-        parameters = tuple(name for name in degrees if name in self._parameters)
+        parameters = self._parameters_of(degrees)
         name = self._name("scale", parameters[0].rpartition(".")[0] or parameters[0], parameters[0])
         turn = 1 if degrees[parameters[0]] > 0 else -1
         shapes = self._shapes
@@ -181,7 +181,7 @@ class _Model:
         if max(eponym.degrees, key=abs) < 0:  # what gives the group its name is multiplied
             actions = [Action(action.block, tuple(-degree for degree in action.degrees)) for action in actions]
         tensors = dict.fromkeys(action.block.tensor for action in actions)
-        parameters = tuple(name for name in tensors if name in self._parameters)
+        parameters = self._parameters_of(tensors)
         if not parameters:
             return
         rows = [
@@ -202,6 +202,9 @@ class _Model:
             buffers=tuple(name for name in tensors if name not in self._parameters),
             exact=exact,
         )
+
+    def _parameters_of(self, tensors: Iterable[str]) -> tuple[str, ...]:
+        return tuple(name for name in tensors if name in self._parameters)
 
     def _name(self, kind: str, stem: str, parameter: str) -> str:
         """A name that no other group has: an axis within its parameter, or the parameter's module, and the kind."""

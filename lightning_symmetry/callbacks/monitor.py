@@ -7,20 +7,23 @@ import inspect
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
-from importlib.metadata import version
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Callback
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_symmetry.callbacks.session import Plan, Session
 from lightning_symmetry.history import History
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.measure import Ranks
 from lightning_symmetry.sinks.recorder import Recorder
+from lightning_symmetry.sinks.warning import warn
 
 SHARE_OF_REPORTS = 0.1
 """The share of the budget that reports and heatmaps may take; measurements have the rest."""
@@ -45,10 +48,17 @@ class Monitor(Callback):
 
     Attributes:
         history: What was measured, in the run's folder too: see `read_history`.
+        section: What the keys of what it measures of each part of the model begin with.
+        aggregates: The keys of what it tells of the model as a whole, for `EarlyStopping` and `ModelCheckpoint` to
+            watch: NaN where it failed (`EarlyStopping` then ends the training in good order; with
+            ``check_finite=False`` it lets it go on).
 
     Raises:
         ValueError: An argument is out of its range.
     """
+
+    section: ClassVar[str]
+    aggregates: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -86,7 +96,9 @@ class Monitor(Callback):
 
     def config(self) -> dict[str, Any]:
         """The arguments of this monitor, for the run's config."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        kinds = [kind for kind in type(self).__mro__ if issubclass(kind, Monitor)]
+        names = [name for kind in kinds for name in inspect.signature(kind).parameters]
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def select(self, names: Iterable[str]) -> list[str]:
         """Those names that `include` and `exclude` leave.
@@ -110,34 +122,58 @@ class Monitor(Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what cannot work, and open the run's history."""
-        self._begin(trainer, pl_module)
+        self._check(trainer, pl_module)
+        with self._fenced(trainer):
+            self._begin(trainer, pl_module)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Repeat no measurement that a resumed run has made already."""
+        with self._fenced(trainer):
+            if self._session is not None and trainer.strategy.broadcast(self._measured_last()) == _step(trainer):
+                self._session.skip(_step(trainer))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due, the parameters with which the step begins."""
-        if self._session is not None:
-            _watch(pl_module, self._session.step_begins(_step(trainer), pl_module, batch))
+        with self._fenced(trainer):
+            if self._session is not None:
+                _watch(pl_module, self._session.step_begins(_step(trainer), pl_module, batch))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record what was measured, with the loss of the step."""
-        if self._session is not None and self._session.awaits_loss:
-            self._session.step_ends(_loss(outputs))
+        with self._fenced(trainer):
+            if self._session is not None and self._session.awaits_loss:
+                self._session.step_ends(_loss(outputs))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the parameters with which training ends."""
-        if self._session is not None:
-            self._session.finish(_step(trainer), pl_module)
+        with self._fenced(trainer):
+            if self._session is not None:
+                self._session.finish(_step(trainer), pl_module)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the report."""
-        self._end(trainer)
+        with self._fenced(trainer):
+            self._end(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Make the report of what there is."""
-        if self._session is not None:
-            self._session.step_ends(None)
-        self._end(trainer)
+        with self._fenced(trainer):
+            if self._session is not None:
+                self._session.step_ends(None)
+            self._end(trainer)
 
-    def _begin(self, trainer: Any, model: Any) -> None:
+    @contextmanager
+    def _fenced(self, trainer: Any) -> Iterator[None]:
+        """Keep a failure of a hook from the trainer."""
+        try:
+            yield
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            if trainer.is_global_zero:
+                warn(f"{type(self).__name__} failed; training is not affected. {type(error).__name__}: {error}")
+
+    def _check(self, trainer: Any, model: Any) -> None:
         names = [name for name, _ in model.named_parameters()]
         if not names:
             raise ValueError(
@@ -145,13 +181,26 @@ class Monitor(Callback):
                 f"{type(model).__name__} has no parameters when fit starts"
             )
         self.select(names)
-        monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]
+        if [type(monitor) for monitor in _monitors(trainer)].count(type(self)) > 1:
+            raise ValueError(
+                f"callbacks has two of {type(self).__name__}, which would write the same keys: give one, with an "
+                "`include` that finds the parameters of both"
+            )
+
+    def _begin(self, trainer: Any, model: Any) -> None:
+        self._session = None
+        if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+            raise NotImplementedError(
+                "parameters that are sharded over processes (DTensor) cannot be measured yet: this monitor stands down"
+            )
+        monitors = _monitors(trainer)
         recorder = _RECORDERS.get(trainer) or _open(trainer, model, monitors)
         _RECORDERS[trainer] = recorder
         self.history = recorder.history
         self._session = Session(
             name=type(self).__name__,
             make_plan=lambda module, batch: self.make_plan(trainer, module, batch),
+            aggregates=self.aggregates,
             budget=Budget(self.max_overhead * (1 - SHARE_OF_REPORTS) / len(monitors), self.every_n_train_steps),
             ranks=Ranks(
                 rank=trainer.global_rank,
@@ -163,51 +212,82 @@ class Monitor(Callback):
             raise_errors=self.on_error == "raise",
         )
 
+    def _measured_last(self) -> int:
+        """The last step in the history at which this monitor measured; -1 where there is none."""
+        keys = self.history.keys(f"{self.section}/")
+        return max((self.history.series(key)[0][-1] for key in keys), default=-1)
+
     def _end(self, trainer: Any) -> None:
         self._session = None
         recorder = _RECORDERS.get(trainer)
-        monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]
-        if recorder is not None and all(monitor._session is None for monitor in monitors):
+        if recorder is not None and all(monitor._session is None for monitor in _monitors(trainer)):
             recorder.close(_step(trainer))
             del _RECORDERS[trainer]
 
 
-def _open(trainer: Any, model: Any, monitors: Iterable[Monitor]) -> Recorder:
-    """The recorder of a run, shared by its monitors: on other ranks than zero it keeps what it is given in memory."""
-    monitors = list(monitors)
-    folder = _run_folder(trainer)
+def _monitors(trainer: Any) -> list[Monitor]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]
+
+
+def _open(trainer: Any, model: Any, monitors: Sequence[Monitor]) -> Recorder:
+    """The recorder of a run, shared by its monitors: in memory alone on other ranks, and where it cannot be opened."""
     share = SHARE_OF_REPORTS * max(monitor.max_overhead for monitor in monitors)
     if not trainer.is_global_zero:
         return Recorder(None, [], share)
-    recorder = Recorder(folder, trainer.loggers, share)
+    try:
+        folder = _run_folder(trainer)
+        recorder = Recorder(folder, trainer.loggers, share)
+    except Exception as error:
+        warn(f"lightning_symmetry cannot write a history, and keeps it in memory: {type(error).__name__}: {error}")
+        folder, recorder = None, Recorder(None, trainer.loggers, share)
     recorder.begin(
         _step(trainer),
         config={type(monitor).__name__: monitor.config() for monitor in monitors},
-        name=_run_name(trainer),
+        name=folder.name if folder is not None else None,
         model=type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(parameter.numel() for parameter in model.parameters() if not is_lazy(parameter)),
         started=time.time(),
-        versions={package: version(package) for package in ("lightning-symmetry", "torch")},
+        versions={package: _version(package) for package in ("lightning-symmetry", "torch")},
     )
     return recorder
 
 
 def _run_folder(trainer: Any) -> Path | None:
-    """``symmetry/RUN`` in the trainer's log directory, on all ranks; None where nothing may be written."""
-    directory = trainer.log_dir
-    if directory is None or trainer.fast_dev_run:
+    """``symmetry/RUN`` in the log directory, RUN the logger's run id or version; None where nothing may be written.
+
+    Without such a name RUN is the time, and the folder is made at once, so that no other run takes it.
+    """
+    logger = trainer.logger
+    directory = trainer.default_root_dir if logger is None else getattr(logger, "log_dir", None) or logger.save_dir
+    if directory is None or "://" in str(directory) or trainer.fast_dev_run:
         return None
-    folder = Path(directory) / "symmetry" / _run_name(trainer)
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return folder if os.access(existing, os.W_OK) else None
+    parent = Path(directory) / "symmetry"
+    existing = next(folder for folder in (parent, *parent.absolute().parents) if folder.exists())
+    if not os.access(existing, os.W_OK):
+        return None
+    run = logger.version if logger is not None else None
+    if run is not None and run != "":
+        return parent / (f"version_{run}" if isinstance(run, int) else str(run))
+    return _new_folder(parent, time.strftime("%Y-%m-%d_%H-%M-%S"))
 
 
-def _run_name(trainer: Any) -> str:
-    """The logger's run id or version, else the time at which the run starts."""
-    named = trainer.logger.version if trainer.logger is not None else None
-    if isinstance(named, int):
-        return f"version_{named}"
-    return str(named) if named else time.strftime("%Y-%m-%d_%H-%M-%S")
+def _new_folder(parent: Path, name: str) -> Path:
+    """Make the folder of this name, or else of NAME-2, NAME-3, ... that is not there yet."""
+    folder, number = parent / name, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = parent / f"{name}-{number}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _step(trainer: Any) -> int:

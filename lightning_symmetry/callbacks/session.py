@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.indicators import Piece, nonfinite
 from lightning_symmetry.measurement.measure import Ranks, measure
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.sinks.recorder import Recorder
+from lightning_symmetry.sinks.warning import warn
 
 PATIENCE = 2
 """How many failures a monitor is forgiven before it stands down."""
@@ -43,6 +43,7 @@ class Session:
     Args:
         name: The name of the monitor, for messages.
         make_plan: From the model and its first batch to what to measure; called once, at the first step, on every rank.
+        aggregates: The names of what is told of the model as a whole.
         budget: When to measure.
         ranks: Who measures together.
         recorder: Where measurements go; on other ranks than zero, one that keeps them in memory.
@@ -53,6 +54,7 @@ class Session:
         self,
         name: str,
         make_plan: Callable[[nn.Module, Any], Plan],
+        aggregates: Sequence[str],
         budget: Budget,
         ranks: Ranks,
         recorder: Recorder,
@@ -60,47 +62,53 @@ class Session:
     ) -> None:
         self._name = name
         self._make_plan = make_plan
+        self._untold = dict.fromkeys(aggregates, math.nan)
         self._budget = budget
         self._ranks = ranks
         self._recorder = recorder
         self._raise_errors = raise_errors
         self._plan: Plan | None = None
         self._row: tuple[int, dict[str, float]] | None = None
-        self._owed = 0.0
-        self._first_cost = 0.0
         self._failures = 0
         self._measured_at = -1
         recorder.overheads.append(lambda: budget.overhead)
 
+    def skip(self, step: int) -> None:
+        """Take a step for measured, as a resumed run's first may be: measure next when the step after it is due."""
+        self._measured_at = step
+        self._budget.plan(step, 0.0, 0.0)
+
     def step_begins(self, step: int, model: nn.Module, batch: Any) -> dict[str, float]:
-        """Measure if the step is due.
+        """Measure if the step is due; parameters without a shape yet, of lazy modules, are waited for.
 
         Returns:
-            What is told of the model as a whole, the same on all ranks; empty where nothing was measured.
+            What is told of the model as a whole, the same on all ranks: NaN where that is not known; empty where
+            nothing was measured.
         """
         self._budget.step_begins(step)
-        if step < self._budget.due or self._standing_down:
+        if step < self._budget.due or self._standing_down or any(map(is_lazy, model.parameters())):
             return {}
-        with self._fenced(step), self._timed():
+        with self._fenced(step), self._budget.measuring():
             if self._plan is None:
                 self._plan = self._make_plan(model, batch)
+                self._budget.settle()
                 for kind, details in self._plan.findings.items():
                     self._recorder.event(step, kind, **details)
-            if not self._budget.planned:
-                return self._replan(step)
-            return self._measure(step, model)
-        return {}
+            if self._budget.planned:
+                return self._measure(step, model)
+            agreed = measure([], {}, self._ranks, self._budget.step_time)
+            self._budget.replan(step, agreed.step_time)
+        return self._untold if self._plan is None else {}
 
     def step_ends(self, loss: float | None) -> None:
         """Hand on what was measured when the step began, with the loss of the step."""
         if self._row is None:
             return
-        with self._timed():
+        with self._budget.measuring():
             step, values = self._row
             self._row = None
             self._recorder.record(step, values if loss is None else {**values, "loss": loss})
         if not self._budget.counting:
-            self._owed = 0.0
             self._budget.start_counting()
 
     @property
@@ -116,7 +124,7 @@ class Session:
         """
         aggregates: dict[str, float] = {}
         if self._plan is not None and step > self._measured_at and not self._standing_down:
-            with self._fenced(step), self._timed():
+            with self._fenced(step), self._budget.measuring():
                 aggregates = self._measure(step, model)
         self.step_ends(None)
         return aggregates
@@ -125,41 +133,22 @@ class Session:
     def _standing_down(self) -> bool:
         return self._failures >= PATIENCE
 
-    def _replan(self, step: int) -> dict[str, float]:
-        """Plan the first interval at the end of the warm-up, from the cost of the measurement before it."""
-        agreed = measure([], {}, self._ranks, self._budget.step_time, self._first_cost)
-        self._budget.plan(step, agreed.cost, agreed.step_time)
-        return {}
-
     def _measure(self, step: int, model: nn.Module) -> dict[str, float]:
         assert self._plan is not None
         tensors = snapshot(model)
-        started = time.perf_counter()
-        measured = measure(self._plan.pieces, tensors, self._ranks, self._budget.step_time, self._owed)
-        self._owed = (
-            started - time.perf_counter()
-        )  # this part is in the cost already; the rest is counted with the next
-        if self._measured_at < 0:
-            self._first_cost = measured.cost
+        measured = measure(self._plan.pieces, tensors, self._ranks, self._budget.step_time, self._budget.owed)
+        self._budget.settle()
         self._measured_at = step
         self._budget.plan(step, measured.cost, measured.step_time)
         aggregates = self._plan.aggregates(measured.values)
         self._row = (step, {**aggregates, **measured.values})
         if any(map(math.isnan, measured.values.values())):
             self._recorder.nonfinite(step, nonfinite({name: tensors[name] for name, _ in model.named_parameters()}))
-        if measured.failed:
-            self._fail(step, measured.error or RuntimeError("another rank failed; its log says why"))
-        return aggregates
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - started
-            self._budget.spend(seconds)
-            self._owed += seconds
+        if measured.error is not None:
+            self._fail(step, measured.error, here_alone=True)
+        elif measured.failed:
+            self._fail(step, RuntimeError("another rank failed; its log says why"))
+        return {**self._untold, **aggregates}
 
     @contextmanager
     def _fenced(self, step: int) -> Iterator[None]:
@@ -168,15 +157,15 @@ class Session:
         except Exception as error:
             self._fail(step, error)
 
-    def _fail(self, step: int, error: Exception) -> None:
+    def _fail(self, step: int, error: Exception, here_alone: bool = False) -> None:
+        """Count a failure and say so: rank zero for all ranks, and the rank on which alone it happened."""
         if self._raise_errors:
             raise error
-        self._failures += 1
-        if self._plan is None:
-            self._failures = PATIENCE
+        self._failures = PATIENCE if self._plan is None else self._failures + 1
         self._budget.due = max(self._budget.due, step + 1)
         self._recorder.errors += 1
         message = f"{type(error).__name__}: {error}"
         self._recorder.event(step, "error", where=self._name, message=message)
-        fate = "stands down" if self._standing_down else "goes on"
-        rank_zero_warn(f"{self._name} failed at step {step} and {fate}; training is not affected. {message}")
+        if here_alone or self._ranks.rank == 0:
+            fate = "stands down" if self._standing_down else "goes on"
+            warn(f"{self._name} failed at step {step} and {fate}; training is not affected. {message}")

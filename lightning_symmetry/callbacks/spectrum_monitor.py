@@ -41,6 +41,9 @@ class SpectrumMonitor(Monitor):
         Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007.
     """
 
+    section = "spectrum"
+    aggregates = ("complexity/effective_rank_fraction",)
+
     def __init__(
         self,
         indicators: Sequence[str] = ("effective_rank", "stable_rank", "spectral_norm"),

@@ -10,6 +10,8 @@ import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 WARM_UP = 5
 """How many steps are timed before the first interval is planned."""
@@ -26,7 +28,6 @@ class Budget:
         due: The next step at which to measure, or to plan.
         planned: Whether that step was planned from the cost of a measurement; until then `due` is the end of the
             warm-up.
-        spent: The seconds spent since the first measurement.
     """
 
     def __init__(self, share: float, every_n_steps: int | None = None) -> None:
@@ -34,29 +35,49 @@ class Budget:
         self.every_n_steps = every_n_steps
         self.due = 0
         self.planned = True
-        self.spent = 0.0
-        self._unaccounted = 0.0
-        self._began: float | None = None
+        self._spent = 0.0
+        self._entered: float | None = None
+        self._settled = 0.0
+        self._began: tuple[float, float] | None = None
+        self._cost = 0.0
         self._last_step: tuple[int, float] | None = None
         self._durations: deque[float] = deque(maxlen=50)
 
     def step_begins(self, step: int) -> None:
         """Note the time at which a step begins, less what was spent on measuring."""
-        now = time.perf_counter() - self._unaccounted
+        now = time.perf_counter() - self._spent
         if self._last_step is not None and step > self._last_step[0]:
             self._durations.append((now - self._last_step[1]) / (step - self._last_step[0]))
         if self._last_step is None or step > self._last_step[0]:
             self._last_step = (step, now)
 
-    def spend(self, seconds: float) -> None:
-        """Note time that was spent on measuring."""
-        self._unaccounted += seconds
-        if self.counting:
-            self.spent += seconds
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Count the time within as spent on measuring."""
+        self._entered = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent, self._entered = self.spent, None
+
+    @property
+    def spent(self) -> float:
+        """The seconds spent on measuring."""
+        return self._spent + (time.perf_counter() - self._entered if self._entered is not None else 0.0)
+
+    @property
+    def owed(self) -> float:
+        """The seconds spent since they were last settled, to be counted in the cost of the next measurement."""
+        return self.spent - self._settled
+
+    def settle(self) -> None:
+        """Owe nothing: what was spent until now is in the cost of a measurement, or is paid once."""
+        self._settled = self.spent
 
     def start_counting(self) -> None:
         """Count from now on: the first measurement, with the search for symmetries, is paid once and not counted."""
-        self._began = time.perf_counter()
+        self.settle()
+        self._began = (time.perf_counter(), self.spent)
 
     @property
     def counting(self) -> bool:
@@ -71,8 +92,10 @@ class Budget:
     @property
     def overhead(self) -> float:
         """The share of the time since the first measurement that was spent on measuring."""
-        elapsed = time.perf_counter() - self._began if self._began is not None else 0.0
-        return self.spent / elapsed if elapsed > 0 else 0.0
+        if self._began is None:
+            return 0.0
+        began, spent = self._began
+        return (self.spent - spent) / max(time.perf_counter() - began, 1e-9)
 
     def plan(self, step: int, cost: float, step_time: float) -> None:
         """Set the next due step after a measurement at `step`.
@@ -85,12 +108,17 @@ class Budget:
         if self.every_n_steps is not None:
             self.due = next_multiple(step + 1, self.every_n_steps)
             return
+        self._cost = cost
         self.planned = step_time > 0
         if not self.planned:
             self.due = step + WARM_UP
             return
         wait = max(1, math.ceil(cost / (self.share * step_time)))
         self.due = next_multiple(step + wait, ladder(wait))
+
+    def replan(self, step: int, step_time: float) -> None:
+        """Plan the first interval at the end of the warm-up, from the cost of the measurement before it."""
+        self.plan(step, self._cost, step_time)
 
 
 def ladder(steps: int) -> int:

@@ -71,8 +71,8 @@ def measure(
         if number % ranks.world_size == ranks.rank:
             try:
                 with torch.no_grad():
-                    values = torch.stack([value.detach().double() for value in piece.measure(tensors)])
-                slots[place : place + len(piece.keys)] = values.cpu()
+                    values = [value.detach().cpu().double() for value in piece.measure(tensors)]
+                slots[place : place + len(piece.keys)] = torch.stack(values)
             except Exception as exception:
                 slots[place : place + len(piece.keys)] = torch.nan
                 failed, error = failed + 1, error or exception
@@ -80,7 +80,7 @@ def measure(
     slots[len(keys)] = failed
     slots[len(keys) + 1] = step_time / ranks.world_size
     slots[len(keys) + 2 + ranks.rank] = earlier_cost + time.perf_counter() - started
-    joined = ranks.sum(slots.to(ranks.device)).cpu()
+    joined = slots if ranks.world_size == 1 else ranks.sum(slots.to(ranks.device)).cpu()
     return Measured(
         values=dict(zip(keys, joined.tolist(), strict=False)),
         cost=float(joined[len(keys) + 2 :].max()),

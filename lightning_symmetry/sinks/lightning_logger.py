@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from plotly.graph_objects import Figure
 
 from lightning_symmetry.sinks import wandb_run
+from lightning_symmetry.sinks.warning import warn
 
 PATIENCE = 3
 """How many failures in a row a sink is forgiven before it is given up."""
@@ -70,6 +70,4 @@ class LoggerSink:
                     "is given up; the history in the run's folder goes on" if self._failures == PATIENCE else "goes on"
                 )
                 name = type(self._logger).__name__
-                rank_zero_warn(
-                    f"lightning_symmetry could not log to {name}, which {fate}: {type(error).__name__}: {error}"
-                )
+                warn(f"lightning_symmetry could not log to {name}, which {fate}: {type(error).__name__}: {error}")

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from plotly.graph_objects import Figure
 
 from lightning_symmetry.history import FILE_NAME, History
 from lightning_symmetry.report import render_report
 from lightning_symmetry.report.charts import broken_fraction_heatmap, effective_rank_heatmap
 from lightning_symmetry.sinks.lightning_logger import LoggerSink
+from lightning_symmetry.sinks.warning import warn
 
 REPORT_NAME = "report.html"
 HISTORY_ONLY = ("loss",)
@@ -44,7 +45,7 @@ class Recorder:
     """
 
     def __init__(self, folder: Path | None, loggers: Sequence[Any], share: float) -> None:
-        self.history = History(folder / FILE_NAME if folder is not None else None)
+        self.history = _opened(folder / FILE_NAME) if folder is not None else History(None)
         self.report = folder / REPORT_NAME if folder is not None else None
         self.overheads: list[Callable[[], float]] = []
         self.errors = 0
@@ -117,7 +118,18 @@ class Recorder:
         except Exception as error:
             if not self._warned:
                 self._warned = True
-                rank_zero_warn(
+                warn(
                     f"lightning_symmetry could not write to {self.history.path}, and says so once; training goes on: "
                     f"{type(error).__name__}: {error}"
                 )
+
+
+def _opened(path: Path) -> History:
+    """The history kept in a file, gone on with where there is one; a damaged file is put aside."""
+    try:
+        return History(path)
+    except ValueError as error:
+        aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+        path.rename(aside)
+        warn(f"lightning_symmetry begins a new history, and keeps the one that it cannot read as {aside}: {error}")
+        return History(path)

@@ -1,28 +1,32 @@
 """One step of an unmodified model as a pure function of its parameters and buffers.
 
-What the model keeps besides (metric states, counters, caches) is fenced off: the step runs on a copy of the module tree
-that shares every large tensor, and whose parameters and buffers are swapped for those given. The copy's trainer answers
-nothing back: no logger, no optimizer. Random streams of Python, NumPy and torch are put back where they were.
+What the model keeps besides (metric states, counters, caches) is fenced off: each run is of a fresh copy of the module
+tree that shares every parameter and buffer, until they are swapped for those given. The copy's trainer answers nothing
+back: its loggers swallow what they are given, its optimizers and schedulers are copies that move nothing. Random
+streams of Python, NumPy and torch are put back where they were.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers.logger import DummyExperiment, DummyLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+from torch._ops import OpOverload
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 Tensors = dict[str, Tensor]
 
@@ -56,46 +60,122 @@ class Step:
         if not self.parameters:
             raise ValueError(f"model {type(model).__name__} has no parameters, so it has no parameter symmetries")
         self.batch = batch
-        self._call = _TrainingStep(model) if hasattr(model, "training_step") else _Call(model)
+        self._model = model
+        self._aliases = {id(tensor): tensor.detach() for tensor in (*model.parameters(), *model.buffers())}
 
     def __call__(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Any) -> Outputs:
-        """Run the step. Of what it returns only tensors of floating point count.
+        """Run the step. Of what it returns only tensors of real or complex numbers count.
 
         Raises:
             ValueError: The step returned no such tensor.
         """
+        call = (_TrainingStep if hasattr(self._model, "training_step") else _Call)(self._model, self._aliases)
         tensors = {f"module.{name}": tensor for name, tensor in {**parameters, **buffers}.items()}
-        returned, forward = functional_call(self._call, tensors, (tree_map(_own, batch),))
-        outputs = Outputs(_floating(returned), _floating(forward))
+        returned, forward = functional_call(call, tensors, (copy.deepcopy(batch),))
+        outputs = Outputs(_numbers(returned), _numbers(forward))
         if not outputs.preserved:
-            name = type(self._call.module).__name__
+            name = type(self._model).__name__
             raise ValueError(f"one step of {name} returned no tensor of floating point to compare: {returned!r}")
         return outputs
+
+    def rehearse(self) -> None:
+        """Run the step once as it is, so that what it keeps outside of its model is kept before anything is traced.
+
+        A table that a function caches must hold an ordinary tensor. A step that reaches its model from outside, past
+        the copy that it is run on, is found out here.
+
+        Raises:
+            RuntimeError: The step changed buffers of the model itself; they have their values again.
+        """
+        before = cloned(self.buffers)
+        try:
+            with undisturbed():
+                self(cloned(self.parameters), cloned(self.buffers), self.batch)
+        finally:
+            changed = [name for name, buffer in self.buffers.items() if not _identical(buffer, before[name])]
+            for name in changed:
+                self.buffers[name].copy_(before[name])
+        if changed:
+            raise RuntimeError(
+                f"one step of {type(self._model).__name__} changed buffers of the model itself, not of the copy that "
+                f"it was run on: {', '.join(changed)}. They have their values again. Something in the model refers to "
+                "it from outside, as `self.f = lambda x: self.net(x)` does; make it a method"
+            )
+
+
+def cloned(tensors: Mapping[str, Tensor]) -> Tensors:
+    """A copy that the step may change in place, as it does running statistics, and moving averages of parameters."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Run a step with no gradient, in plain operations without fused shortcuts, and leave no trace of it."""
+    """Run a step alone, with no gradient, in plain operations without fused shortcuts, and leave no trace of it."""
     with ExitStack() as stack:
         random_streams = isolate_rng()
         random_streams.__enter__()
         stack.callback(random_streams.__exit__, None, None, None)  # alone it would forget them at an exception
-        for library in (torch.backends.mkldnn, torch.backends.cudnn):
-            enabled, *_ = library.set_flags(False)
-            stack.callback(library.set_flags, enabled)
-        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-        torch.backends.mha.set_fastpath_enabled(False)
+        for enabled, enable in (
+            (torch._C._get_mkldnn_enabled(), torch._C._set_mkldnn_enabled),
+            (torch._C._get_cudnn_enabled(), torch._C._set_cudnn_enabled),
+            (torch.backends.mha.get_fastpath_enabled(), torch.backends.mha.set_fastpath_enabled),
+        ):
+            stack.callback(enable, enabled)
+            enable(False)
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(_Cloning())
+        alone = stack.enter_context(_Alone())
+        stack.callback(alone.put_back)
         yield
 
 
-class _Call(nn.Module):
-    """Calls a module as its user would."""
+class _Alone(TorchDispatchMode):
+    """Refuses to talk to other processes, which run no step now and would keep this one waiting.
 
-    def __init__(self, model: nn.Module) -> None:
+    It notes the state of each generator that is drawn from, to put it back.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.module = _fenced(model)
+        self._states: dict[Generator, Tensor] = {}
+
+    def __torch_dispatch__(
+        self, operation: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if "c10d" in operation.namespace:
+            raise RuntimeError(
+                f"the step talks to other processes ({operation.name()}), so it cannot be run by one of them alone: "
+                "symmetries are found in steps that leave communication to the strategy"
+            )
+        generator = kwargs.get("generator")
+        if generator is not None and generator not in self._states:
+            self._states[generator] = generator.get_state()
+        return operation(*args, **kwargs)
+
+    def put_back(self) -> None:
+        """Put the generators back to where they were."""
+        for generator, state in self._states.items():
+            generator.set_state(state)
+
+
+class _Cloning(TorchFunctionMode):
+    """Makes `copy.deepcopy` clone any tensor, also one with a gradient's history, or without memory of its own."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0].clone() if function is Tensor.__deepcopy__ else function(*args, **(kwargs or {}))
+
+
+class _Call(nn.Module):
+    """Calls a copy of a module as its user would; the copy holds aliases of its parameters and buffers."""
+
+    def __init__(self, model: nn.Module, aliases: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(model, dict(aliases))
 
     def forward(self, batch: Any) -> tuple[Any, Any]:
         if isinstance(batch, Mapping):
@@ -107,68 +187,95 @@ class _Call(nn.Module):
 
 
 class _TrainingStep(nn.Module):
-    """Calls the training step of a LightningModule whose trainer answers nothing."""
+    """Calls the training step of a copy of a LightningModule, whose trainer answers nothing."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, aliases: Mapping[int, Tensor]) -> None:
         super().__init__()
-        module: Any = _fenced(model)
+        trainer = getattr(model, "_trainer", None)
+        silent = copy.copy(trainer)
+        shared: dict[int, Any] = {**aliases, id(trainer): silent}
+        module: Any
+        if trainer is None:
+            module = copy.deepcopy(model, shared)
+            _lend_optimizers(module)
+        else:
+            optimizers, schedulers = trainer.optimizers, trainer.lr_scheduler_configs
+            shared |= {id(state): state for optimizer in optimizers for state in tree_leaves(dict(optimizer.state))}
+            module, optimizers, schedulers = copy.deepcopy((model, optimizers, schedulers), shared)
+            _silence(silent, module, [_idle(optimizer) for optimizer in optimizers], schedulers)
+            module.trainer = silent
         self.module = module
+        self._silent = silent
         self._losses: list[Tensor] = []
         self._forward: list[Any] = []
-        if getattr(model, "_trainer", None) is not None:
-            module.trainer = _silent(model.trainer)
         for name in ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer", "clip_gradients"):
             setattr(module, name, _nothing)
         module.manual_backward = lambda loss, *args, **kwargs: self._losses.append(loss)
-        module.optimizers = module.lr_schedulers = self._idle
         self._original_forward = module.forward
         module.forward = self._recorded_forward
 
     def forward(self, batch: Any) -> tuple[Any, Any]:
-        self._losses.clear()
-        self._forward.clear()
         accepted = inspect.signature(self.module.training_step).parameters
         arguments = (batch, 0, 0) if "dataloader_idx" in accepted else (batch, 0)[: max(len(accepted), 1)]
-        returned = self.module.training_step(*arguments)
+        with self._precision():
+            returned = self.module.training_step(*arguments)
         return [returned, *self._losses], list(self._forward)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """The types of numbers in which the trainer runs its steps."""
+        return nullcontext() if self._silent is None else self._silent.precision_plugin.forward_context()
 
     def _recorded_forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self._original_forward(*args, **kwargs)
         self._forward.append(output)
         return output
 
-    @cached_property
-    def _optimizers(self) -> list[Optimizer]:
-        if getattr(self.module, "_trainer", None) is not None:
-            return list(self.module.trainer.optimizers)
-        return [leaf for leaf in tree_leaves(self.module.configure_optimizers()) if isinstance(leaf, Optimizer)]
 
-    def _idle(self, *args: Any, **kwargs: Any) -> Any:
-        """As many optimizers as the user has, which do nothing."""
-        count = len(self._optimizers)
-        return DummyExperiment() if count == 1 else [DummyExperiment() for _ in range(count)]
-
-
-def _fenced(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares its parameters and buffers."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+def _silence(trainer: Any, module: nn.Module, optimizers: list[Any], schedulers: list[Any]) -> None:
+    """Make of a shallow copy of a trainer one that a step may read, and that it cannot reach the real one through."""
+    trainer.loggers = [DummyLogger() for _ in trainer.loggers]
+    trainer._accelerator_connector = copy.copy(trainer._accelerator_connector)
+    strategy = trainer._accelerator_connector.strategy = copy.copy(trainer.strategy)
+    strategy._lightning_module = strategy.model = module
+    strategy._optimizers = strategy._lightning_optimizers = optimizers
+    strategy.lr_scheduler_configs = schedulers
+    trainer.fit_loop = copy.copy(trainer.fit_loop)
+    loop = trainer.fit_loop.epoch_loop = copy.copy(trainer.fit_loop.epoch_loop)
+    loop._results = type(loop._results)(training=True)
 
 
-def _silent(trainer: Any) -> Any:
-    """The trainer as a step may read it, with loggers that swallow what they are given."""
-    silent = copy.copy(trainer)
-    silent.loggers = [DummyLogger() for _ in trainer.loggers]
-    return silent
+def _lend_optimizers(module: Any) -> None:
+    """Let a module without a trainer have its optimizers and schedulers, made when the step asks for them."""
+    configured: Callable[[], list[Any]] = cache(lambda: tree_leaves(module.configure_optimizers()))
+    module.optimizers = lambda *args, **kwargs: _one_or_all(
+        [_idle(leaf) for leaf in configured() if isinstance(leaf, Optimizer)]
+    )
+    module.lr_schedulers = lambda: _one_or_all(
+        [leaf for leaf in configured() if hasattr(leaf, "step") and not isinstance(leaf, Optimizer)] or [None]
+    )
+
+
+def _idle(optimizer: Any) -> Any:
+    """A copy of an optimizer as Lightning hands it out, made to move nothing."""
+    optimizer.step = lambda closure=None, **kwargs: None if closure is None else closure()
+    optimizer.zero_grad = _nothing
+    optimizer.toggle_model = lambda *args, **kwargs: nullcontext()
+    optimizer.optimizer = optimizer
+    return optimizer
+
+
+def _one_or_all(items: list[Any]) -> Any:
+    return items[0] if len(items) == 1 else items
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """Do nothing."""
 
 
-def _own(leaf: Any) -> Any:
-    """A copy of a part of the batch, that the step may change."""
-    return leaf.clone() if isinstance(leaf, Tensor) else copy.copy(leaf)
+def _identical(left: Tensor, right: Tensor) -> bool:
+    return bool(torch.isclose(left, right, rtol=0.0, atol=0.0, equal_nan=True).all())
 
 
-def _floating(returned: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+def _numbers(returned: Any) -> list[Tensor]:
+    leaves = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex()]

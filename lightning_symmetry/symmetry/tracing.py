@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lightning_symmetry.symmetry.step import Step, undisturbed
+from lightning_symmetry.symmetry.step import Step, cloned, undisturbed
 
 aten = torch.ops.aten
 
@@ -85,9 +85,9 @@ class Tape:
 
 def trace(step: Step) -> Tape:
     """Run one step and write down its operations."""
+    step.rehearse()
     recorder = _Recorder()
-    parameters = {name: parameter.clone() for name, parameter in step.parameters.items()}
-    buffers = {name: buffer.clone() for name, buffer in step.buffers.items()}
+    parameters, buffers = cloned(step.parameters), cloned(step.buffers)
     with undisturbed(), enable_python_dispatcher(), recorder:
         leaves = {name: recorder.depending(tensor, name) for name, tensor in parameters.items()}
         leaves |= {name: recorder.value(tensor, name) for name, tensor in buffers.items()}
@@ -183,7 +183,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         with self:
-            drawn = mean_of_random(operation, args, kwargs)
+            drawn = typical_draw(operation, args, kwargs)
         if drawn is not None:
             if operation.overloadpacket in _NOISE:
                 self.depending(drawn)
@@ -241,8 +241,8 @@ class _Recorder(TorchDispatchMode):
                 value.constant = None
 
 
-def mean_of_random(operation: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a random operation returns on average; None for an operation that is not random.
+def typical_draw(operation: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What stands for the draw of a random operation: its mean; None for an operation that is not random.
 
     Normal noise is one standard deviation above its mean: zeros would hide whatever they are multiplied with. Whole
     numbers drawn at random (permutations, indices) have no mean of use and are left as they fall.
@@ -258,7 +258,7 @@ def mean_of_random(operation: OpOverload, args: tuple[Any, ...], kwargs: Mapping
                 return args[0].copy_(probability)
             return _filled(operation, args[0], probability)
         case aten.uniform | aten.uniform_:
-            low, high = (*args[1:], 0.0, 1.0)[:2]
+            low, high = (*args[1:], *(0.0, 1.0)[len(args) - 1 :])[:2]
             return _filled(operation, args[0], (low + high) / 2)
         case aten.normal_ | aten.normal_functional:
             mean, deviation = (*args[1:], *(0.0, 1.0)[len(args) - 1 :])[:2]

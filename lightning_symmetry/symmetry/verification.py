@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_map
 
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.laws import SMALL
-from lightning_symmetry.symmetry.step import Outputs, Step, Tensors, undisturbed
-from lightning_symmetry.symmetry.tracing import mean_of_random
+from lightning_symmetry.symmetry.step import Outputs, Step, Tensors, cloned, undisturbed
+from lightning_symmetry.symmetry.tracing import typical_draw
 
 TOLERANCE = 1e-8
 """The largest change of an output, relative to the largest entry of that output, that passes as rounding."""
@@ -71,39 +71,45 @@ class _Trial:
         self._precision = precision
         self._generator = generator
         self._reference = self._run(parameters, buffers)
+        self._last: tuple[list[SymmetryGroup], Outputs] | None = None
 
     def preserves(self, groups: Sequence[SymmetryGroup]) -> bool:
-        """Whether random elements of all groups leave what the step returns as it was."""
-        return _same(self._moved(groups).preserved, self._reference.preserved)
+        """Whether random elements of all groups move their tensors, and leave what the step returns as it was."""
+        moved = self._moved(groups)
+        return moved is not None and _same(moved.preserved, self._reference.preserved)
 
     def preserving_forward(self, groups: Sequence[SymmetryGroup]) -> list[SymmetryGroup]:
         """Those that leave what the model's `forward` returned as it was; none where the step did not call it."""
         forward = self._reference.forward
-        return _passing(groups, lambda some: _same(self._moved(some).forward, forward)) if forward else []
 
-    def _moved(self, groups: Sequence[SymmetryGroup]) -> Outputs:
+        def preserves_forward(some: Sequence[SymmetryGroup]) -> bool:
+            moved = self._moved(some)
+            return moved is not None and _same(moved.forward, forward)
+
+        return _passing(groups, preserves_forward) if forward else []
+
+    def _moved(self, groups: Sequence[SymmetryGroup]) -> Outputs | None:
+        """What the step gives at parameters that random elements have moved; None where one of them moves nothing."""
+        if self._last is not None and list(groups) == self._last[0]:
+            return self._last[1]
         tensors = {**self._parameters, **self._buffers}
         for group in groups:
             before, tensors = tensors, group.transform(tensors, self._generator)
             if _distance(group, before, tensors) < MOVEMENT:
-                raise AssertionError(f"the element tried of group {group.name!r} moves nothing")
-        return self._run(
-            {name: tensors[name] for name in self._parameters}, {name: tensors[name] for name in self._buffers}
-        )
+                return None
+        parameters = {name: tensors[name] for name in self._parameters}
+        moved = self._run(parameters, {name: tensors[name] for name in self._buffers})
+        self._last = (list(groups), moved)
+        return moved
 
     def _run(self, parameters: Tensors, buffers: Tensors) -> Outputs:
         default = torch.get_default_dtype()
         try:
             torch.set_default_dtype(torch.float64)
             with undisturbed(), self._precision:
-                return self._step(_cloned(parameters), _cloned(buffers), self._step.batch)
+                return self._step(cloned(parameters), cloned(buffers), self._step.batch)
         finally:
             torch.set_default_dtype(default)
-
-
-def _cloned(tensors: Tensors) -> Tensors:
-    """A copy that the step may change in place, as it does running statistics, and moving averages of parameters."""
-    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _passing(
@@ -136,8 +142,8 @@ def _same(moved: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:
 
 def _distance(group: SymmetryGroup, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
     names = (*group.parameters, *group.buffers)
-    change = sum(float((after[name] - before[name]).square().sum()) for name in names)
-    return float((change / max(sum(float(before[name].square().sum()) for name in names), 1e-300)) ** 0.5)
+    change = sum(float((after[name] - before[name]).abs().square().sum()) for name in names)
+    return float((change / max(sum(float(before[name].abs().square().sum()) for name in names), 1e-300)) ** 0.5)
 
 
 def _generic(parameters: Tensors, generator: Generator) -> Tensors:
@@ -145,9 +151,9 @@ def _generic(parameters: Tensors, generator: Generator) -> Tensors:
     generic = {}
     for name, parameter in parameters.items():
         lifted = _lifted(parameter)
-        if lifted.is_floating_point():
-            noise = torch.randn(lifted.shape, generator=generator, dtype=torch.float64).to(lifted.device)
-            lifted = lifted + 0.1 * noise * lifted.square().mean().sqrt().clamp(min=0.1, max=1.0)
+        if lifted.is_floating_point() or lifted.is_complex():
+            noise = torch.randn(lifted.shape, generator=generator, dtype=lifted.dtype).to(lifted.device)
+            lifted = lifted + 0.1 * noise * lifted.abs().square().mean().sqrt().clamp(min=0.1, max=1.0)
         generic[name] = lifted
     return generic
 
@@ -167,7 +173,7 @@ class _InFloat64(TorchDispatchMode):
         self, operation: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         args, kwargs = tree_map(_lifted, (args, kwargs or {}))
-        drawn = mean_of_random(operation, args, kwargs)
+        drawn = typical_draw(operation, args, kwargs)
         if drawn is None:
             drawn = operation(*(args if self._exact else _without_small_constant(operation, args)), **kwargs)
         return tree_map(_lifted, drawn)
@@ -183,8 +189,9 @@ def _without_small_constant(operation: OpOverload, args: tuple[Any, ...]) -> tup
 
 
 def _lifted(leaf: Any) -> Any:
+    """A tensor, or a type, of the same numbers in double precision."""
     if isinstance(leaf, torch.dtype):
+        if leaf.is_complex:
+            return torch.complex128
         return torch.float64 if leaf.is_floating_point else leaf
-    if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.float64:
-        return leaf.double()
-    return leaf
+    return leaf.to(_lifted(leaf.dtype)) if isinstance(leaf, Tensor) else leaf

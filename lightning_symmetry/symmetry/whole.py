@@ -7,6 +7,7 @@ alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -26,9 +27,12 @@ def scales_of_whole_tensors(tape: Tape) -> tuple[list[Degrees], list[Degrees]]:
         leaves by name, zeros left out.
     """
     charges: dict[Value, Charge] = {}
-    names = {value: name for name, value in tape.leaves.items() if value.depends and value.shape}
-    leaves = {value: unknown() for value in names}
     used = {value for operation in tape.operations for value in operation.inputs}
+    moved = (
+        name for name, value in tape.leaves.items() if value.depends and value in used and math.prod(value.shape) > 0
+    )
+    names = {tape.leaves[name]: name for name in moved if tape.leaves[name].shape}
+    leaves = {value: unknown() for value in names}
 
     def charge_of(value: Value) -> Charge:
         if value in leaves:

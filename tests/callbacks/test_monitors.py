@@ -56,7 +56,7 @@ def test_measurements_are_of_the_parameters_with_which_a_step_begins(tmp_path):
 
 def test_the_symmetries_are_found_on_the_users_model(tmp_path):
     train(tmp_path, callbacks := monitors())
-    groups = {group.name: group.size for group in callbacks[0].symmetries}
+    groups = {group.name: group.size for group in callbacks[0].symmetries if group.kind == "permutation"}
     assert groups == {"conv": 6, "hidden": 8}
     assert all(group.verified for group in callbacks[0].symmetries)
 
@@ -92,7 +92,8 @@ def test_early_stopping_and_checkpoints_can_watch_the_aggregates(tmp_path):
 def test_include_and_exclude_choose_by_the_names_of_parameters(tmp_path):
     train(tmp_path, callbacks := [SymmetryMonitor(include="hidden"), SpectrumMonitor(exclude=r"conv|head")])
     history = callbacks[0].history
-    assert history.keys("symmetry/broken_fraction/") == ["symmetry/broken_fraction/hidden"]
+    assert "symmetry/broken_fraction/hidden" in history.keys("symmetry/broken_fraction/")
+    assert all("hidden" in key for key in history.keys("symmetry/broken_fraction/"))
     assert history.keys("spectrum/effective_rank/") == ["spectrum/effective_rank/hidden"]
 
 
@@ -264,4 +265,4 @@ def test_the_monitors_take_the_modules_of_either_package_name():
         callbacks=(callbacks := monitors()),
     )
     trainer.fit(Other(), data())
-    assert [group.name for group in callbacks[0].symmetries] == ["net.1"]
+    assert [group.name for group in callbacks[0].symmetries if group.kind == "permutation"] == ["net.1"]

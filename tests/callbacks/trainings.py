@@ -1,11 +1,16 @@
 """Small real trainings that the tests of the callbacks share; run as a script, one of them on two DDP processes."""
 
+import random
 import sys
 import warnings
 
+import numpy as np
 import torch
+import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -34,6 +39,25 @@ class Net(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+class Talking(Net):
+    """Averages over processes by itself, and waits for the others."""
+
+    def training_step(self, batch, batch_idx):
+        count = torch.tensor(float(len(batch[0])))
+        torch.distributed.all_reduce(count)
+        torch.distributed.barrier()
+        torch.distributed.all_gather_object([None, None], batch_idx)
+        return super().training_step(batch, batch_idx) * len(batch[0]) / count
+
+
+class Sharded(Net):
+    """Its parameters are spread over processes."""
+
+    def configure_model(self):
+        for module in (self.conv, self.norm, self.hidden, self.head, self):
+            fully_shard(module, mesh=self.device_mesh["data_parallel"])
 
 
 class Losses(Callback):
@@ -78,25 +102,31 @@ def train(folder, callbacks, model=None, epochs=2, **settings):
     return model, trainer
 
 
-def outcome(folder, seed, monitored, **settings):
-    """Everything that a training leaves: losses, parameters and buffers, the optimizer's state, random state."""
+def outcome(folder, seed, monitored, build=Net, on_error="raise", **settings):
+    """Everything that a training leaves: losses, parameters and buffers, the optimizers' states, random streams."""
     seed_everything(seed, verbose=False)
     losses = Losses()
-    callbacks = [losses, *(monitors() if monitored else [])]
-    model, trainer = train(folder, callbacks, **settings)
+    callbacks = [losses, *(monitors(on_error=on_error) if monitored else [])]
+    model, trainer = train(folder, callbacks, build(), **settings)
     left = {
         "losses": losses.values,
         "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
-        "optimizer": trainer.optimizers[0].state_dict(),
-        "random": torch.get_rng_state(),
+        "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+        "logged": {key: value for key, value in trainer.callback_metrics.items() if "/" not in key},
+        "random": [torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()],
     }
-    history = callbacks[1].history if monitored else None
-    return left, history, trainer
+    return left, callbacks[1:], trainer
 
 
 if __name__ == "__main__":
-    folder, monitored = sys.argv[1], sys.argv[2] == "monitored"
-    left, history, trainer = outcome(folder, seed=3, monitored=monitored, devices=2, strategy="ddp")
-    if history is not None:
-        left["history"] = [(row.step, dict(row.values)) for row in history.measurements]
+    folder, monitored, build = sys.argv[1], sys.argv[2] == "monitored", globals()[sys.argv[3]]
+    on_error = "raise" if build is Net else "warn"
+    strategy = ModelParallelStrategy(process_group_backend="gloo") if build is Sharded else "ddp"
+    left, callbacks, trainer = outcome(folder, 3, monitored, build, on_error, devices=2, strategy=strategy)
+    if monitored:
+        left["history"] = [(row.step, dict(row.values)) for row in callbacks[0].history.measurements]
+        left["groups"] = len(callbacks[0].symmetries)
+    if build is Sharded:
+        left = {"losses": left["losses"], "history": left.get("history")}
     torch.save(left, f"{folder}/{sys.argv[2]}-{trainer.global_rank}.pt")

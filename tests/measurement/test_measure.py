@@ -73,3 +73,9 @@ def test_a_piece_that_raises_leaves_nan_and_no_rank_waits():
         assert known.failed == 1
     assert isinstance(first.error, FloatingPointError)
     assert second.error is None
+
+
+def test_one_process_moves_nothing_to_its_device():
+    """Some devices have no numbers in double precision, and one (meta) has none at all."""
+    known = measure(pieces(3), {"x": torch.tensor([1.0, 2.0])}, Ranks(device="meta"), step_time=0.1)
+    assert known.values["2/sum"] == 6.0

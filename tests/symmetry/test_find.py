@@ -451,3 +451,20 @@ def test_an_expert_that_no_token_reaches_has_the_axes_of_one_that_is_reached():
 
     torch.manual_seed(0)
     assert shapes(find_symmetries(Experts(), VECTORS)) == {"reached.0": (7,), "unreached.0": (7,)}
+
+
+def test_parameters_that_are_empty_or_not_used_are_in_no_group():
+    class Partly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.head, self.unused = nn.Linear(5, 7), nn.Linear(7, 3), nn.Linear(5, 4)
+            self.empty = nn.Parameter(torch.zeros(0, 5))
+
+        def forward(self, inputs):
+            joined = torch.cat([inputs, self.empty])
+            return self.head(torch.tanh(self.used(joined)))
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Partly(), VECTORS)
+    assert {name for group in symmetries for name in group.parameters} == {"used.weight", "used.bias", "head.weight"}
+    assert not symmetries.rejected

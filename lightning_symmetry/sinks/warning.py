@@ -1,0 +1,14 @@
+"""How all that fails here says so: by a warning, and never by an exception."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+
+def warn(message: str) -> None:
+    """Warn. Where warnings are made errors the message is logged instead, since nothing here may stop a training."""
+    try:
+        warnings.warn(message, stacklevel=2)
+    except Warning:
+        logging.getLogger("lightning_symmetry").warning(message)

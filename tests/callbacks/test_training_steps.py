@@ -1,0 +1,186 @@
+"""Training steps that do more than compute a loss: none is changed by being traced, and each trains as without us."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.callbacks.test_untouched_training import assert_identical
+from tests.callbacks.trainings import Net, outcome
+
+COMPILED = {"times": 0, "calls": 0}
+
+
+def counting(graph, inputs):
+    """A backend of `torch.compile` that counts."""
+    COMPILED["times"] += 1
+
+    def compiled(*given):
+        COMPILED["calls"] += 1
+        return graph.forward(*given)
+
+    return compiled
+
+
+def caching():
+    @functools.lru_cache
+    def table(length):
+        return torch.linspace(0, 1, length).sin()
+
+    class Caching(Net):
+        """Keeps a table of positions in a cache outside of the module."""
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch[0] + table(6), batch[1]), batch_idx)
+
+    return Caching()
+
+
+@dataclasses.dataclass
+class Batch:
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class InPlace(Net):
+    """Changes a batch in place that is no list, tuple or dictionary."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return Batch(*batch)
+
+    def training_step(self, batch, batch_idx):
+        batch.images.sub_(0.5)
+        return super().training_step((batch.images, batch.labels), batch_idx)
+
+
+class StepsSchedulers(Net):
+    """Steps the trainer's scheduler, reads its optimizer, and keeps both itself."""
+
+    def configure_optimizers(self):
+        self.kept = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.kept, 2, gamma=0.5)
+        return [self.kept], [{"scheduler": self.scheduler, "interval": "epoch"}]
+
+    def training_step(self, batch, batch_idx):
+        self.trainer.lr_scheduler_configs[0].scheduler.step()
+        self.scheduler.step()
+        self.lr_schedulers().step()
+        self.log("lr", self.optimizers().param_groups[0]["lr"])
+        return super().training_step(batch, batch_idx)
+
+
+class Manual(Net):
+    """Optimizes by hand: two optimizers, one scheduler."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        body = torch.optim.SGD([*self.conv.parameters(), *self.hidden.parameters()], lr=0.1)
+        head = torch.optim.Adam(self.head.parameters())
+        return [body, head], [torch.optim.lr_scheduler.StepLR(body, 2)]
+
+    def training_step(self, batch, batch_idx):
+        body, head = self.optimizers()
+        with head.toggle_model():
+            loss = super().training_step(batch, batch_idx)
+            self.manual_backward(loss)
+        for optimizer in (body, head, *self.trainer.optimizers):
+            optimizer.step()
+        for optimizer in (body, head):
+            optimizer.zero_grad()
+        self.lr_schedulers().step()
+        return loss
+
+
+class Counting(Net):
+    """Weighs its loss by a count of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def training_step(self, batch, batch_idx):
+        self.count += 1
+        return self.count * super().training_step(batch, batch_idx)
+
+
+class Drawing(Net):
+    """Draws from a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(1)
+
+    def training_step(self, batch, batch_idx):
+        noise = torch.randint(0, 5, (6,), generator=self.generator)
+        return super().training_step((batch[0] + noise, batch[1]), batch_idx)
+
+
+class KeepsLog(Net):
+    """Logs by a method that it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.tell = self.log
+
+    def training_step(self, batch, batch_idx):
+        self.tell("count", float(batch_idx), on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("build", [caching, InPlace, StepsSchedulers, Manual, Counting, Drawing, KeepsLog])
+def test_its_symmetries_are_found_and_its_training_is_untouched(tmp_path, build):
+    without, _, _ = outcome(tmp_path / "without", 0, False, build)
+    with_monitors, (monitor, _), _ = outcome(tmp_path / "with", 0, True, build)
+    groups = {group.name: group.size for group in monitor.symmetries if group.kind == "permutation"}
+    assert groups == {"conv": 6, "hidden": 8}
+    assert all(group.verified for group in monitor.symmetries)
+    assert_identical(with_monitors, without)
+
+
+def test_a_compiled_model_stays_compiled_and_is_compiled_no_more_often(tmp_path):
+    class Compiled(Net):
+        def __init__(self):
+            super().__init__()
+            self.hidden = torch.compile(self.hidden, backend=counting)
+
+    left, counts = [], []
+    for monitored in (False, True):
+        torch.compiler.reset()
+        COMPILED.update(times=0, calls=0)
+        left.append(outcome(tmp_path / str(monitored), 0, monitored, Compiled)[0])
+        counts.append(dict(COMPILED))
+    assert counts[0]["calls"] == 12
+    assert counts[1] == counts[0]
+    assert_identical(*left)
+
+
+def test_a_step_that_reaches_its_model_past_the_copy_is_found_out_and_its_statistics_are_put_back(tmp_path):
+    class Closure(Net):
+        def __init__(self):
+            super().__init__()
+            self.features = lambda images: F.relu(self.norm(self.conv(images)))
+
+        def forward(self, images):
+            return self.head(torch.tanh(self.hidden(self.features(images).flatten(1))))
+
+    without, _, _ = outcome(tmp_path / "without", 0, False, Closure)
+    with pytest.warns(UserWarning, match=r"changed buffers of the model itself.*: norm.running_mean, norm.running_var"):
+        with_monitors, _, _ = outcome(tmp_path / "with", 0, True, Closure, on_error="warn")
+    assert_identical(with_monitors, without)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_a_step_is_traced_in_the_precision_of_its_trainer(tmp_path, precision):
+    """A tensor that the step makes has the type that the trainer sets, as its parameters have."""
+
+    class Making(Net):
+        def forward(self, images):
+            return super().forward(images) + self.head(torch.zeros(len(images), 8))
+
+    _, (monitor, _), _ = outcome(tmp_path, 0, True, Making, precision=precision)
+    assert {"conv", "hidden"} <= {group.name for group in monitor.symmetries if group.verified}

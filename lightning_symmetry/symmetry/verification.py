@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -71,6 +72,8 @@ class _Trial:
         self._precision = precision
         self._generator = generator
         self._reference = self._run(parameters, buffers)
+        moved = {**parameters, **buffers}.items()
+        self._squared_norms = {name: _squared_norm(tensor) for name, tensor in moved if not _is_whole(tensor)}
         self._last: tuple[list[SymmetryGroup], Outputs] | None = None
 
     def preserves(self, groups: Sequence[SymmetryGroup]) -> bool:
@@ -95,12 +98,19 @@ class _Trial:
         tensors = {**self._parameters, **self._buffers}
         for group in groups:
             before, tensors = tensors, group.transform(tensors, self._generator)
-            if _distance(group, before, tensors) < MOVEMENT:
+            if not self._has_moved(group, before, tensors):
                 return None
         parameters = {name: tensors[name] for name in self._parameters}
         moved = self._run(parameters, {name: tensors[name] for name in self._buffers})
         self._last = (list(groups), moved)
         return moved
+
+    def _has_moved(self, group: SymmetryGroup, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
+        """Whether an element moved the tensors of its group far enough; most have with the first tensor."""
+        names = (*group.parameters, *group.buffers)
+        enough = max(MOVEMENT**2 * sum(self._squared_norms[name] for name in names), 1e-300)
+        moved = accumulate(_squared_norm(after[name] - before[name]) for name in names)
+        return any(distance >= enough for distance in moved)
 
     def _run(self, parameters: Tensors, buffers: Tensors) -> Outputs:
         default = torch.get_default_dtype()
@@ -140,10 +150,12 @@ def _same(moved: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:
     return len(moved) == len(reference) and relative_change(moved, reference) <= TOLERANCE
 
 
-def _distance(group: SymmetryGroup, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
-    names = (*group.parameters, *group.buffers)
-    change = sum(float((after[name] - before[name]).abs().square().sum()) for name in names)
-    return float((change / max(sum(float(before[name].abs().square().sum()) for name in names), 1e-300)) ** 0.5)
+def _squared_norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor)) ** 2
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _generic(parameters: Tensors, generator: Generator) -> Tensors:
@@ -151,7 +163,7 @@ def _generic(parameters: Tensors, generator: Generator) -> Tensors:
     generic = {}
     for name, parameter in parameters.items():
         lifted = _lifted(parameter)
-        if lifted.is_floating_point() or lifted.is_complex():
+        if not _is_whole(lifted):
             noise = torch.randn(lifted.shape, generator=generator, dtype=lifted.dtype).to(lifted.device)
             lifted = lifted + 0.1 * noise * lifted.abs().square().mean().sqrt().clamp(min=0.1, max=1.0)
         generic[name] = lifted

@@ -116,18 +116,12 @@ class Session:
         """Whether a measurement waits for the loss of its step."""
         return self._row is not None
 
-    def finish(self, step: int, model: nn.Module) -> dict[str, float]:
-        """Measure where training ended.
-
-        Returns:
-            What is told of the model as a whole.
-        """
-        aggregates: dict[str, float] = {}
+    def finish(self, step: int, model: nn.Module) -> None:
+        """Measure where training ended."""
         if self._plan is not None and step > self._measured_at and not self._standing_down:
             with self._fenced(step), self._budget.measuring():
-                aggregates = self._measure(step, model)
+                self._measure(step, model)
         self.step_ends(None)
-        return aggregates
 
     @property
     def _standing_down(self) -> bool:

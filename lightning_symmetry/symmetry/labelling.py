@@ -28,7 +28,7 @@ from torch import Tensor
 from lightning_symmetry.symmetry.axes import Axis, atoms, forbid, fresh, narrow, pin, places, size, split
 from lightning_symmetry.symmetry.axis_rules import Binding, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, unknown
-from lightning_symmetry.symmetry.laws import CONTRACTIONS, law_of
+from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, law_of
 from lightning_symmetry.symmetry.loops import Loop, Loops, Positions
 from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
 
@@ -141,13 +141,7 @@ class Labelling:
             return
         rule, sizes = found
         rule = rule.for_call(len(operation.inputs), len(outputs))
-        law = law_of(
-            operation.operation,
-            operation.args,
-            operation.kwargs,
-            len(operation.inputs),
-            one_output=not any(output in self._used for output in outputs[1:]),
-        )
+        law = law_of_call(operation, self._used)
         binding = Binding(sizes, law, contracts=operation.operation.overloadpacket in CONTRACTIONS)
         for pattern, value in zip(rule.inputs, operation.inputs, strict=True):
             binding.read(pattern, self.axes(value))
@@ -299,6 +293,12 @@ def _axes_of_constant(value: Value) -> Axes:
         charge = unknown().unshifted if is_zero(tensor) else UNIFORM if uniform else NEUTRAL
         axes.append(fresh(length, None if uniform else "data", charge))
     return axes
+
+
+def law_of_call(operation: Operation, used: set[Value]) -> Law:
+    """The law of an operation on a tape, of which the values that are read are used."""
+    one_output = used.isdisjoint(operation.outputs[1:])
+    return law_of(operation.operation, operation.args, operation.kwargs, len(operation.inputs), one_output)
 
 
 def is_zero(tensor: Tensor) -> bool:

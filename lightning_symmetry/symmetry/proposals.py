@@ -18,7 +18,7 @@ import torch
 
 from lightning_symmetry.symmetry.actions import KINDS, Action, Block, blocks_of
 from lightning_symmetry.symmetry.axes import Atom, Place, atoms
-from lightning_symmetry.symmetry.charges import Charge, Unknown, scalings, signs
+from lightning_symmetry.symmetry.charges import Unknown, scalings, signs
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.naming import axis_names
@@ -91,8 +91,7 @@ class _Model:
         """The groups that act on an axis, none of which is within another of these kinds."""
         unknowns = self._unknowns(atom)
         exact = self._scalings(atom)
-        every = [_whole(solution) for solution in scalings(_scales(atom.vanishing), unknowns)]
-        flips = self._flips(atom)
+        every = self._scalings(atom, exact=False)
         exact = [degrees for degrees in exact if not self._within_rows(atom, degrees)]
         linear = [degrees for degrees in exact if atom.rigid is None and set(degrees.values()) <= {1, -1}]
         mixed = linear if "rotation" in kinds else []
@@ -106,17 +105,16 @@ class _Model:
         for degrees in self._shifts(atom):
             if not self._within_rows(atom, degrees, self._shifts) and not self._within_means(atom, degrees):
                 yield from self._group("translation", atom, degrees)
-        for degrees in flips:
+        for degrees in self._flips(atom):
             if not any(degrees.keys() == other.keys() for other in mixed) and not self._flips_rows(atom, degrees):
                 yield from self._group("sign", atom, degrees)
 
     def means_along(self, atom: Atom) -> Iterator[SymmetryGroup]:
         """What may be added to parameters that is the same all along an axis, and another number elsewhere."""
-        taken = frozenset().union(*(form.mean for form in atom.vanishing))
         for block, places in self.blocks:
             for dim, place in enumerate(places):
-                free = place is not None and place.atom is atom and place.charge.mean and not place.charge.mean & taken
-                if free and block.tensor in self._parameters:
+                here = place is not None and place.atom is atom
+                if here and block.tensor in self._parameters and _mean_is_free(place):
                     yield self._mean(block, dim)
 
     def _mean(self, block: Block, dim: int) -> SymmetryGroup:
@@ -136,8 +134,7 @@ class _Model:
         """The scales of whole tensors that are no scales of all positions along some axis alike."""
         known: list[Mapping[int, int]] = []
         for atom in atoms:
-            solutions = scalings(_scales(atom.vanishing), self._unknowns(atom))
-            known += [self._by_block(atom, _whole(solution)) for solution in solutions]
+            known += [self._by_block(atom, solution) for solution in self._scalings(atom, exact=False)]
         for wholes, holds_exactly in ((exact, True), (every, False)):
             for degrees in map(_whole, wholes):
                 scaled = {
@@ -233,13 +230,11 @@ class _Model:
         if len(moved) != 1:
             return False
         others = (place for place in self.blocks[moved[0]][1] if place is not None and place.atom is not atom)
-        return any(
-            place.charge.mean and not any(form.mean & place.charge.mean for form in place.atom.vanishing)
-            for place in others
-        )
+        return any(map(_mean_is_free, others))
 
-    def _scalings(self, atom: Atom) -> list[Degrees]:
-        return [_whole(solution) for solution in scalings(_scales(atom.vanishing + atom.nearly), self._unknowns(atom))]
+    def _scalings(self, atom: Atom, exact: bool = True) -> list[Degrees]:
+        forms = [form.scale for form in (*atom.vanishing, *(atom.nearly if exact else ()))]
+        return [_whole(solution) for solution in scalings(forms, self._unknowns(atom))]
 
     def _within_rows(
         self, atom: Atom, degrees: Degrees, solutions: Callable[[Atom], list[Degrees]] | None = None
@@ -280,8 +275,11 @@ def _degree(place: Place | None, atom: Atom, degrees: Degrees) -> int:
     return sum(degrees.get(unknown, 0) for unknown in place.charge.scale)
 
 
-def _scales(forms: Iterable[Charge]) -> list[Mapping[Unknown, Fraction]]:
-    return [form.scale for form in forms]
+def _mean_is_free(place: Place | None) -> bool:
+    """Whether anything may be added to a tensor that is the same all along the axis that it has at this place."""
+    if place is None or not place.charge.mean:
+        return False
+    return all(place.charge.mean.isdisjoint(form.mean) for form in place.atom.vanishing)
 
 
 def _whole(solution: Mapping[K, Fraction]) -> Mapping[K, int]:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from lightning_symmetry.symmetry.charges import NEUTRAL, Charge, scalings, unknown
-from lightning_symmetry.symmetry.labelling import LAYOUT, is_zero
-from lightning_symmetry.symmetry.laws import WHOLE, law_of
+from lightning_symmetry.symmetry.labelling import LAYOUT, is_zero, law_of_call
+from lightning_symmetry.symmetry.laws import WHOLE
 from lightning_symmetry.symmetry.tracing import Tape, Value
 
 Degrees = Mapping[str, Fraction]
@@ -50,14 +50,7 @@ def scales_of_whole_tensors(tape: Tape) -> tuple[list[Degrees], list[Degrees]]:
         if operation.name in LAYOUT:
             charges.update(dict.fromkeys(outputs, charge_of(operation.inputs[0])))
             continue
-        law = law_of(
-            operation.operation,
-            operation.args,
-            operation.kwargs,
-            len(operation.inputs),
-            one_output=not any(output in used for output in operation.outputs[1:]),
-        )
-        answer = law([charge_of(value) for value in operation.inputs], WHOLE)
+        answer = law_of_call(operation, used)([charge_of(value) for value in operation.inputs], WHOLE)
         vanishing += answer.vanishing
         nearly += answer.nearly
         charges.update(dict.fromkeys(outputs, answer.output))

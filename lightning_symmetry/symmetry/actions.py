@@ -15,7 +15,8 @@ rotation       A in GL(n)                  ``A X`` (d = 1), ``A^-T X`` (d = -1) 
 translation    t in R^n                    ``X + d t``                            ``d t``
 =============  ==========================  =====================================  ====================================
 
-*scale* acts as rescaling does, on what a norm then divides by its size.
+*scale* acts as rescaling does, on what a norm then divides by its size. A translation may be *carried* on: what is
+added along one axis becomes, through linear maps ``W``, a vector ``W t`` along another one, where a bias takes it up.
 """
 
 from __future__ import annotations
@@ -107,7 +108,69 @@ class Action:
     """What a group does to one block: the degree in each dimension that is its axis, 0 in the others."""
 
     block: Block
-    degrees: tuple[int, ...]
+    degrees: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Map:
+    """A linear map that a part of a parameter is, from the axes of some of its dimensions to those of others.
+
+    Attributes:
+        block: The part; its dimensions are `reads`, `writes`, and such as are summed over, as the taps of a kernel.
+        reads: The dimensions that are summed with the vector's.
+        writes: The dimensions of the result.
+    """
+
+    block: Block
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a translation does to a block of another axis: the multiple of its vector, gone through linear maps."""
+
+    block: Block
+    factor: float
+    maps: tuple[Map, ...]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A change of parameters that is made before a group acts, and undone after: a gain or a bias folded into others.
+
+    Attributes:
+        kind: ``"rescaling"``, which multiplies by the pivot, or ``"translation"``, which takes the pivot away.
+        pivot: The gain or the bias: one dimension.
+        actions: What it does to blocks along the axis of the pivot.
+        carried: What it does to those of other axes.
+    """
+
+    kind: str
+    pivot: Block
+    actions: tuple[Action, ...]
+    carried: tuple[Carried, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of the tensors that it changes, if only for a time."""
+        return tuple(each.block.tensor for each in (*self.actions, *self.carried))
+
+    def element(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """By what it multiplies, or what it adds: ``(1, n)``."""
+        pivot = self.pivot.of(tensors[self.pivot.tensor])[None]
+        return -pivot if self.kind == "translation" else pivot
+
+    def apply(self, tensors: Mapping[str, Tensor], element: Tensor) -> None:
+        """Change the tensors in place."""
+        for action in self.actions:
+            transform(tensors[action.block.tensor], action, [], KINDS[self.kind], element)
+        for each in self.carried:
+            carry(tensors[each.block.tensor], each, tensors, self.pivot.axes, element[0])
+
+    def inverse(self, element: Tensor) -> Tensor:
+        """What undoes an element."""
+        return -element if self.kind == "translation" else 1 / element
 
 
 @dataclass(frozen=True)
@@ -220,6 +283,31 @@ def derive(
     for (part, degree), (change, _) in pairs:
         moved = kind.derive(part.contents.to(direction.dtype), direction.to(tensor.device), degree)
         change.write(change.contents + moved)
+
+
+def carry(tensor: Tensor, carried: Carried, tensors: Mapping[str, Tensor], axes: Sequence[str], vector: Tensor) -> None:
+    """Add a vector, gone through linear maps, to a block of a tensor, in place.
+
+    Args:
+        tensor: The tensor that takes it up.
+        carried: Which block of it, and through which maps.
+        tensors: The parameters that are the maps, by name.
+        axes: The axis of each dimension of the vector.
+        vector: What is added where the translation starts.
+    """
+    names = list(axes)
+    for each in carried.maps:
+        matrix = each.block.of(tensors[each.block.tensor]).to(vector)
+        read = {dim: names.index(each.block.axes[dim]) for dim in each.reads if each.block.axes[dim] in names}
+        letters = [read.get(dim, len(names) + dim) for dim in range(matrix.ndim)]
+        kept = [letter for letter in range(len(names)) if letter not in read.values()]
+        written = [letters[dim] for dim in each.writes]
+        vector = torch.einsum(vector, list(range(len(names))), matrix, letters, [*kept, *written])
+        names = [*(names[letter] for letter in kept), *(each.block.axes[dim] for dim in each.writes)]
+    block = carried.block.of(tensor)
+    order = sorted(range(len(names)), key=lambda place: carried.block.axes.index(names[place]))
+    shape = [length if name in names else 1 for name, length in zip(carried.block.axes, block.shape, strict=True)]
+    block += carried.factor * vector.permute(order).reshape(shape)
 
 
 @dataclass(frozen=True)

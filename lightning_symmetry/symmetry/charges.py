@@ -21,8 +21,9 @@ The nullspace over the rationals is the rescalings of the axis, that over GF(2) 
 
 *Shifts* go the same way: add a vector along the axis to a tensor, the same at all positions of its other axes, times a
 number for each tensor. Sums add the numbers, linear maps of one tensor keep them, a norm takes its input's away, and of
-everything else they must be zero. And anything may be added that is the same all along an axis whose *mean* a norm or a
-softmax takes away.
+everything else they must be zero. A parameter that maps the axis to another one makes of a shift its `Image`, which
+that axis goes on with. And anything may be added that is the same all along an axis whose *mean* a norm or a softmax
+takes away; to shift one factor of a product adds something to the other's scores, `Hidden` but for that sameness.
 """
 
 from __future__ import annotations
@@ -32,10 +33,49 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import count
 
-Unknown = int | tuple["Unknown", int]
-"""An unknown exponent, or that of a part of an axis: what it was called as a whole, and the number of the part."""
+Key = int | tuple["Key", int]
+"""An unknown of a leaf's axis, or of a part of it: what it was called as a whole, and the number of the part."""
 
 _NEW = count()
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a shift becomes under a linear map.
+
+    Attributes:
+        read: The unknown of the map along the axis that was shifted.
+        write: That along the axis to which it maps.
+        of: The shift.
+    """
+
+    read: Key
+    write: Key
+    of: Unknown
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What a shift adds to the products of a tensor with others: of its size nothing is known.
+
+    Attributes:
+        shift: The shift, a linear form.
+    """
+
+    shift: tuple[tuple[Unknown, Fraction], ...]
+
+
+Unknown = Key | Image | Hidden
+
+
+def _part(key: Unknown, number: int) -> Unknown:
+    """The unknown of a part of an axis."""
+    match key:
+        case Image():
+            return Image(key.read, (key.write, number), key.of)
+        case Hidden():
+            return key
+    return (key, number)
 
 
 @dataclass(frozen=True)
@@ -107,10 +147,10 @@ class Charge:
         if self is UNIFORM:
             return self
         return Charge(
-            {(key, number): value for key, value in self.scale.items()},
-            frozenset((key, number) for key in self.sign),
-            {(key, number): value for key, value in self.shift.items()},
-            frozenset((key, number) for key in self.mean),
+            {_part(key, number): value for key, value in self.scale.items()},
+            frozenset(_part(key, number) for key in self.sign),
+            {_part(key, number): value for key, value in self.shift.items()},
+            frozenset(_part(key, number) for key in self.mean),
         )
 
 

@@ -13,8 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Generator, Tensor
+from torch.autograd import forward_ad
 
-from lightning_symmetry.symmetry.actions import KINDS, Action, Block, derive, transform
+from lightning_symmetry.symmetry.actions import KINDS, Action, Block, Carried, Fold, Map, carry, derive, transform
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class SymmetryGroup:
         parameters: The names of the parameters that it moves.
         buffers: The names of the buffers that move with them: running statistics.
         preserves: ``"output"``, or ``"loss"`` where the outputs change, or where none is known.
+        carried: What a translation does, through linear maps, to parameters of other axes.
+        folds: What is folded into other parameters before it acts, and unfolded after.
         exact: False where it holds only as far as the small constant of a norm is zero.
         verified: True where a random element was tried on the model in float64; None where it was too large to try.
     """
@@ -46,6 +49,8 @@ class SymmetryGroup:
     actions: tuple[Action, ...]
     parameters: tuple[str, ...]
     buffers: tuple[str, ...] = ()
+    carried: tuple[Carried, ...] = ()
+    folds: tuple[Fold, ...] = ()
     preserves: str = "output"
     exact: bool = True
     verified: bool | None = None
@@ -78,12 +83,14 @@ class SymmetryGroup:
         Raises:
             KeyError: A tensor that the group moves is missing.
         """
-        moved = {name: tensors[name].clone() for name in (*self.parameters, *self.buffers)}
         kind = KINDS[self.kind]
         element = kind.element(self.n_rows, self.size, generator)
+        moved, folded = self._folded(tensors)
         for action in self.actions:
             transform(moved[action.block.tensor], action, [row for row, _ in self.rows], kind, element)
-        return {**tensors, **moved}
+        self._carry(moved, moved, element)
+        self._unfold(moved, folded)
+        return {**tensors, **{name: moved[name] for name in (*self.parameters, *self.buffers)}}
 
     def tangent(self, tensors: Mapping[str, Tensor], generator: Generator | None = None) -> dict[str, Tensor]:
         """One random direction of the Lie algebra at a point: zeros for a discrete group.
@@ -95,14 +102,47 @@ class SymmetryGroup:
         Returns:
             A tensor of the same shape for each parameter and buffer that the group moves.
         """
-        tangent = {name: torch.zeros_like(tensors[name]) for name in (*self.parameters, *self.buffers)}
         kind = KINDS[self.kind]
+        moved, folded = self._folded(tensors)
+        tangent = {name: torch.zeros_like(moved[name]) for name in self._changed}
         if kind.direction is not None:
             direction = kind.direction(self.n_rows, self.size, generator)
             for action in self.actions:
                 name = action.block.tensor
-                derive(tensors[name], tangent[name], action, [row for row, _ in self.rows], kind, direction)
-        return tangent
+                derive(moved[name], tangent[name], action, [row for row, _ in self.rows], kind, direction)
+            self._carry(tangent, moved, direction)
+        if folded:
+            with forward_ad.dual_level():
+                dual = {name: forward_ad.make_dual(moved[name], change) for name, change in tangent.items()}
+                self._unfold({**moved, **dual}, folded)
+                tangent = {name: forward_ad.unpack_dual(tensor).tangent for name, tensor in dual.items()}
+        return {name: tangent[name] for name in (*self.parameters, *self.buffers)}
+
+    @property
+    def _changed(self) -> dict[str, None]:
+        """The names of all tensors that it changes, if only for a time."""
+        folded = (name for fold in self.folds for name in fold.tensors)
+        return dict.fromkeys((*self.parameters, *self.buffers, *folded))
+
+    def _folded(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The tensors, those that change copied and folded, and the elements of the folds."""
+        moved = {**tensors, **{name: tensors[name].clone() for name in self._changed}}
+        elements = [fold.element(tensors) for fold in self.folds]
+        for fold, element in zip(self.folds, elements, strict=True):
+            fold.apply(moved, element)
+        return moved, elements
+
+    def _unfold(self, moved: Mapping[str, Tensor], elements: Sequence[Tensor]) -> None:
+        for fold, element in zip(reversed(self.folds), reversed(elements), strict=True):
+            fold.apply(moved, fold.inverse(element))
+
+    def _carry(self, moved: Mapping[str, Tensor], tensors: Mapping[str, Tensor], element: Tensor) -> None:
+        """Add to the tensors of other axes what the vectors of a translation become through linear maps."""
+        if self.carried:
+            axes = [*(row for row, _ in self.rows), self.axis]
+            vector = element.reshape(*(length for _, length in self.rows), self.size)
+            for each in self.carried:
+                carry(moved[each.block.tensor], each, tensors, axes, vector)
 
     def to_dict(self) -> dict[str, Any]:
         """The group in plain types, for JSON."""
@@ -111,12 +151,30 @@ class SymmetryGroup:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> SymmetryGroup:
         """The group that `to_dict` wrote, also after a way through JSON."""
-        actions = tuple(Action(_block(action["block"]), tuple(action["degrees"])) for action in plain["actions"])
-        return cls(**{**{key: _as_tuples(value) for key, value in plain.items()}, "actions": actions})
+        actions, carried, folds = (
+            tuple(map(read, plain[key]))
+            for key, read in (("actions", _action), ("carried", _carried), ("folds", _fold))
+        )
+        rest = {key: _as_tuples(value) for key, value in plain.items()}
+        return cls(**{**rest, "actions": actions, "carried": carried, "folds": folds})
 
 
 def _block(plain: Mapping[str, Any]) -> Block:
     return Block(**{key: _as_tuples(value) for key, value in plain.items()})
+
+
+def _action(plain: Mapping[str, Any]) -> Action:
+    return Action(_block(plain["block"]), tuple(plain["degrees"]))
+
+
+def _carried(plain: Mapping[str, Any]) -> Carried:
+    maps = (Map(_block(each["block"]), tuple(each["reads"]), tuple(each["writes"])) for each in plain["maps"])
+    return Carried(_block(plain["block"]), plain["factor"], tuple(maps))
+
+
+def _fold(plain: Mapping[str, Any]) -> Fold:
+    actions, carried = tuple(map(_action, plain["actions"])), tuple(map(_carried, plain["carried"]))
+    return Fold(plain["kind"], _block(plain["pivot"]), actions, carried)
 
 
 def _as_tuples(value: Any) -> Any:

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry.symmetry.axes import Axis, atoms, forbid, fresh, narrow, pin, places, size, split
-from lightning_symmetry.symmetry.axis_rules import Binding, rule_of
-from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, unknown
-from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, law_of
+from lightning_symmetry.symmetry.axis_rules import Binding, Contraction, rule_of
+from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
+from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, average, law_of
 from lightning_symmetry.symmetry.loops import Loop, Loops, Positions
 from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
 
@@ -60,6 +60,8 @@ class Labelling:
     Attributes:
         without_rule: How often each operation without a rule was met; it tells the positions of all its axes apart.
         within: The axes of tensors that exist only within an operation.
+        read_centred: The unknowns of maps along an axis along which what they read has mean zero before its gain and
+            bias, with the norms that it comes from.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -74,6 +76,7 @@ class Labelling:
         """Follow the operations; along the dimensions named the first so many positions are walked by a loop."""
         self.without_rule: Counter[str] = Counter()
         self.within: list[Axes] = []
+        self.read_centred: defaultdict[Unknown, list[Operation | None]] = defaultdict(list)
         self._axes: dict[Value, Axes] = {}
         self._used = {value for operation in tape.operations for value in operation.inputs}
         self._indices: dict[Value, Indices | None] = {}
@@ -141,8 +144,11 @@ class Labelling:
             return
         rule, sizes = found
         rule = rule.for_call(len(operation.inputs), len(outputs))
-        law = law_of_call(operation, self._used)
-        binding = Binding(sizes, law, contracts=operation.operation.overloadpacket in CONTRACTIONS)
+        law, contraction = law_of_call(operation, self._used), None
+        if operation.operation.overloadpacket in CONTRACTIONS:
+            contraction = _contraction(operation, rule.contracted)
+            law = average if _is_average(operation) else law
+        binding = Binding(sizes, law, contraction)
         for pattern, value in zip(rule.inputs, operation.inputs, strict=True):
             binding.read(pattern, self.axes(value))
         at: Positions = {}
@@ -161,6 +167,8 @@ class Labelling:
             if letter:
                 self._indices[output] = Indices(binding.axis(letter), axes)
         binding.finish()
+        for key, number in binding.read_centred:
+            self.read_centred[key].append(_kept_last(operation.inputs[number]))
         standing = self._loops.meet([at, *map(self._standing, operation.inputs)], operation.name in _IN_ANY_ORDER)
         self._positions.update(dict.fromkeys(outputs, standing))
         for pattern in rule.within:
@@ -256,6 +264,59 @@ class Labelling:
             *_view([inner], shape[dim + 1 : last]),
             *_view(axes[below + 1 :], shape[last:]),
         ]
+
+
+def _contraction(operation: Operation, letters: frozenset[str]) -> Contraction:
+    """What is known of the factors of a product."""
+    maps = frozenset(number for number, value in enumerate(operation.inputs) if _is_parameter(value))
+    if operation.operation == aten.convolution.default:
+        _, kernel, _, _, padding, _, transposed, *_ = operation.args
+        sees_border = math.prod(kernel.shape[2:]) > 1 and (transposed or any(padding))
+        return Contraction(letters, frozenset() if sees_border else maps)
+    left = _left(operation)
+    centred = _is_layer_norm(_kept_last(operation.inputs[left]))
+    return Contraction(letters, maps, frozenset([left] if centred else []))
+
+
+def _left(operation: Operation) -> int:
+    """The number of the factor of a matrix product whose last dimension is summed over."""
+    return 1 if operation.operation.overloadpacket == aten.addmm else 0
+
+
+def _is_parameter(value: Value) -> bool:
+    """Whether a tensor is a parameter, laid out anew."""
+    if value.source is None:
+        return value.depends and value.name is not None
+    return value.source.name in LAYOUT and _is_parameter(value.source.args[0])
+
+
+def _kept_last(value: Value) -> Operation | None:
+    """The operation that computed a tensor, laid out anew but for its last dimension."""
+    source = value.source
+    if source is None or source.name not in LAYOUT:
+        return source
+    given: Value = source.args[0]
+    kept = bool(value.shape and given.shape) and value.shape[-1] == given.shape[-1]
+    if source.name in _REARRANGED:
+        kept = kept and _rearranged(source, list(range(len(given.shape))), value.shape)[-1] == len(given.shape) - 1
+    return _kept_last(given) if kept and source.name not in _SLICED else None
+
+
+def _is_layer_norm(operation: Operation | None) -> bool:
+    """Whether an operation takes the mean along the last dimension away, before it applies a gain and a bias."""
+    return (
+        operation is not None and operation.operation == aten.native_layer_norm.default and len(operation.args[1]) == 1
+    )
+
+
+def _is_average(operation: Operation) -> bool:
+    """Whether a product with what a softmax gives takes averages of the other factor."""
+    source = _kept_last(operation.inputs[_left(operation)])
+    if source is not None and source.operation == aten.where.self:  # no weights where all is masked
+        source = _kept_last(source.args[2])
+    if operation.operation == aten.convolution.default or source is None or source.operation != aten._softmax.default:
+        return False
+    return source.args[1] % len(source.args[0].shape) == len(source.args[0].shape) - 1
 
 
 def _walked_beside(positions: Positions) -> Axes:

@@ -9,6 +9,7 @@ Every law can be put to the test: scale or flip the inputs by what it says, run 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -58,6 +59,11 @@ def neutral(charges: Charges, letter: str) -> Answer:
     return Answer(vanishing=_held(charges), rigid="nonlinear")
 
 
+def indifferent(charges: Charges, letter: str) -> Answer:
+    """Nothing finite makes a difference: what is infinite stays so."""
+    return Answer(rigid="nonlinear")
+
+
 def linear(charges: Charges, letter: str) -> Answer:
     """A linear map of one input that keeps constants: everything passes."""
     held = _held(charges)
@@ -77,6 +83,22 @@ def product(charges: Charges, letter: str) -> Answer:
     if len(held) == 1:
         return Answer(output + held[0].of_mean, (held[0].of_shift,))
     return Answer(output, _shifts(held), "elementwise product" if held else None)
+
+
+def multiple(number: float) -> Law:
+    """A multiple of one input: of its shift by that number."""
+
+    def law(charges: Charges, letter: str) -> Answer:
+        (charge,) = _held(charges) or (NEUTRAL,)
+        return Answer(charge.unshifted + (charge * Fraction(number)).of_shift + charge.of_mean)
+
+    return law
+
+
+def average(charges: Charges, letter: str) -> Answer:
+    """A product with weights that sum to one: what the other factor has alone passes, shifts and means too."""
+    held = _held(charges)
+    return linear(charges, letter) if len(held) == 1 else product(charges, letter)
 
 
 def quotient(charges: Charges, letter: str) -> Answer:
@@ -289,10 +311,14 @@ def law_of(
             return negative
         case aten.add if isinstance(args[1], (int, float)):
             return product if abs(args[1]) <= ROUNDING else nearly_unchanged if 0 < args[1] <= SMALL else neutral
+        case aten.eq | aten.ne if n_tensors == 1 and math.isinf(args[1]):
+            return indifferent
         case aten.div if n_tensors == 2:
             return quotient
+        case aten.mul if isinstance(args[1], (int, float)) and args[1] and math.isfinite(args[1]):
+            return multiple(args[1])
         case aten.div if isinstance(args[1], (int, float)):
-            return product
+            return multiple(1 / args[1]) if args[1] and math.isfinite(args[1]) else product
         case aten.pow if isinstance(args[1], (int, float)):
             exponent = Fraction(args[1]).limit_denominator(64)
             whole = exponent.denominator == 1

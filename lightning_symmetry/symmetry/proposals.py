@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
 from typing import TypeVar
 
 import torch
 
-from lightning_symmetry.symmetry.actions import KINDS, Action, Block, blocks_of
+from lightning_symmetry.symmetry.actions import KINDS, Action, Block, Carried, Fold, blocks_of
 from lightning_symmetry.symmetry.axes import Atom, Place, atoms
 from lightning_symmetry.symmetry.charges import Unknown, scalings, signs
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.labelling import Labelling
+from lightning_symmetry.symmetry.means import Means, mean_is_free
 from lightning_symmetry.symmetry.naming import axis_names
 from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.tracing import Tape
+from lightning_symmetry.symmetry.translations import Shift, shifts_along
 from lightning_symmetry.symmetry.whole import scales_of_whole_tensors
 
 Degrees = Mapping[Unknown, int]
@@ -52,14 +54,17 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     found = dict.fromkeys(
         atom for name in parameters if name in leaves for axis in leaves[name] for atom in atoms(axis)
     )
-    rows = rows_of(labelling.tensors(), leaves.values())
+    tensors = labelling.tensors()
+    rows = rows_of(tensors, leaves.values())
     wanted = dict.fromkeys(chain.from_iterable((*rows.get(atom, ()), atom) for atom in found))
     names = axis_names(sorted(wanted, key=lambda atom: atom.pinned is not None), leaves)
     blocks = [block for name, axes in leaves.items() for block in blocks_of(name, axes, names)]
     shapes = {name: value.shape for name, value in tape.leaves.items()}
-    model = _Model(blocks, names, rows, parameters, shapes)
+    everywhere = dict.fromkeys(atom for axes in tensors for axis in axes for atom in atoms(axis))
+    model = _Model(blocks, names, rows, parameters, shapes, everywhere)
     groups = [group for atom in found for group in model.groups_on(atom, kinds)]
-    groups += [group for atom in found for group in model.means_along(atom)]
+    means = Means(tape, labelling, blocks, model.shifts)
+    groups += [model.mean(*mean) for atom in found for mean in means.along(atom) if mean[0].tensor in parameters]
     groups += model.groups_of_whole_tensors(*scales_of_whole_tensors(tape), found)
     groups = [group for group in groups if group.kind in kinds]
     return Proposals(
@@ -79,8 +84,10 @@ class _Model:
         rows: Mapping[Atom, Sequence[Atom]],
         parameters: Collection[str],
         shapes: Mapping[str, Sequence[int]],
+        everywhere: Iterable[Atom],
     ) -> None:
         self.blocks = blocks
+        self.shifts = shifts_along(blocks, everywhere)
         self._shapes = shapes
         self._names = names
         self._rows = rows
@@ -102,22 +109,15 @@ class _Model:
         for degrees in _beyond(every, exact):
             if not self._within_rows(atom, degrees):
                 yield from self._group("scale", atom, degrees, exact=False)
-        for degrees in self._shifts(atom):
-            if not self._within_rows(atom, degrees, self._shifts) and not self._within_means(atom, degrees):
-                yield from self._group("translation", atom, degrees)
+        for shift in self.shifts.get(atom, ()):
+            apart = not shift.carried and self._within_rows(atom, shift.degrees, self._degrees_of_shifts)
+            if not apart and not self._within_means(atom, shift):
+                yield from self._group("translation", atom, shift.degrees, carried=shift.carried)
         for degrees in self._flips(atom):
             if not any(degrees.keys() == other.keys() for other in mixed) and not self._flips_rows(atom, degrees):
                 yield from self._group("sign", atom, degrees)
 
-    def means_along(self, atom: Atom) -> Iterator[SymmetryGroup]:
-        """What may be added to parameters that is the same all along an axis, and another number elsewhere."""
-        for block, places in self.blocks:
-            for dim, place in enumerate(places):
-                here = place is not None and place.atom is atom
-                if here and block.tensor in self._parameters and _mean_is_free(place):
-                    yield self._mean(block, dim)
-
-    def _mean(self, block: Block, dim: int) -> SymmetryGroup:
+    def mean(self, block: Block, dim: int, folds: tuple[Fold, ...]) -> SymmetryGroup:
         """The translation of a block along one dimension: it has one position, and all other dimensions are rows."""
         name = self._name("translation", block.tensor.rpartition(".")[0] or block.tensor, block.tensor)
         shape = block.shape(self._shapes[block.tensor])
@@ -126,7 +126,8 @@ class _Model:
         seen = Block(block.tensor, (*block.views, (0, (1, shape[0]))), (name, *axes), block.numel)
         sizes = tuple((row, size) for k, (row, size) in enumerate(zip(rows, shape, strict=True)) if k != dim)
         action = Action(seen, (1, *[0] * len(shape)))
-        return SymmetryGroup("translation", name, name, 1, sizes, (action,), (block.tensor,))
+        moved = dict.fromkeys((block.tensor, *(each.block.tensor for fold in folds for each in fold.carried)))
+        return SymmetryGroup("translation", name, name, 1, sizes, (action,), tuple(moved), folds=folds)
 
     def groups_of_whole_tensors(
         self, exact: Sequence[Mapping[str, Fraction]], every: Sequence[Mapping[str, Fraction]], atoms: Iterable[Atom]
@@ -167,7 +168,9 @@ class _Model:
         buffers = tuple(tensor for tensor in degrees if tensor not in self._parameters)
         return SymmetryGroup("scale", name, name, 1, (), actions, parameters, buffers, exact=exact)
 
-    def _group(self, kind: str, atom: Atom, degrees: Degrees, exact: bool = True) -> Iterator[SymmetryGroup]:
+    def _group(
+        self, kind: str, atom: Atom, degrees: Degrees, exact: bool = True, carried: Sequence[Carried] = ()
+    ) -> Iterator[SymmetryGroup]:
         actions = [
             Action(block, tuple(_degree(place, atom, degrees) for place in places))
             for block, places in self.blocks
@@ -177,7 +180,8 @@ class _Model:
         eponym = next(vectors, actions[0])
         if max(eponym.degrees, key=abs) < 0:  # what gives the group its name is multiplied
             actions = [Action(action.block, tuple(-degree for degree in action.degrees)) for action in actions]
-        tensors = dict.fromkeys(action.block.tensor for action in actions)
+            carried = [replace(each, factor=-each.factor) for each in carried]
+        tensors = dict.fromkeys(each.block.tensor for each in (*actions, *carried))
         parameters = self._parameters_of(tensors)
         if not parameters:
             return
@@ -185,6 +189,7 @@ class _Model:
             row
             for row in self._rows.get(atom, ())
             if all(len(action.block.dims(self._names.get(row, ""))) == 1 for action in actions)
+            and all(_goes_through(self._names[row], each) for each in carried)
         ]
         yield SymmetryGroup(
             kind=kind,
@@ -197,6 +202,7 @@ class _Model:
             actions=tuple(actions),
             parameters=parameters,
             buffers=tuple(name for name in tensors if name not in self._parameters),
+            carried=tuple(carried),
             exact=exact,
         )
 
@@ -219,18 +225,16 @@ class _Model:
         places = (place for _, places in vectors_first for place in places if place is not None and place.atom is atom)
         return list(dict.fromkeys(unknown for place in places for unknown in place.charge.scale))
 
-    def _shifts(self, atom: Atom) -> list[Degrees]:
-        return [
-            _whole(solution) for solution in scalings([form.shift for form in atom.vanishing], self._unknowns(atom))
-        ]
+    def _degrees_of_shifts(self, atom: Atom) -> list[Degrees]:
+        return [shift.degrees for shift in self.shifts.get(atom, ()) if not shift.carried]
 
-    def _within_means(self, atom: Atom, degrees: Degrees) -> bool:
+    def _within_means(self, atom: Atom, shift: Shift) -> bool:
         """Whether a shift is of one block, along whose other axis anything may be added that is the same all along."""
-        moved = list(self._by_block(atom, degrees))
-        if len(moved) != 1:
+        moved = list(self._by_block(atom, shift.degrees))
+        if len(moved) != 1 or shift.carried:
             return False
         others = (place for place in self.blocks[moved[0]][1] if place is not None and place.atom is not atom)
-        return any(map(_mean_is_free, others))
+        return any(map(mean_is_free, others))
 
     def _scalings(self, atom: Atom, exact: bool = True) -> list[Degrees]:
         forms = [form.scale for form in (*atom.vanishing, *(atom.nearly if exact else ()))]
@@ -275,11 +279,10 @@ def _degree(place: Place | None, atom: Atom, degrees: Degrees) -> int:
     return sum(degrees.get(unknown, 0) for unknown in place.charge.scale)
 
 
-def _mean_is_free(place: Place | None) -> bool:
-    """Whether anything may be added to a tensor that is the same all along the axis that it has at this place."""
-    if place is None or not place.charge.mean:
-        return False
-    return all(place.charge.mean.isdisjoint(form.mean) for form in place.atom.vanishing)
+def _goes_through(row: str, carried: Carried) -> bool:
+    """Whether what is added may be another vector in each row: a map sums over the rows, or what takes it up has them."""
+    first = carried.maps[0]
+    return row in (*(first.block.axes[dim] for dim in first.reads), *carried.block.axes)
 
 
 def _whole(solution: Mapping[K, Fraction]) -> Mapping[K, int]:

@@ -46,7 +46,7 @@ from lightning_symmetry.symmetry.axes import (
     split,
     unify,
 )
-from lightning_symmetry.symmetry.charges import UNIFORM, Charge
+from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Charge, Hidden, Image, Unknown
 from lightning_symmetry.symmetry.laws import Law, neutral
 
 _LETTER = r"[^\W\d_]\w*"
@@ -80,6 +80,15 @@ class Rule:
     within: tuple[Pattern, ...] = ()
     input_indices: tuple[str, ...] = ()
     output_indices: tuple[str, ...] = ()
+
+    @property
+    def contracted(self) -> frozenset[str]:
+        """The letters that no output has."""
+        inside, outside = (
+            {letter for pattern in patterns for term in pattern for letter in term.letters}
+            for patterns in (self.inputs, self.outputs)
+        )
+        return frozenset(inside - outside)
 
     def for_call(self, n_inputs: int, n_outputs: int) -> Rule:
         """The rule for so many tensors in and out: a pointwise rule, which has no arrow, is repeated for each.
@@ -148,13 +157,35 @@ def _charge(held: Sequence[Place] | None, place: int) -> Charge | None:
     return None if held is None or held[place].charge is UNIFORM else held[place].charge
 
 
-class Binding:
-    """What the letters of one rule stand for in one call of an operation, and what its law makes of their charges."""
+@dataclass(frozen=True)
+class Contraction:
+    """What is known of the factors of a product that sums over axes.
 
-    def __init__(self, sizes: Mapping[str, int], law: Law = neutral, contracts: bool = False) -> None:
+    Attributes:
+        letters: The letters of the axes summed over.
+        maps: The numbers of the inputs that are parameters, laid out anew: linear maps of the others.
+        centred: Those of the inputs whose sum along these axes is zero.
+    """
+
+    letters: frozenset[str] = frozenset()
+    maps: frozenset[int] = frozenset()
+    centred: frozenset[int] = frozenset()
+
+
+class Binding:
+    """What the letters of one rule stand for in one call of an operation, and what its law makes of their charges.
+
+    Attributes:
+        read_centred: The unknowns of maps along an axis along which the sum of what they read is zero, with the number
+            of that input.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], law: Law = neutral, contraction: Contraction | None = None) -> None:
+        self.read_centred: list[tuple[Unknown, int]] = []
         self._sizes = dict(sizes)
         self._law = law
-        self._contracts = contracts
+        self._contraction = contraction or Contraction()
+        self._carried: set[int] = set()
         self._n_inputs = 0
         self._held: dict[str | int, list[tuple[int, Axis]]] = {}
         self._output: dict[str | int, Axis] = {}
@@ -210,13 +241,49 @@ class Binding:
         for letter in self._held.keys() - self._output.keys():
             columns, axes = self._columns(letter)
             for place, charges in zip(places(axes[0]), columns, strict=True):
-                held = [charge for charge in charges if charge is not None]
-                if self._contracts and len(held) == 2:
-                    place.atom.vanishing.append((held[0] + held[1]).unshifted)
-                    place.atom.vanishing.extend(charge.of_shift + charge.of_mean for charge in held)
+                held = {number: charge for number, charge in enumerate(charges) if charge is not None}
+                if letter in self._contraction.letters and len(held) == 2:
+                    left, right = held
+                    place.atom.vanishing.append((held[left] + held[right]).unshifted)
+                    place.atom.vanishing.append(self._not_free(left, right, held[left]))
+                    place.atom.vanishing.append(self._not_free(right, left, held[right]))
                 else:
-                    place.atom.vanishing.extend(held)
+                    place.atom.vanishing.extend(held.values())
                     place.atom.rigid = place.atom.rigid or "reduced"
+
+    def _not_free(self, number: int, other: int, charge: Charge) -> Charge:
+        """What must not be added to one factor of a product along an axis that is summed over."""
+        shift = NEUTRAL if number in self._carried else charge.of_shift
+        if number in self._contraction.maps and other in self._contraction.centred:
+            self.read_centred.extend((key, other) for key in charge.mean)
+            return shift
+        return shift + charge.of_mean
+
+    def _goes_on(self, letter: str | int, place: int, n_places: int) -> Charge:
+        """What the shifts along the axes summed over add along an axis that one factor alone has."""
+        summed = self._contraction.letters & self._held.keys()
+        factors = dict.fromkeys(number for other in summed for number, _ in self._held[other])
+        having = [number for number, _ in self._held[letter] if number in factors]
+        added = NEUTRAL
+        if len(having) != 1 or len(factors) != 2:
+            return added
+        (other,) = factors.keys() - having
+        maps = self._contraction.maps
+        for charges in (column for name in summed for column in self._columns(name)[0]):
+            own, others = charges[having[0]], charges[other]
+            if own is None or others is None:
+                continue
+            if having[0] in maps and other not in maps:
+                written = self._columns(letter)[0][place][having[0]]
+                read, write = next(iter(own.shift)), next(iter((written or NEUTRAL).shift), None)
+                if write is not None:
+                    images = {Image(read, write, key): value for key, value in others.shift.items()}  # type: ignore[arg-type]
+                    added += Charge(shift=images)
+                    self._carried.add(other)
+            elif not maps and n_places == 1:
+                added += Charge(mean=frozenset([Hidden(tuple(own.shift.items()))] if own.shift else []))
+                self._carried.add(having[0])
+        return added
 
     def _write(self, term: Term | int, length: int) -> Axis:
         if isinstance(term, int):
@@ -241,7 +308,10 @@ class Binding:
                     place.atom.nearly.extend(answer.nearly)
                     place.atom.vanishing.extend(answer.alone if len(answers) > 1 else ())
                     place.atom.rigid = place.atom.rigid or answer.rigid
-                self._output[letter] = recharged(axes[0], [answer.output for answer in answers])
+                self._output[letter] = recharged(
+                    axes[0],
+                    [answer.output + self._goes_on(letter, k, len(answers)) for k, answer in enumerate(answers)],
+                )
             else:
                 self._output[letter] = self._pointed_at.get(letter, fresh(length))
         return self._output[letter]

@@ -1,0 +1,107 @@
+"""Means that nothing sees: what may be added that is the same all along an axis.
+
+A norm or a softmax takes the mean along its axis away, so whatever *writes* to that axis may have anything added that is
+the same all along it. Whatever *reads* a LayerNorm ``y = g x + b`` meets an ``x`` whose mean is zero: its map ``W`` may
+become ``W + u (1 / g)^T``, while what is to take the bias ``b`` up does so with the new map.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from lightning_symmetry.symmetry.actions import Action, Block, Fold
+from lightning_symmetry.symmetry.axes import Atom, Place
+from lightning_symmetry.symmetry.charges import Key
+from lightning_symmetry.symmetry.labelling import LAYOUT, Labelling
+from lightning_symmetry.symmetry.shifts import wholes
+from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
+from lightning_symmetry.symmetry.translations import Blocks, Shift, key_of
+
+Mean = tuple[Block, int, tuple[Fold, ...]]
+"""A block, the dimension along which its mean is free, and what is folded into it before the mean changes."""
+
+
+class Means:
+    """Where the mean of a leaf along an axis is free."""
+
+    def __init__(
+        self, tape: Tape, labelling: Labelling, blocks: Blocks, shifts: Mapping[Atom, Sequence[Shift]]
+    ) -> None:
+        self._blocks = blocks
+        self._shifts = [shift for along in shifts.values() for shift in along]
+        self._read_centred = labelling.read_centred
+        self._uses = Counter(
+            name
+            for operation in tape.operations
+            if operation.name not in LAYOUT
+            for name in {leaf_of(value) for value in operation.inputs}
+        )
+
+    def along(self, atom: Atom) -> Iterator[Mean]:
+        """Every block with a mean along the axis that is free."""
+        for block, places in self._blocks:
+            for dim, place in enumerate(places):
+                if place is not None and place.atom is atom and mean_is_free(place):
+                    folds = self._folds(block, dim, key_of(place))
+                    if folds is not None:
+                        yield block, dim, folds
+
+    def _folds(self, block: Block, dim: int, key: Key) -> tuple[Fold, ...] | None:
+        """What is to be folded into a map before its mean is free; None where it reads more than one norm."""
+        norms = [norm for whole in wholes(key) for norm in self._read_centred.get(whole, ())]
+        if not norms:
+            return ()
+        affine = {tuple(map(leaf_of, _affine(norm))) for norm in norms}
+        if len(norms) != self._uses[block.tensor] or len(affine) != 1:
+            return None
+        gain, bias = affine.pop()
+        degrees = tuple(int(place == dim) for place in range(len(block.axes)))
+        folds = []
+        if bias is not None:
+            shift = next((shift for shift in self._shifts if self._is_of(shift, bias)), None)
+            if shift is None:
+                return None
+            folds.append(self.fold_of_shift(shift, bias))
+        if gain is not None:
+            folds.append(Fold("rescaling", self._vector(gain), (Action(block, degrees),)))
+        return tuple(folds)
+
+    def fold_of_shift(self, shift: Shift, bias: str) -> Fold:
+        """The fold that takes a bias away, and has it taken up where it goes."""
+        actions = [
+            Action(block, tuple(0 if place is None else shift.degrees.get(key_of(place), 0) for place in places))
+            for block, places in self._blocks
+        ]
+        moved = tuple(action for action in actions if any(action.degrees))
+        return Fold("translation", self._vector(bias), moved, shift.carried)
+
+    def _is_of(self, shift: Shift, name: str) -> bool:
+        """Whether a shift is that of a vector, and of nothing else along the same axis."""
+        ((block, places),) = ((block, places) for block, places in self._blocks if block == self._vector(name))
+        key = None if places[0] is None else key_of(places[0])
+        return next(iter(shift.degrees)) == key and abs(shift.degrees[key]) == 1  # type: ignore[index]
+
+    def _vector(self, name: str) -> Block:
+        return next(block for block, _ in self._blocks if block.tensor == name)
+
+
+def mean_is_free(place: Place | None) -> bool:
+    """Whether anything may be added to a tensor that is the same all along the axis that it has at this place."""
+    if place is None or not place.charge.mean:
+        return False
+    return all(place.charge.mean.isdisjoint(form.mean) for form in place.atom.vanishing)
+
+
+def leaf_of(value: Value | None) -> str | None:
+    """The name of the parameter that a tensor is, laid out anew."""
+    while value is not None and value.source is not None and value.source.name in LAYOUT:
+        value = value.source.args[0]
+    return None if value is None or value.source is not None else value.name
+
+
+def _affine(norm: Operation | None) -> tuple[Value | None, Value | None]:
+    """The gain and the bias of a LayerNorm."""
+    assert norm is not None
+    gain, bias = norm.args[2:4]
+    return gain, bias

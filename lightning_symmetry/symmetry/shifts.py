@@ -1,0 +1,145 @@
+"""Shifts that cancel: what may be added to some parameters along an axis, and to others to make up for it.
+
+Each axis has linear equations between the shifts of its leaves. What comes from other axes, through parameters that map
+them to this one, is in them too, as an `Image`. Solved for as many leaves as possible, every equation says what a leaf
+must take up for others: a bias after a linear map takes up ``-W t`` for the bias t before it. Where no leaf is there to
+take it up, there is no shift.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+
+from lightning_symmetry.symmetry.charges import Image, Key, Unknown
+
+Map = tuple[Key, Key]
+"""A linear map, by its unknowns along the axis that it reads, and along that which it writes."""
+
+Path = tuple[Map, ...]
+"""The linear maps that a shift goes through, the first first."""
+
+Taken = Mapping[tuple[Key, Path], Fraction]
+"""How much a leaf takes of the shifts of others, gone through linear maps."""
+
+Form = dict[Unknown, Fraction]
+
+
+def shifts(
+    equations: Iterable[Mapping[Unknown, Fraction]], leaves: Sequence[Key]
+) -> dict[Key, dict[Key, list[tuple[Fraction, Path]]]]:
+    """Every way to shift leaves so that nothing changes.
+
+    Args:
+        equations: Forms in shifts, each of which is to vanish.
+        leaves: The unknowns of leaves; the first possible are those that others make up for.
+
+    Returns:
+        For each leaf that may be shifted by any vector, the leaves that are shifted with it, itself first: how often,
+        and through which linear maps.
+    """
+    system = _System(leaves)
+    for equation in equations:
+        system.add(dict(equation))
+    return system.solutions()
+
+
+class _System:
+    def __init__(self, leaves: Sequence[Key]) -> None:
+        self._rank = {leaf: number for number, leaf in enumerate(leaves)}
+        self._parts: defaultdict[Unknown, list[Key]] = defaultdict(list)
+        for leaf in leaves:
+            for whole in wholes(leaf):
+                self._parts[whole].append(leaf)
+        self._rows: dict[Unknown, Form] = {}
+        self._having: defaultdict[Unknown, set[Unknown]] = defaultdict(set)
+        self._unmatched: list[Form] = []
+
+    def add(self, form: Form) -> None:
+        """Take an equation up, solved for the last of its leaves."""
+        form = self._in_leaves(form)
+        for pivot in [key for key in form if key in self._rows]:
+            _subtract(form, form[pivot], self._rows[pivot])
+        matched = [key for key in form if key in self._rank]
+        if not matched:
+            if form:
+                self._unmatched.append(form)
+            return
+        pivot = max(matched, key=lambda key: self._rank[key])  # type: ignore[index]
+        scale = form[pivot]
+        form = {key: value / scale for key, value in form.items()}
+        for other in list(self._having[pivot]):
+            row = self._rows[other]
+            if pivot in row:
+                _subtract(row, row[pivot], form)
+                self._note(other, form)
+        self._rows[pivot] = form
+        self._note(pivot, form)
+
+    def solutions(self) -> dict[Key, dict[Key, list[tuple[Fraction, Path]]]]:
+        """What is left free, with all that follows it."""
+        none: set[Key] = set()
+        for form in self._unmatched:
+            none.update(leaf for leaf, _ in self._expanded(self._in_leaves(form)))
+        taken = {
+            pivot: self._expanded({key: -value for key, value in row.items() if key != pivot})
+            for pivot, row in self._rows.items()
+        }
+        free = [leaf for leaf in self._rank if leaf not in self._rows and leaf not in none]
+        solutions: dict[Key, dict[Key, list[tuple[Fraction, Path]]]] = {
+            leaf: {leaf: [(Fraction(1), ())]} for leaf in free
+        }
+        for pivot, shares in taken.items():
+            for (leaf, path), value in shares.items():
+                if leaf in solutions:
+                    solutions[leaf].setdefault(pivot, []).append((value, path))  # type: ignore[arg-type]
+        return solutions
+
+    def _expanded(self, form: Mapping[Unknown, Fraction], path: Path = ()) -> dict[tuple[Key, Path], Fraction]:
+        """A form in the free leaves, each with the maps that it goes through."""
+        total: dict[tuple[Key, Path], Fraction] = {}
+        for key, value in form.items():
+            if isinstance(key, Image):
+                parts = self._expanded(self._in_leaves({key.of: value}), ((key.read, key.write), *path))
+            elif key in self._rows:
+                row = self._rows[key]
+                parts = self._expanded({other: -value * share for other, share in row.items() if other != key}, path)
+            else:
+                parts = {(key, path): value}  # type: ignore[dict-item]
+            for part, share in parts.items():
+                total[part] = total.get(part, Fraction(0)) + share
+        return {part: share for part, share in total.items() if share}
+
+    def _in_leaves(self, form: Mapping[Unknown, Fraction]) -> Form:
+        """A form with what was split later in its parts."""
+        return {
+            part: value
+            for key, value in form.items()
+            for part in self._final(key)
+        }
+
+    def _final(self, key: Unknown) -> Sequence[Unknown]:
+        return [key] if isinstance(key, Image) else self._parts.get(key, [])
+
+    def _note(self, pivot: Unknown, form: Form) -> None:
+        for key in form:
+            if key in self._rank:
+                self._having[key].add(pivot)
+
+
+def wholes(key: Key) -> Iterator[Key]:
+    """An unknown, and those of the axes that its own is a part of."""
+    yield key
+    while isinstance(key, tuple):
+        key = key[0]
+        yield key
+
+
+def _subtract(form: Form, factor: Fraction, row: Mapping[Unknown, Fraction]) -> None:
+    for key, value in row.items():
+        rest = form.get(key, Fraction(0)) - factor * value
+        if rest:
+            form[key] = rest
+        else:
+            form.pop(key, None)

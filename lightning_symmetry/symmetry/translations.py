@@ -1,0 +1,118 @@
+"""The translations of a model: the shifts of its leaves that cancel, as they act on blocks of parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from lightning_symmetry.symmetry.actions import Block, Carried, Map
+from lightning_symmetry.symmetry.axes import Atom, Place
+from lightning_symmetry.symmetry.charges import Hidden, Image, Key, Unknown
+from lightning_symmetry.symmetry.shifts import Path, shifts, wholes
+
+def _outer(blocks: Blocks) -> set[Key]:
+    """The unknowns of all factors of a product of axes but the last: of an image the last stands for all of them."""
+    outer: set[Key] = set()
+    for _, places in blocks:
+        last: dict[Key, Key] = {}
+        for key in (key_of(place) for place in places if place is not None):
+            root = list(wholes(key))[-1]
+            outer.update([last[root]] if root in last else [])
+            last[root] = key
+    return outer
+
+
+def _is_along(key: Unknown, outer: set[Key]) -> bool:
+    """Whether a shift is an image along one of these axes."""
+    return isinstance(key, Image) and (key.write in outer or _is_along(key.of, outer))
+
+
+_LARGEST = 64
+"""The largest common denominator of degrees that are given in whole numbers."""
+
+Blocks = Sequence[tuple[Block, tuple[Place | None, ...]]]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A vector that may be added along an axis.
+
+    Attributes:
+        degrees: How often each leaf takes it along the same axis, by its unknown there.
+        carried: What it becomes along other axes.
+    """
+
+    degrees: dict[Key, float]
+    carried: tuple[Carried, ...] = ()
+
+
+def shifts_along(blocks: Blocks, atoms: Iterable[Atom]) -> dict[Atom, list[Shift]]:
+    """The shifts that cancel, by the axis along which they start: those of biases before those of matrices."""
+    vectors_first = sorted(blocks, key=lambda block: len(block[0].axes) > 1)
+    axes = {key_of(place): place.atom for _, places in vectors_first for place in places if place is not None}
+    atoms = dict.fromkeys((*axes.values(), *atoms))
+    outer = _outer(blocks)
+    equations = [
+        {key: value for key, value in form.shift.items() if not _is_along(key, outer)}
+        for atom in atoms
+        for form in atom.vanishing
+    ]
+    means = (key for atom in atoms for form in atom.vanishing for key in form.mean)
+    equations += [dict(key.shift) for key in means if isinstance(key, Hidden)]
+    found: dict[Atom, list[Shift]] = {}
+    for leaf, followers in shifts(equations, list(axes)).items():
+        degree = _degrees(share for shares in followers.values() for share, _ in shares)
+        degrees = {key: degree(share) for key, shares in followers.items() for share, path in shares if not path}
+        carried = _carried(blocks, axes, followers, degree)
+        if carried is not None:
+            found.setdefault(axes[leaf], []).append(Shift(degrees, carried))
+    return found
+
+
+def _degrees(shares: Iterable[Fraction]) -> Callable[[Fraction], float]:
+    """Shares in whole numbers where there are such, as none are of a factor like the root of two."""
+    common = math.lcm(*(share.denominator for share in shares))
+    return float if common > _LARGEST else lambda share: int(share * common)
+
+
+def key_of(place: Place) -> Key:
+    """The unknown of a leaf's axis."""
+    (key,) = place.charge.shift
+    return key  # type: ignore[return-value]
+
+
+def _carried(
+    blocks: Blocks,
+    axes: Iterable[Key],
+    followers: dict[Key, list[tuple[Fraction, Path]]],
+    degree: Callable[[Fraction], float],
+) -> tuple[Carried, ...] | None:
+    """What becomes of a shift along other axes; None where that is no linear map of blocks."""
+    taken = {key: [share for share in shares if share[1]] for key, shares in followers.items()}
+    carried = []
+    for block, places in blocks:
+        keys = [key_of(place) for place in places if place is not None and taken.get(key_of(place))]
+        for share, path in taken[keys[-1]] if keys else ():  # the other dimensions of the block follow
+            maps = [_map(blocks, *each) for each in path]
+            if any(each is None for each in maps):
+                return None
+            carried.append(Carried(block, degree(share), tuple(maps)))  # type: ignore[arg-type]
+            written = maps[-1]
+            if not {written.block.axes[dim] for dim in written.writes} <= set(block.axes):
+                return None
+    return tuple(carried)
+
+
+def _map(blocks: Blocks, read: Key, write: Key) -> Map | None:
+    """The one block that maps an axis to another."""
+    found = []
+    for block, places in blocks:
+        keys = {dim: list(wholes(key_of(place))) for dim, place in enumerate(places) if place is not None}
+        if all(any(key in parts for parts in keys.values()) for key in (read, write)):
+            roots = {dim: parts[-1] for dim, parts in keys.items()}
+            reads = tuple(dim for dim, root in roots.items() if root == list(wholes(read))[-1])
+            writes = tuple(dim for dim, root in roots.items() if root == list(wholes(write))[-1])
+            found.append(Map(block, reads, writes))
+    return found[0] if len(found) == 1 else None

@@ -15,6 +15,8 @@ rotation       A in GL(n)                  ``A X`` (d = 1), ``A^-T X`` (d = -1) 
 translation    t in R^n                    ``X + d t``                            ``d t``
 =============  ==========================  =====================================  ====================================
 
+A rotation of a *form* keeps lengths: its A is in SO(n), and ``A X`` is the action whatever the degree.
+
 *scale* acts as rescaling does, on what a norm then divides by its size. A translation may be *carried* on: what is
 added along one axis becomes, through linear maps ``W``, a vector ``W t`` along another one, where a bias takes it up.
 """
@@ -225,6 +227,28 @@ def _random_matrices(n_rows: int, n: int, generator: Generator | None) -> Tensor
     return matrices
 
 
+def _random_rotations(n_rows: int, n: int, generator: Generator | None) -> Tensor:
+    rotations: Tensor = torch.linalg.qr(torch.randn(n_rows, n, n, generator=generator, dtype=torch.float64)).Q
+    rotations[..., 0] *= torch.linalg.det(rotations).sign()[:, None]
+    return rotations
+
+
+def _random_antisymmetric(n_rows: int, n: int, generator: Generator | None) -> Tensor:
+    matrices = torch.randn(n_rows, n, n, generator=generator, dtype=torch.float64)
+    return matrices - matrices.mT
+
+
+def _keeping_mean(matrices: Tensor, mean: float) -> Tensor:
+    """A matrix of what is orthogonal to the constants, with what it does to these: by the reflection that maps them."""
+    n = matrices.shape[-1] + 1
+    normal = torch.full((n,), 1 / math.sqrt(n), dtype=matrices.dtype)
+    normal[0] -= 1
+    reflection = torch.eye(n, dtype=matrices.dtype) - 2 * torch.outer(normal, normal) / normal.square().sum()
+    inner = torch.nn.functional.pad(matrices, (1, 0, 1, 0))
+    inner[:, 0, 0] = mean
+    return reflection @ inner @ reflection
+
+
 def _multiply(block: Tensor, factors: Tensor, degree: int) -> Tensor:
     multiplied: Tensor = block * factors[:, :, None] ** degree
     return multiplied
@@ -265,6 +289,25 @@ KINDS: Mapping[str, Kind] = {
         dimension=lambda n: n,
     ),
 }
+
+
+FORMS: Mapping[str, Kind] = {
+    "orthogonal": Kind(
+        element=_random_rotations,
+        act=lambda block, rotations, degree: rotations @ block,
+        direction=_random_antisymmetric,
+        derive=lambda block, direction, degree: direction @ block,
+        dimension=lambda n: n * (n - 1) // 2,
+    ),
+    "orthogonal, mean kept": Kind(
+        element=lambda n_rows, n, generator: _keeping_mean(_random_rotations(n_rows, n - 1, generator), 1.0),
+        act=lambda block, rotations, degree: rotations @ block,
+        direction=lambda n_rows, n, generator: _keeping_mean(_random_antisymmetric(n_rows, n - 1, generator), 0.0),
+        derive=lambda block, direction, degree: direction @ block,
+        dimension=lambda n: (n - 1) * (n - 2) // 2,
+    ),
+}
+"""The rotations that keep lengths: the same for what writes to an axis and for what reads it."""
 
 
 def transform(tensor: Tensor, action: Action, rows: Sequence[str], kind: Kind, element: Tensor) -> None:

@@ -35,6 +35,7 @@ class Atom:
         size: The number of its positions.
         pinned: Why its positions are told apart.
         rigid: Why its positions cannot be mixed linearly.
+        keeps: What linear mixtures of its positions must keep.
         vanishing: The charges that must vanish.
         nearly: Those that must vanish but for the small constant that a norm adds.
         bound: What it turned out to be.
@@ -43,6 +44,7 @@ class Atom:
     size: int
     pinned: str | None = None
     rigid: str | None = None
+    keeps: set[str] = field(default_factory=set)
     vanishing: list[Charge] = field(default_factory=list)
     nearly: list[Charge] = field(default_factory=list)
     bound: Axis | None = None
@@ -188,6 +190,7 @@ def _bind(atom: Atom, axis: Axis) -> None:
     for part in atoms((Place(atom),)):
         part.pinned = part.pinned or atom.pinned
         part.rigid = part.rigid or atom.rigid
+        part.keeps |= atom.keeps
     for form in atom.vanishing:
         for place in places((Place(atom, form),)):
             place.atom.vanishing.append(place.charge)

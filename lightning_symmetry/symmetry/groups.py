@@ -15,7 +15,19 @@ from rich.table import Table
 from torch import Generator, Tensor
 from torch.autograd import forward_ad
 
-from lightning_symmetry.symmetry.actions import KINDS, Action, Block, Carried, Fold, Map, carry, derive, transform
+from lightning_symmetry.symmetry.actions import (
+    FORMS,
+    KINDS,
+    Action,
+    Block,
+    Carried,
+    Fold,
+    Kind,
+    Map,
+    carry,
+    derive,
+    transform,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,8 @@ class SymmetryGroup:
         parameters: The names of the parameters that it moves.
         buffers: The names of the buffers that move with them: running statistics.
         preserves: ``"output"``, or ``"loss"`` where the outputs change, or where none is known.
+        form: Which mixtures a rotation is, all of GL(n) where it is empty: ``"orthogonal"``, SO(n), or ``"orthogonal,
+            mean kept"``, those of SO(n) that keep the mean over the units.
         carried: What a translation does, through linear maps, to parameters of other axes.
         folds: What is folded into other parameters before it acts, and unfolded after.
         exact: False where it holds only as far as the small constant of a norm is zero.
@@ -49,6 +63,7 @@ class SymmetryGroup:
     actions: tuple[Action, ...]
     parameters: tuple[str, ...]
     buffers: tuple[str, ...] = ()
+    form: str = ""
     carried: tuple[Carried, ...] = ()
     folds: tuple[Fold, ...] = ()
     preserves: str = "output"
@@ -58,7 +73,11 @@ class SymmetryGroup:
     @property
     def dimension(self) -> int:
         """The dimension of its Lie algebra; 0 for a discrete group."""
-        return self.n_rows * KINDS[self.kind].dimension(self.size)
+        return self.n_rows * self._kind.dimension(self.size)
+
+    @property
+    def _kind(self) -> Kind:
+        return FORMS[self.form] if self.form else KINDS[self.kind]
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -83,7 +102,7 @@ class SymmetryGroup:
         Raises:
             KeyError: A tensor that the group moves is missing.
         """
-        kind = KINDS[self.kind]
+        kind = self._kind
         element = kind.element(self.n_rows, self.size, generator)
         moved, folded = self._folded(tensors)
         for action in self.actions:
@@ -102,7 +121,7 @@ class SymmetryGroup:
         Returns:
             A tensor of the same shape for each parameter and buffer that the group moves.
         """
-        kind = KINDS[self.kind]
+        kind = self._kind
         moved, folded = self._folded(tensors)
         tangent = {name: torch.zeros_like(moved[name]) for name in self._changed}
         if kind.direction is not None:

@@ -58,13 +58,16 @@ class Labelling:
     """The axes of the tensors on a tape, tied by its operations.
 
     Attributes:
+        tape: The tape.
         without_rule: How often each operation without a rule was met; it tells the positions of all its axes apart.
         within: The axes of tensors that exist only within an operation.
+        read_by_maps: The unknowns of maps along the axes that they read.
         read_centred: The unknowns of maps along an axis along which what they read has mean zero before its gain and
             bias, with the norms that it comes from.
     """
 
     def __init__(self, tape: Tape) -> None:
+        self.tape = tape
         self._selected: defaultdict[Dimension, set[int]] = defaultdict(set)
         self._label(tape, {})
         walked = {place: len(found) for place, found in self._selected.items() if found == set(range(len(found)))}
@@ -76,6 +79,7 @@ class Labelling:
         """Follow the operations; along the dimensions named the first so many positions are walked by a loop."""
         self.without_rule: Counter[str] = Counter()
         self.within: list[Axes] = []
+        self.read_by_maps: set[Unknown] = set()
         self.read_centred: defaultdict[Unknown, list[Operation | None]] = defaultdict(list)
         self._axes: dict[Value, Axes] = {}
         self._used = {value for operation in tape.operations for value in operation.inputs}
@@ -167,6 +171,7 @@ class Labelling:
             if letter:
                 self._indices[output] = Indices(binding.axis(letter), axes)
         binding.finish()
+        self.read_by_maps.update(binding.read_by_maps)
         for key, number in binding.read_centred:
             self.read_centred[key].append(_kept_last(operation.inputs[number]))
         standing = self._loops.meet([at, *map(self._standing, operation.inputs)], operation.name in _IN_ANY_ORDER)
@@ -268,7 +273,7 @@ class Labelling:
 
 def _contraction(operation: Operation, letters: frozenset[str]) -> Contraction:
     """What is known of the factors of a product."""
-    maps = frozenset(number for number, value in enumerate(operation.inputs) if _is_parameter(value))
+    maps = frozenset(number for number, value in enumerate(operation.inputs) if value.depends and leaf_of(value))
     if operation.operation == aten.convolution.default:
         _, kernel, _, _, padding, _, transposed, *_ = operation.args
         sees_border = math.prod(kernel.shape[2:]) > 1 and (transposed or any(padding))
@@ -283,11 +288,11 @@ def _left(operation: Operation) -> int:
     return 1 if operation.operation.overloadpacket == aten.addmm else 0
 
 
-def _is_parameter(value: Value) -> bool:
-    """Whether a tensor is a parameter, laid out anew."""
-    if value.source is None:
-        return value.depends and value.name is not None
-    return value.source.name in LAYOUT and _is_parameter(value.source.args[0])
+def leaf_of(value: Value | None) -> str | None:
+    """The name of the parameter that a tensor is, laid out anew."""
+    while value is not None and value.source is not None and value.source.name in LAYOUT:
+        value = value.source.args[0]
+    return None if value is None or value.source is not None else value.name
 
 
 def _kept_last(value: Value) -> Operation | None:
@@ -407,7 +412,7 @@ def _rearranged(operation: Operation, axes: list[Any], shape: Sequence[int]) -> 
             given = operation.args[0]
             new = len(shape) - n_dims
             return [
-                fresh(length) if dim < new or given.shape[dim - new] != length else axes[dim - new]
+                fresh(length, charge=UNIFORM) if dim < new or given.shape[dim - new] != length else axes[dim - new]
                 for dim, length in enumerate(shape)
             ]
     raise AssertionError(f"{operation.name} is no layout")

@@ -33,6 +33,7 @@ class Answer:
         output: The charge of the output.
         vanishing: The forms that must vanish.
         rigid: Why positions cannot be mixed; None where linear mixtures pass.
+        keeps: What mixtures must keep: `LENGTH`, and `MEAN`.
         nearly: Forms that must vanish but for the small constant that a norm adds.
         alone: Forms that must vanish unless the axis is all that the operation looks at along its dimension.
     """
@@ -40,9 +41,13 @@ class Answer:
     output: Charge = NEUTRAL
     vanishing: tuple[Charge, ...] = ()
     rigid: str | None = None
+    keeps: frozenset[str] = frozenset()
     nearly: tuple[Charge, ...] = ()
     alone: tuple[Charge, ...] = ()
 
+
+LENGTH, MEAN = "length", "mean"
+"""What a norm looks at, so that mixtures of the positions along its axis must keep it."""
 
 SMALL, ROUNDING = 1e-3, 1e-20
 """Constants between these are taken for those that norms add; below, for zero."""
@@ -93,6 +98,11 @@ def multiple(number: float) -> Law:
         return Answer(charge.unshifted + (charge * Fraction(number)).of_shift + charge.of_mean)
 
     return law
+
+
+def length(charges: Charges, letter: str) -> Answer:
+    """The length of a vector, homogeneous and even."""
+    return power(1, "even")(charges, letter)
 
 
 def average(charges: Charges, letter: str) -> Answer:
@@ -223,7 +233,10 @@ def norm(
             mean, variance = (charge or NEUTRAL for charge in rest)
             vanishing += [mean.unshifted - given.unshifted, mean.of_shift - given.of_shift, mean.of_mean]
             vanishing += [variance.unshifted - given.unshifted * 2, *_shifts([variance])]
-        return Answer(output + added.of_shift + added.of_mean, tuple(vanishing), "norm", nearly, alone)
+        kept = frozenset({LENGTH, MEAN}) if centred and not weight and not bias and letter not in through else None
+        rigid = "norm" if kept is None else None
+        output += added.of_shift + added.of_mean
+        return Answer(output, tuple(vanishing), rigid, kept or frozenset(), nearly, alone)
 
     return law
 
@@ -279,7 +292,6 @@ HOMOGENEOUS = {aten.amax, aten.amin, aten.leaky_relu, aten.max, aten.max_pool2d_
 ODD = {aten.asinh, aten.atan, aten.erf, aten.erfinv, aten.sin, aten.sinh, aten.tan, aten.tanh}
 POWERS: Mapping[Any, Law] = {
     aten.abs: power(1, "even"),
-    aten.linalg_vector_norm: power(1, "even"),
     aten.reciprocal: power(-1, "odd"),
     aten.rsqrt: power(Fraction(-1, 2), "neither"),
     aten.sqrt: power(Fraction(1, 2), "neither"),
@@ -329,6 +341,8 @@ def law_of(
             return joint
         case aten.maximum | aten.minimum if n_tensors == 2:
             return largest
+        case aten.linalg_vector_norm:
+            return length if len(args) < 2 or args[1] == 2 else power(1, "even")
         case aten.where:
             return chosen
         case aten.addmm if kwargs.get("beta", 1) == 1:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from lightning_symmetry.symmetry.actions import Action, Block, Fold
 from lightning_symmetry.symmetry.axes import Atom, Place
 from lightning_symmetry.symmetry.charges import Key
-from lightning_symmetry.symmetry.labelling import LAYOUT, Labelling
+from lightning_symmetry.symmetry.labelling import LAYOUT, Labelling, leaf_of
 from lightning_symmetry.symmetry.shifts import wholes
 from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
 from lightning_symmetry.symmetry.translations import Blocks, Shift, key_of
@@ -59,12 +59,12 @@ class Means:
         degrees = tuple(int(place == dim) for place in range(len(block.axes)))
         folds = []
         if bias is not None:
-            shift = next((shift for shift in self._shifts if self._is_of(shift, bias)), None)
+            shift = self.shift_of(bias)
             if shift is None:
                 return None
             folds.append(self.fold_of_shift(shift, bias))
         if gain is not None:
-            folds.append(Fold("rescaling", self._vector(gain), (Action(block, degrees),)))
+            folds.append(Fold("rescaling", self.vector(gain), (Action(block, degrees),)))
         return tuple(folds)
 
     def fold_of_shift(self, shift: Shift, bias: str) -> Fold:
@@ -74,15 +74,17 @@ class Means:
             for block, places in self._blocks
         ]
         moved = tuple(action for action in actions if any(action.degrees))
-        return Fold("translation", self._vector(bias), moved, shift.carried)
+        return Fold("translation", self.vector(bias), moved, shift.carried)
 
-    def _is_of(self, shift: Shift, name: str) -> bool:
-        """Whether a shift is that of a vector, and of nothing else along the same axis."""
-        ((block, places),) = ((block, places) for block, places in self._blocks if block == self._vector(name))
-        key = None if places[0] is None else key_of(places[0])
-        return next(iter(shift.degrees)) == key and abs(shift.degrees[key]) == 1  # type: ignore[index]
+    def shift_of(self, name: str) -> Shift | None:
+        """The shift of a bias that others take up, if they do."""
+        places = next(places for block, places in self._blocks if block.tensor == name)
+        key = None if len(places) != 1 or places[0] is None else key_of(places[0])
+        starting = (shift for shift in self._shifts if next(iter(shift.degrees)) == key)
+        return next((shift for shift in starting if shift.degrees[key] == 1), None)  # type: ignore[index]
 
-    def _vector(self, name: str) -> Block:
+    def vector(self, name: str) -> Block:
+        """The block that a vector is."""
         return next(block for block, _ in self._blocks if block.tensor == name)
 
 
@@ -91,13 +93,6 @@ def mean_is_free(place: Place | None) -> bool:
     if place is None or not place.charge.mean:
         return False
     return all(place.charge.mean.isdisjoint(form.mean) for form in place.atom.vanishing)
-
-
-def leaf_of(value: Value | None) -> str | None:
-    """The name of the parameter that a tensor is, laid out anew."""
-    while value is not None and value.source is not None and value.source.name in LAYOUT:
-        value = value.source.args[0]
-    return None if value is None or value.source is not None else value.name
 
 
 def _affine(norm: Operation | None) -> tuple[Value | None, Value | None]:

@@ -23,7 +23,9 @@ from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.means import Means, mean_is_free
 from lightning_symmetry.symmetry.naming import axis_names
+from lightning_symmetry.symmetry.planes import rotation_of_planes
 from lightning_symmetry.symmetry.rows import rows_of
+from lightning_symmetry.symmetry.streams import Stream, streams
 from lightning_symmetry.symmetry.tracing import Tape
 from lightning_symmetry.symmetry.translations import Shift, shifts_along
 from lightning_symmetry.symmetry.whole import scales_of_whole_tensors
@@ -65,6 +67,9 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     groups = [group for atom in found for group in model.groups_on(atom, kinds)]
     means = Means(tape, labelling, blocks, model.shifts)
     groups += [model.mean(*mean) for atom in found for mean in means.along(atom) if mean[0].tensor in parameters]
+    for stream in streams(labelling, parameters, names, leaves, means):
+        groups = [group for group in groups if not _is_within(group, stream)]
+        groups.append(model.rotation(stream))
     groups += model.groups_of_whole_tensors(*scales_of_whole_tensors(tape), found)
     groups = [group for group in groups if group.kind in kinds]
     return Proposals(
@@ -100,12 +105,18 @@ class _Model:
         exact = self._scalings(atom)
         every = self._scalings(atom, exact=False)
         exact = [degrees for degrees in exact if not self._within_rows(atom, degrees)]
-        linear = [degrees for degrees in exact if atom.rigid is None and set(degrees.values()) <= {1, -1}]
+        linear = [
+            degrees for degrees in exact if not atom.rigid and not atom.keeps and set(degrees.values()) <= {1, -1}
+        ]
         mixed = linear if "rotation" in kinds else []
         if not atom.pinned and not any(len(degrees) == len(unknowns) for degrees in mixed):
             yield from self._group("permutation", atom, dict.fromkeys(unknowns, 1))
         for degrees in exact:
-            yield from self._group("rotation" if degrees in linear else "rescaling", atom, degrees)
+            for group in self._group("rotation" if degrees in linear else "rescaling", atom, degrees):
+                yield group
+                planes = rotation_of_planes(group) if atom.pinned and group.kind == "rescaling" else None
+                if planes is not None:
+                    yield replace(planes, name=self._name("rotation", planes.axis, planes.parameters[0]))
         for degrees in _beyond(every, exact):
             if not self._within_rows(atom, degrees):
                 yield from self._group("scale", atom, degrees, exact=False)
@@ -128,6 +139,24 @@ class _Model:
         action = Action(seen, (1, *[0] * len(shape)))
         moved = dict.fromkeys((block.tensor, *(each.block.tensor for fold in folds for each in fold.carried)))
         return SymmetryGroup("translation", name, name, 1, sizes, (action,), tuple(moved), folds=folds)
+
+    def rotation(self, stream: Stream) -> SymmetryGroup:
+        """The rotations of a stream through norms' gains."""
+        tensors = dict.fromkeys(action.block.tensor for action in stream.actions)
+        carried = (each.block.tensor for fold in stream.folds for each in fold.carried)
+        parameters = self._parameters_of(dict.fromkeys((*tensors, *carried)))
+        return SymmetryGroup(
+            kind="rotation",
+            name=self._name("rotation", stream.axis, parameters[0]),
+            axis=stream.axis,
+            size=stream.size,
+            rows=stream.rows,
+            actions=stream.actions,
+            parameters=parameters,
+            buffers=tuple(name for name in tensors if name not in self._parameters),
+            form="orthogonal, mean kept" if stream.keeps_mean else "orthogonal",
+            folds=stream.folds,
+        )
 
     def groups_of_whole_tensors(
         self, exact: Sequence[Mapping[str, Fraction]], every: Sequence[Mapping[str, Fraction]], atoms: Iterable[Atom]
@@ -277,6 +306,12 @@ def _degree(place: Place | None, atom: Atom, degrees: Degrees) -> int:
     if place is None or place.atom is not atom:
         return 0
     return sum(degrees.get(unknown, 0) for unknown in place.charge.scale)
+
+
+def _is_within(group: SymmetryGroup, stream: Stream) -> bool:
+    """Whether a group permutes or flips all that writes to a stream, as rotations do."""
+    writes = {action.block for action in stream.actions if max(action.degrees) > 0}
+    return group.kind in ("permutation", "sign") and group.axis == stream.axis and writes <= set(group.blocks)
 
 
 def _goes_through(row: str, carried: Carried) -> bool:

@@ -113,11 +113,7 @@ class _System:
 
     def _in_leaves(self, form: Mapping[Unknown, Fraction]) -> Form:
         """A form with what was split later in its parts."""
-        return {
-            part: value
-            for key, value in form.items()
-            for part in self._final(key)
-        }
+        return {part: value for key, value in form.items() for part in self._final(key)}
 
     def _final(self, key: Unknown) -> Sequence[Unknown]:
         return [key] if isinstance(key, Image) else self._parts.get(key, [])

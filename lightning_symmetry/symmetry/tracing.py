@@ -7,6 +7,7 @@ by its mean, so that dropout is the identity: the mask that it would draw tells 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,7 +96,7 @@ def trace(step: Step) -> Tape:
             parameters, buffers, step.batch
         )
         returned = [recorder.value(output) for output in outputs]
-    return Tape(_living(recorder.operations, returned), leaves, returned)
+    return Tape(_with_lengths(_living(recorder.operations, returned)), leaves, returned)
 
 
 def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Operation]:
@@ -109,6 +110,35 @@ def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Opera
     return living[::-1]
 
 
+def _with_lengths(operations: list[Operation]) -> list[Operation]:
+    """Sums and means of squares by way of lengths, which tells that they look at all of an axis together."""
+    uses = Counter(id(value) for operation in operations for value in operation.inputs)
+    written = []
+    for operation in operations:
+        square = operation.inputs[0].source if operation.operation in _SUMMED and operation.inputs else None
+        given = _squared(square) if square is not None and uses[id(operation.inputs[0])] == 1 else None
+        if given is None or not given.depends:
+            written.append(operation)
+            continue
+        (output,) = operation.outputs
+        assert output is not None
+        length = Value(output.shape, output.dtype)
+        measured = Operation(aten.linalg_vector_norm.default, (given, 2, *operation.args[1:3]), {}, [length])
+        length.source = measured
+        output.source = Operation(aten.pow.Tensor_Scalar, (length, 2), {}, [output])
+        written.remove(square)  # type: ignore[arg-type]
+        written += [measured, output.source]
+    return written
+
+
+def _squared(operation: Operation) -> Value | None:
+    """The tensor that an operation squares."""
+    first, second = (*operation.args, None, None)[:2]
+    is_square = operation.operation == aten.pow.Tensor_Scalar and second == 2
+    return first if is_square or (operation.operation == aten.mul.Tensor and first is second) else None
+
+
+_SUMMED = {aten.sum.dim_IntList, aten.mean.dim}
 _KEPT_WHOLE = {
     aten.native_batch_norm,
     aten._native_batch_norm_legit,

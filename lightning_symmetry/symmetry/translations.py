@@ -12,6 +12,7 @@ from lightning_symmetry.symmetry.axes import Atom, Place
 from lightning_symmetry.symmetry.charges import Hidden, Image, Key, Unknown
 from lightning_symmetry.symmetry.shifts import Path, shifts, wholes
 
+
 def _outer(blocks: Blocks) -> set[Key]:
     """The unknowns of all factors of a product of axes but the last: of an image the last stands for all of them."""
     outer: set[Key] = set()

@@ -47,7 +47,7 @@ from lightning_symmetry.symmetry.axes import (
     unify,
 )
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Charge, Hidden, Image, Unknown
-from lightning_symmetry.symmetry.laws import Law, neutral
+from lightning_symmetry.symmetry.laws import LENGTH, Law, length, neutral
 
 _LETTER = r"[^\W\d_]\w*"
 _TOKEN = re.compile(rf"\.\.\.|\(({_LETTER}(?:\s*\+\s*{_LETTER})+|{_LETTER}(?:\s+{_LETTER})+)\)|\b(?:{_LETTER}|_|1)\b")
@@ -176,11 +176,13 @@ class Binding:
     """What the letters of one rule stand for in one call of an operation, and what its law makes of their charges.
 
     Attributes:
+        read_by_maps: The unknowns of maps along the axes that they read.
         read_centred: The unknowns of maps along an axis along which the sum of what they read is zero, with the number
             of that input.
     """
 
     def __init__(self, sizes: Mapping[str, int], law: Law = neutral, contraction: Contraction | None = None) -> None:
+        self.read_by_maps: list[Unknown] = []
         self.read_centred: list[tuple[Unknown, int]] = []
         self._sizes = dict(sizes)
         self._law = law
@@ -249,10 +251,14 @@ class Binding:
                     place.atom.vanishing.append(self._not_free(right, left, held[right]))
                 else:
                     place.atom.vanishing.extend(held.values())
-                    place.atom.rigid = place.atom.rigid or "reduced"
+                    if self._law is length:
+                        place.atom.keeps.add(LENGTH)
+                    else:
+                        place.atom.rigid = place.atom.rigid or "reduced"
 
     def _not_free(self, number: int, other: int, charge: Charge) -> Charge:
         """What must not be added to one factor of a product along an axis that is summed over."""
+        self.read_by_maps.extend(charge.shift if number in self._contraction.maps else ())
         shift = NEUTRAL if number in self._carried else charge.of_shift
         if number in self._contraction.maps and other in self._contraction.centred:
             self.read_centred.extend((key, other) for key in charge.mean)
@@ -308,6 +314,7 @@ class Binding:
                     place.atom.nearly.extend(answer.nearly)
                     place.atom.vanishing.extend(answer.alone if len(answers) > 1 else ())
                     place.atom.rigid = place.atom.rigid or answer.rigid
+                    place.atom.keeps |= answer.keeps
                 self._output[letter] = recharged(
                     axes[0],
                     [answer.output + self._goes_on(letter, k, len(answers)) for k, answer in enumerate(answers)],

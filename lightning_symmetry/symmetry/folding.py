@@ -1,0 +1,155 @@
+"""Gains and biases folded into the maps that read them: ``W (g x + b) + c`` is ``(W g) x + (W b + c)``.
+
+Between a norm's gain and the maps that read it, a residual stream is told apart along its axis. Written with the gain
+and the bias folded away, the model shows more symmetry: the stream may be rotated. `without` writes the tape so;
+`foldable` says of which gains.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from lightning_symmetry.symmetry.labelling import LAYOUT, leaf_of
+from lightning_symmetry.symmetry.laws import CONTRACTIONS
+from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A gain, and the bias added after it, that nothing but maps read.
+
+    Attributes:
+        gain: The name of the gain.
+        bias: That of the bias, if there is one.
+        readers: The names of the maps.
+    """
+
+    gain: str
+    bias: str | None
+    readers: frozenset[str]
+
+
+def foldable(tape: Tape, may_be_taken_away: Callable[[str], bool]) -> list[Affine]:
+    """The gains that can be folded into maps that read nothing else.
+
+    Args:
+        tape: The tape.
+        may_be_taken_away: Whether something takes a bias up that is set to zero.
+    """
+    consumers: defaultdict[Value, list[Operation]] = defaultdict(list)
+    for operation in tape.operations:
+        for value in dict.fromkeys(operation.inputs):
+            consumers[value].append(operation)
+    uses: defaultdict[str, set[int]] = defaultdict(set)
+    for operation in tape.operations:
+        if operation.name not in LAYOUT:
+            for name in filter(None, map(leaf_of, operation.inputs)):
+                uses[name].add(id(operation))
+    found: dict[tuple[str, str | None], list[tuple[Operation, Collection[Operation]]]] = defaultdict(list)
+    for operation in tape.operations:
+        affine = _affine(operation, consumers)
+        if affine is not None:
+            gain, bias, output = affine
+            found[gain, bias].append((operation, list(_readers(output, consumers))))
+    folds = []
+    for (gain, bias), places in found.items():
+        reading = [reader for _, readers in places for reader in readers]
+        maps = frozenset(filter(None, (_map_of(reader) for reader in reading)))
+        behind = set(map(id, reading))
+        alone = all(_map_of(reader) for reader in reading) and all(uses[name] <= behind for name in maps)
+        at_norms = {id(operation) for operation, _ in places}
+        if maps and alone and uses[gain] == at_norms and (bias is None or may_be_taken_away(bias)):
+            folds.append(Affine(gain, bias, maps))
+    return folds
+
+
+def without(tape: Tape, names: Collection[str]) -> Tape:
+    """The tape of a model whose gains of these names are one, and whose biases of these names zero."""
+    copies: dict[Value, Value] = {}
+    operations: list[Operation] = []
+
+    def copy(leaf: Any) -> Any:
+        if not isinstance(leaf, Value):
+            return leaf
+        if leaf not in copies:
+            copies[leaf] = Value(leaf.shape, leaf.dtype, leaf.constant, leaf.name)
+        return copies[leaf]
+
+    for operation in tape.operations:
+        kind, args = _taken_away(operation, names)
+        copied = Operation(kind, tree_map(copy, args), tree_map(copy, dict(operation.kwargs)))
+        copied.outputs = [copy(output) for output in operation.outputs]
+        for output in copied.outputs:
+            if output is not None:
+                output.source = copied
+        operations.append(copied)
+    leaves = {name: copy(value) for name, value in tape.leaves.items() if name not in names}
+    return Tape(operations, leaves, [copy(output) for output in tape.outputs])
+
+
+def _taken_away(operation: Operation, names: Collection[str]) -> tuple[Any, tuple[Any, ...]]:
+    """The operation, and its arguments, once some leaves are gone."""
+    args = operation.args
+    gone = [isinstance(arg, Value) and leaf_of(arg) in names for arg in args]
+    if not any(gone):
+        return operation.operation, args
+    rest = tuple(arg for arg, is_gone in zip(args, gone, strict=True) if not is_gone)
+    if operation.operation in (aten.mul.Tensor, aten.add.Tensor):
+        return aten.alias.default, rest[:1]
+    if operation.operation == aten.addmm.default:
+        return aten.mm.default, rest
+    return operation.operation, tuple(None if is_gone else arg for arg, is_gone in zip(args, gone, strict=True))
+
+
+def _affine(operation: Operation, consumers: Mapping[Value, list[Operation]]) -> tuple[str, str | None, Value] | None:
+    """The gain that an operation applies, the bias after it, and the tensor that comes out."""
+    output = operation.outputs[0] if operation.outputs else None
+    if output is None or not output.depends:
+        return None
+    if operation.operation == aten.native_layer_norm.default:
+        gain, bias = map(leaf_of, operation.args[2:4])
+        return (gain, bias, output) if gain is not None else None
+    if operation.operation != aten.mul.Tensor:
+        return None
+    gains = [leaf_of(arg) for arg in operation.args if isinstance(arg, Value) and _is_vector(arg)]
+    if len(gains) != 1 or gains[0] is None or len(operation.inputs) != 2:
+        return None
+    after = consumers[output]
+    if len(after) == 1 and after[0].operation == aten.add.Tensor:
+        added = [
+            leaf_of(arg) for arg in after[0].args if isinstance(arg, Value) and arg is not output and _is_vector(arg)
+        ]
+        if added and added[0] is not None:
+            return gains[0], added[0], after[0].outputs[0]  # type: ignore[return-value]
+    return gains[0], None, output
+
+
+def _is_vector(value: Value) -> bool:
+    return len(value.shape) >= 1 and value.shape[-1] > 1 and all(length == 1 for length in value.shape[:-1])
+
+
+def _readers(value: Value, consumers: Mapping[Value, list[Operation]]) -> Iterable[Operation]:
+    """The operations that read a tensor, laid out anew or not."""
+    for operation in consumers[value]:
+        if operation.name in LAYOUT:
+            for output in operation.outputs:
+                if output is not None:
+                    yield from _readers(output, consumers)
+        else:
+            yield operation
+
+
+def _map_of(operation: Operation) -> str | None:
+    """The name of the parameter by which an operation multiplies what it is given."""
+    if operation.operation.overloadpacket not in CONTRACTIONS or not operation.inputs:
+        return None
+    factors = operation.inputs[-2:] if operation.operation != aten.convolution.default else operation.inputs[:2]
+    return leaf_of(factors[-1]) or leaf_of(factors[0])

@@ -1,0 +1,56 @@
+"""Rotations of planes: what a rotary embedding leaves of the rotations between queries and keys.
+
+It turns each plane of two coordinates by an angle of its own at every position, and so tells planes apart, but commutes
+with the rotations within each. A rescaling of planes that moves two equal halves of an axis alike, the first
+coordinates and the second ones, shows them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from lightning_symmetry.symmetry.actions import Action, Block
+from lightning_symmetry.symmetry.groups import SymmetryGroup
+
+T = TypeVar("T")
+
+
+def rotation_of_planes(rescaling: SymmetryGroup) -> SymmetryGroup | None:
+    """The rotations within the planes that a group rescales; None where it does not move pairs of halves."""
+    component = f"{rescaling.axis}.plane"
+    halves: defaultdict[tuple[object, ...], list[Action]] = defaultdict(list)
+    for action in rescaling.actions:
+        block = action.block
+        halves[block.tensor, block.views[:-1], block.axes, action.degrees].append(action)
+    pairs = [_pair(*both, component) if len(both) == 2 else None for both in halves.values()]
+    if not all(pairs):
+        return None
+    return replace(
+        rescaling,
+        kind="rotation",
+        axis=component,
+        size=2,
+        rows=(*rescaling.rows, (rescaling.axis, rescaling.size)),
+        actions=tuple(pair for pair in pairs if pair is not None),
+        form="orthogonal",
+    )
+
+
+def _pair(first: Action, second: Action, component: str) -> Action | None:
+    """Two halves of a dimension as one of two components; None where they do not follow one another."""
+    if not first.block.views or len(first.block.views[-1]) != 3 or len(second.block.views[-1]) != 3:
+        return None
+    (dim, start, length), (_, after, _) = first.block.views[-1], second.block.views[-1]
+    if after != start + length or not first.degrees[dim]:
+        return None
+    views = (*first.block.views[:-1], (dim, start, 2 * length), (dim, (2, length)))
+    axes = _inserted(first.block.axes, dim, component)
+    degrees = _inserted([0.0] * len(first.degrees), dim, first.degrees[dim])
+    return Action(Block(first.block.tensor, views, axes, 2 * first.block.numel), degrees)
+
+
+def _inserted(values: Sequence[T], place: int, value: T) -> tuple[T, ...]:
+    return (*values[:place], value, *values[place:])

@@ -1,0 +1,111 @@
+"""Rotations of a residual stream: O(n), or what of it keeps the mean where a LayerNorm reads the stream.
+
+A norm without gain looks at nothing but the length of a vector, and at its mean. All that writes to the stream may be
+rotated by ``Q``, all that reads it by ``Q^T``; a map behind a gain ``g`` becomes ``W g Q^T g^-1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from lightning_symmetry.symmetry.actions import Action, Block, Fold, blocks_of
+from lightning_symmetry.symmetry.axes import Atom, Axis, atoms, places
+from lightning_symmetry.symmetry.folding import Affine, foldable, without
+from lightning_symmetry.symmetry.labelling import Labelling
+from lightning_symmetry.symmetry.laws import LENGTH, MEAN
+from lightning_symmetry.symmetry.means import Means
+from lightning_symmetry.symmetry.rows import rows_of
+from lightning_symmetry.symmetry.shifts import wholes
+from lightning_symmetry.symmetry.translations import key_of
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An axis that may be rotated.
+
+    Attributes:
+        axis: The name of the axis.
+        size: How many positions it has.
+        rows: The axes at whose every position it may be rotated by itself, with their sizes.
+        actions: Every block that has it: of degree 1 what writes to it, of degree -1 what reads it.
+        folds: What is folded into what reads it.
+        keeps_mean: Whether the mean along it must be kept.
+    """
+
+    axis: str
+    size: int
+    rows: tuple[tuple[str, int], ...]
+    actions: tuple[Action, ...]
+    folds: tuple[Fold, ...]
+    keeps_mean: bool
+
+
+def streams(
+    labelling: Labelling,
+    parameters: Collection[str],
+    names: Mapping[Atom, str],
+    leaves: Mapping[str, list[Axis]],
+    means: Means,
+) -> Iterator[Stream]:
+    """The axes that may be rotated once gains and biases are folded away."""
+    folds = foldable(labelling.tape, lambda bias: means.shift_of(bias) is not None)
+    gone = {name for fold in folds for name in (fold.gain, fold.bias) if name is not None}
+    if gone:
+        labelling = Labelling(without(labelling.tape, gone))
+    rest = {name: labelling.leaf(value) for name, value in labelling.tape.leaves.items() if value.depends}
+    found = dict.fromkeys(atom for name in rest if name in parameters for axis in rest[name] for atom in atoms(axis))
+    same = _named_alike(rest, leaves, names)
+    beside = rows_of(labelling.tensors(), rest.values())
+    blocks = [block for name, axes in rest.items() for block in blocks_of(name, axes, same)]
+    for atom in found:
+        if LENGTH in atom.keeps and not atom.rigid and not atom.pinned and atom.size > 1 + (MEAN in atom.keeps):
+            actions = []
+            for block, held in blocks:
+                degrees = [0] * len(held)
+                for dim, place in enumerate(held):
+                    if place is not None and place.atom is atom:
+                        reads = not labelling.read_by_maps.isdisjoint(wholes(key_of(place)))
+                        degrees[dim] = -1 if reads else 1
+                if any(degrees):
+                    actions.append(Action(block, tuple(degrees)))
+            rows = tuple(
+                (same[row], row.size) for row in beside[atom] if all(_has(each.block, same[row]) for each in actions)
+            )
+            stream_folds = tuple(_folds(folds, actions, means))
+            yield Stream(same[atom], atom.size, rows, tuple(actions), stream_folds, MEAN in atom.keeps)
+
+
+def _folds(folds: list[Affine], actions: list[Action], means: Means) -> Iterator[Fold]:
+    """The folds of those gains and biases behind which a stream is read: biases first, which are to be read with gains."""
+    of_stream = [fold for fold in folds if any(each.block.tensor in fold.readers for each in actions)]
+    for fold in of_stream:
+        if fold.bias is not None:
+            taken = means.shift_of(fold.bias)
+            assert taken is not None
+            yield means.fold_of_shift(taken, fold.bias)
+    for fold in of_stream:
+        read = tuple(
+            Action(each.block, tuple(int(degree < 0) for degree in each.degrees))
+            for each in actions
+            if each.block.tensor in fold.readers and min(each.degrees) < 0
+        )
+        yield Fold("rescaling", means.vector(fold.gain), read)
+
+
+def _has(block: Block, row: str) -> bool:
+    return len(block.dims(row)) == 1
+
+
+def _named_alike(
+    rest: Mapping[str, list[Axis]], leaves: Mapping[str, list[Axis]], names: Mapping[Atom, str]
+) -> dict[Atom, str]:
+    """The names of axes, once gains are gone, as they were before."""
+    same: dict[Atom, str] = {}
+    for name, axes in rest.items():
+        for axis, before in zip(axes, leaves[name], strict=True):
+            ones, others = places(axis), places(before)
+            if [one.size for one in ones] == [other.size for other in others]:
+                for one, other in zip(ones, others, strict=True):
+                    same.setdefault(one.atom, names[other.atom])
+    return same

@@ -57,9 +57,11 @@ class Recurrent(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, norm_first: bool) -> None:
+    """Reads as many numbers as its stream is wide, and gives more: what is narrower has a kernel of its own."""
+
+    def __init__(self, norm_first: bool, n_inputs: int = 8, n_outputs: int = 9) -> None:
         super().__init__()
-        self.read, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.read, self.head = nn.Linear(n_inputs, 8), nn.Linear(8, n_outputs)
         self.block = nn.TransformerEncoderLayer(
             8, 2, 9, batch_first=True, activation="gelu", norm_first=norm_first, layer_norm_eps=0.0, dropout=0.0
         )
@@ -69,13 +71,23 @@ class Encoder(nn.Module):
 
 
 class LoRA(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, frozen: bool) -> None:
         super().__init__()
-        self.base, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.base, self.head = nn.Linear(6, 5).requires_grad_(not frozen), nn.Linear(5, 3)
         self.A, self.B = nn.Linear(6, 2, bias=False), nn.Linear(2, 5, bias=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(torch.tanh(self.base(inputs) + self.B(self.A(inputs))))
+
+
+class Distances(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 7), nn.GELU(), nn.Linear(7, 5))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        left, right = self.body(inputs[:, 0]), self.body(inputs[:, 1])
+        return (left - right).square().sum(-1)
 
 
 class Convolutions(nn.Module):
@@ -153,7 +165,7 @@ def logits(returned: Any) -> Tensor:
     return returned.logits
 
 
-NORM = "shifts of a bias into the next and of keys, the mean in what reads a LayerNorm, rotations through its gain"
+NARROW = "what reads a stream that a narrow input spans in part, what writes to one that a narrow output reads in part"
 
 MINIS = {
     "mlp tanh": Mini(
@@ -163,7 +175,6 @@ MINIS = {
     "mlp identity": Mini(
         lambda: nn.Sequential(nn.Linear(3, 7), nn.Linear(7, 5), nn.GELU(), nn.Linear(5, 2)),
         numbers(16, 3),
-        missing=(5, "shifts of one bias into the next"),
     ),
     "mlp layer norm": Mini(
         lambda: nn.Sequential(
@@ -175,23 +186,28 @@ MINIS = {
             nn.Linear(5, 3),
         ),
         numbers(16, 3),
-        missing=(14, NORM),
     ),
-    "convolutions": Mini(Convolutions, numbers(3, 2, 5, 5), missing=(2, "the shift of one bias into the next")),
-    "encoder post-norm": Mini(lambda: Encoder(False), numbers(2, 6, 5), missing=(130, NORM)),
-    "encoder pre-norm": Mini(lambda: Encoder(True), numbers(2, 6, 5), missing=(174, NORM)),
+    "convolutions": Mini(Convolutions, numbers(3, 2, 5, 5)),
+    "encoder post-norm": Mini(lambda: Encoder(False), numbers(2, 6, 8)),
+    "encoder pre-norm": Mini(lambda: Encoder(True), numbers(2, 6, 8)),
+    "encoder pre-norm, narrow": Mini(lambda: Encoder(True, 5, 3), numbers(2, 6, 5), missing=(80, NARROW)),
     "lstm": Mini(lambda: Recurrent(nn.LSTM), numbers(4, 5, 3)),
     "gru": Mini(lambda: Recurrent(nn.GRU), numbers(4, 5, 3)),
-    "lora": Mini(LoRA, numbers(16, 6), missing=(18, "the adapter taken into the weight beside it")),
-    "gpt2": Mini(gpt2, tokens(), outputs=logits, missing=(65, NORM)),
+    "lora": Mini(lambda: LoRA(frozen=True), numbers(16, 6)),
+    "lora, not frozen": Mini(
+        lambda: LoRA(frozen=False), numbers(16, 6), missing=(18, "the adapter taken into the weight beside it")
+    ),
+    "siamese": Mini(Distances, numbers(16, 2, 4)),
+    "gpt2": Mini(gpt2, tokens(), outputs=logits),
     "llama": Mini(
         llama,
         tokens(),
         outputs=logits,
         tolerance=3e-6,
-        missing=(32, "rotations of the stream through the norms' gains, and one a plane of the rotary embedding"),
     ),
-    "bert": Mini(bert, tokens(), outputs=logits, missing=(90, NORM)),
+    "bert": Mini(
+        bert, tokens(), outputs=logits, missing=(1, "of tied embeddings the one shift that the output's bias takes up")
+    ),
 }
 
 

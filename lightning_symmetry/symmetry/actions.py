@@ -156,7 +156,7 @@ class Fold:
     @property
     def tensors(self) -> tuple[str, ...]:
         """The names of the tensors that it changes, if only for a time."""
-        return tuple(each.block.tensor for each in (*self.actions, *self.carried))
+        return tuple(block.tensor for block in (*(a.block for a in self.actions), *(c.block for c in self.carried)))
 
     def element(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """By what it multiplies, or what it adds: ``(1, n)``."""
@@ -189,9 +189,9 @@ class Kind:
     """
 
     element: Callable[[int, int, Generator | None], Tensor]
-    act: Callable[[Tensor, Tensor, int], Tensor]
+    act: Callable[[Tensor, Tensor, float], Tensor]
     direction: Callable[[int, int, Generator | None], Tensor] | None = None
-    derive: Callable[[Tensor, Tensor, int], Tensor] | None = None
+    derive: Callable[[Tensor, Tensor, float], Tensor] | None = None
     dimension: Callable[[int], int] = lambda n: 0
 
 
@@ -249,12 +249,12 @@ def _keeping_mean(matrices: Tensor, mean: float) -> Tensor:
     return reflection @ inner @ reflection
 
 
-def _multiply(block: Tensor, factors: Tensor, degree: int) -> Tensor:
+def _multiply(block: Tensor, factors: Tensor, degree: float) -> Tensor:
     multiplied: Tensor = block * factors[:, :, None] ** degree
     return multiplied
 
 
-def _mix(block: Tensor, matrices: Tensor, degree: int) -> Tensor:
+def _mix(block: Tensor, matrices: Tensor, degree: float) -> Tensor:
     mixed: Tensor = matrices @ block if degree > 0 else torch.linalg.solve(matrices.mT, block)
     return mixed
 
@@ -374,7 +374,7 @@ class _Part:
         self._in_front.copy_(contents.reshape(self._in_front.shape))
 
 
-def _along(tensor: Tensor, action: Action, rows: Sequence[str]) -> Iterator[tuple[_Part, int]]:
+def _along(tensor: Tensor, action: Action, rows: Sequence[str]) -> Iterator[tuple[_Part, float]]:
     block = action.block.of(tensor)
     row_dims = tuple(action.block.dims(row)[0] for row in rows)
     for dim, degree in enumerate(action.degrees):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from lightning_symmetry.symmetry.labelling import LAYOUT, leaf_of
+from lightning_symmetry.symmetry.labelling import LAYOUT, PICKED, leaf_of, looks_at_others
 from lightning_symmetry.symmetry.laws import CONTRACTIONS
 from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
 
@@ -51,7 +51,8 @@ def foldable(tape: Tape, may_be_taken_away: Callable[[str], bool]) -> list[Affin
     uses: defaultdict[str, set[int]] = defaultdict(set)
     for operation in tape.operations:
         if operation.name not in LAYOUT:
-            for name in filter(None, map(leaf_of, operation.inputs)):
+            picks = operation.name in PICKED
+            for name in filter(None, (leaf_of(value, picked=True) for value in operation.inputs if not picks)):
                 uses[name].add(id(operation))
     found: dict[tuple[str, str | None], list[tuple[Operation, Collection[Operation]]]] = defaultdict(list)
     for operation in tape.operations:
@@ -139,7 +140,9 @@ def _is_vector(value: Value) -> bool:
 def _readers(value: Value, consumers: Mapping[Value, list[Operation]]) -> Iterable[Operation]:
     """The operations that read a tensor, laid out anew or not."""
     for operation in consumers[value]:
-        if operation.name in LAYOUT:
+        if not any(output is not None and output.depends for output in operation.outputs):
+            continue
+        if operation.name in LAYOUT or looks_at_others(operation):
             for output in operation.outputs:
                 if output is not None:
                     yield from _readers(output, consumers)
@@ -152,4 +155,4 @@ def _map_of(operation: Operation) -> str | None:
     if operation.operation.overloadpacket not in CONTRACTIONS or not operation.inputs:
         return None
     factors = operation.inputs[-2:] if operation.operation != aten.convolution.default else operation.inputs[:2]
-    return leaf_of(factors[-1]) or leaf_of(factors[0])
+    return leaf_of(factors[-1], picked=True) or leaf_of(factors[0], picked=True)

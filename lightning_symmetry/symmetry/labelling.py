@@ -28,7 +28,7 @@ from torch import Tensor
 from lightning_symmetry.symmetry.axes import Axis, atoms, forbid, fresh, narrow, pin, places, size, split
 from lightning_symmetry.symmetry.axis_rules import Binding, Contraction, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
-from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, average, law_of
+from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, average, law_of, multiple
 from lightning_symmetry.symmetry.loops import Loop, Loops, Positions
 from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
 
@@ -51,6 +51,7 @@ _VIEW = {"view", "_unsafe_view", "reshape", "_reshape"}
 _REARRANGED = {"permute", "transpose", "t", "unsqueeze", "squeeze", "expand"}
 _SLICED = {"select", "slice", "split", "split_with_sizes", "unbind"}
 _IN_ANY_ORDER = {"add", "index_put", "maximum", "minimum", "mul", "scatter_add", "where"}
+PICKED = {"index", "index_select"}
 LAYOUT = _SAME | _VIEW | _REARRANGED | _SLICED
 
 
@@ -273,14 +274,17 @@ class Labelling:
 
 def _contraction(operation: Operation, letters: frozenset[str]) -> Contraction:
     """What is known of the factors of a product."""
-    maps = frozenset(number for number, value in enumerate(operation.inputs) if value.depends and leaf_of(value))
+    maps, picked = (
+        frozenset(number for number, value in enumerate(operation.inputs) if value.depends and leaf_of(value, also))
+        for also in (False, True)
+    )
     if operation.operation == aten.convolution.default:
         _, kernel, _, _, padding, _, transposed, *_ = operation.args
         sees_border = math.prod(kernel.shape[2:]) > 1 and (transposed or any(padding))
-        return Contraction(letters, frozenset() if sees_border else maps)
+        return Contraction(letters, frozenset() if sees_border else maps, picked)
     left = _left(operation)
     centred = _is_layer_norm(_kept_last(operation.inputs[left]))
-    return Contraction(letters, maps, frozenset([left] if centred else []))
+    return Contraction(letters, maps, picked, frozenset([left] if centred else []))
 
 
 def _left(operation: Operation) -> int:
@@ -288,9 +292,11 @@ def _left(operation: Operation) -> int:
     return 1 if operation.operation.overloadpacket == aten.addmm else 0
 
 
-def leaf_of(value: Value | None) -> str | None:
-    """The name of the parameter that a tensor is, laid out anew."""
-    while value is not None and value.source is not None and value.source.name in LAYOUT:
+def leaf_of(value: Value | None, picked: bool = False) -> str | None:
+    """The name of the parameter that a tensor is, laid out anew, or also with positions picked along some dimension."""
+    while value is not None and value.source is not None:
+        if not (value.source.name in LAYOUT or (picked and value.source.name in PICKED)):
+            break
         value = value.source.args[0]
     return None if value is None or value.source is not None else value.name
 
@@ -298,13 +304,42 @@ def leaf_of(value: Value | None) -> str | None:
 def _kept_last(value: Value) -> Operation | None:
     """The operation that computed a tensor, laid out anew but for its last dimension."""
     source = value.source
-    if source is None or source.name not in LAYOUT:
+    if source is None or not (source.name in LAYOUT or looks_at_others(source)):
         return source
     given: Value = source.args[0]
     kept = bool(value.shape and given.shape) and value.shape[-1] == given.shape[-1]
     if source.name in _REARRANGED:
         kept = kept and _rearranged(source, list(range(len(given.shape))), value.shape)[-1] == len(given.shape) - 1
     return _kept_last(given) if kept and source.name not in _SLICED else None
+
+
+def looks_at_others(operation: Operation) -> bool:
+    """Whether an operation picks positions along other dimensions than the last, or takes multiples and means there."""
+    n_dims = len(operation.args[0].shape) if operation.args and isinstance(operation.args[0], Value) else 0
+    match operation.operation:
+        case aten.mul.Tensor:
+            return (
+                multiplier_of(operation) is not None
+                and isinstance(operation.args[0], Value)
+                and operation.args[0].depends
+            )
+        case aten.mean.dim if operation.args[1]:
+            return all(dim % n_dims != n_dims - 1 for dim in operation.args[1])
+        case aten.index.Tensor:
+            return len(operation.args[1]) < n_dims
+        case aten.index_select.default:
+            return bool(operation.args[1] % n_dims != n_dims - 1)
+    return False
+
+
+def multiplier_of(operation: Operation) -> float | None:
+    """The number by which a product multiplies one tensor at all its positions, as dropout does."""
+    constants = [value.constant for value in operation.inputs if value.constant is not None]
+    if operation.operation != aten.mul.Tensor or len(constants) != 1 or len(operation.inputs) != 2:
+        return None
+    (tensor,) = constants
+    is_number = tensor.is_floating_point() and tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
+    return float(tensor.flatten()[0]) if is_number and bool(tensor.flatten()[0] != 0) else None
 
 
 def _is_layer_norm(operation: Operation | None) -> bool:
@@ -321,7 +356,7 @@ def _is_average(operation: Operation) -> bool:
         source = _kept_last(source.args[2])
     if operation.operation == aten.convolution.default or source is None or source.operation != aten._softmax.default:
         return False
-    return source.args[1] % len(source.args[0].shape) == len(source.args[0].shape) - 1
+    return bool(source.args[1] % len(source.args[0].shape) == len(source.args[0].shape) - 1)
 
 
 def _walked_beside(positions: Positions) -> Axes:
@@ -363,6 +398,9 @@ def _axes_of_constant(value: Value) -> Axes:
 
 def law_of_call(operation: Operation, used: set[Value]) -> Law:
     """The law of an operation on a tape, of which the values that are read are used."""
+    number = multiplier_of(operation)
+    if number is not None:
+        return multiple(number)
     one_output = used.isdisjoint(operation.outputs[1:])
     return law_of(operation.operation, operation.args, operation.kwargs, len(operation.inputs), one_output)
 

@@ -94,7 +94,7 @@ def multiple(number: float) -> Law:
     """A multiple of one input: of its shift by that number."""
 
     def law(charges: Charges, letter: str) -> Answer:
-        (charge,) = _held(charges) or (NEUTRAL,)
+        charge = sum(_held(charges), NEUTRAL)
         return Answer(charge.unshifted + (charge * Fraction(number)).of_shift + charge.of_mean)
 
     return law

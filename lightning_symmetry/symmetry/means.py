@@ -1,8 +1,8 @@
 """Means that nothing sees: what may be added that is the same all along an axis.
 
-A norm or a softmax takes the mean along its axis away, so whatever *writes* to that axis may have anything added that is
-the same all along it. Whatever *reads* a LayerNorm ``y = g x + b`` meets an ``x`` whose mean is zero: its map ``W`` may
-become ``W + u (1 / g)^T``, while what is to take the bias ``b`` up does so with the new map.
+A norm or a softmax takes the mean along its axis away, so whatever *writes* to that axis may have anything added that
+is the same all along it. Whatever *reads* a LayerNorm ``y = g x + b`` meets an ``x`` whose mean is zero: its map ``W``
+may become ``W + u (1 / g)^T``, while what is to take the bias ``b`` up does so with the new map.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Means:
         """The shift of a bias that others take up, if they do."""
         places = next(places for block, places in self._blocks if block.tensor == name)
         key = None if len(places) != 1 or places[0] is None else key_of(places[0])
-        starting = (shift for shift in self._shifts if next(iter(shift.degrees)) == key)
-        return next((shift for shift in starting if shift.degrees[key] == 1), None)  # type: ignore[index]
+        with_it = (shift for shift in self._shifts if key is not None and abs(shift.degrees.get(key, 0)) == 1)
+        return next((shift if shift.degrees[key] > 0 else -shift for shift in with_it), None)  # type: ignore[index]
 
     def vector(self, name: str) -> Block:
         """The block that a vector is."""

@@ -25,7 +25,7 @@ def rotation_of_planes(rescaling: SymmetryGroup) -> SymmetryGroup | None:
     for action in rescaling.actions:
         block = action.block
         halves[block.tensor, block.views[:-1], block.axes, action.degrees].append(action)
-    pairs = [_pair(*both, component) if len(both) == 2 else None for both in halves.values()]
+    pairs = [_pair(both[0], both[1], component) if len(both) == 2 else None for both in halves.values()]
     if not all(pairs):
         return None
     return replace(

@@ -30,7 +30,7 @@ from lightning_symmetry.symmetry.tracing import Tape
 from lightning_symmetry.symmetry.translations import Shift, shifts_along
 from lightning_symmetry.symmetry.whole import scales_of_whole_tensors
 
-Degrees = Mapping[Unknown, int]
+Degrees = Mapping[Unknown, float]
 K = TypeVar("K")
 
 
@@ -130,7 +130,7 @@ class _Model:
 
     def mean(self, block: Block, dim: int, folds: tuple[Fold, ...]) -> SymmetryGroup:
         """The translation of a block along one dimension: it has one position, and all other dimensions are rows."""
-        name = self._name("translation", block.tensor.rpartition(".")[0] or block.tensor, block.tensor)
+        name = self._name("translation", block.tensor, block.tensor)
         shape = block.shape(self._shapes[block.tensor])
         rows = tuple(f"{name}[{k}]" for k in range(len(shape)))
         axes = tuple("" if k == dim else row for k, row in enumerate(rows))
@@ -162,7 +162,7 @@ class _Model:
         self, exact: Sequence[Mapping[str, Fraction]], every: Sequence[Mapping[str, Fraction]], atoms: Iterable[Atom]
     ) -> Iterator[SymmetryGroup]:
         """The scales of whole tensors that are no scales of all positions along some axis alike."""
-        known: list[Mapping[int, int]] = []
+        known: list[Mapping[int, float]] = []
         for atom in atoms:
             known += [self._by_block(atom, solution) for solution in self._scalings(atom, exact=False)]
         for wholes, holds_exactly in ((exact, True), (every, False)):
@@ -210,7 +210,7 @@ class _Model:
         if max(eponym.degrees, key=abs) < 0:  # what gives the group its name is multiplied
             actions = [Action(action.block, tuple(-degree for degree in action.degrees)) for action in actions]
             carried = [replace(each, factor=-each.factor) for each in carried]
-        tensors = dict.fromkeys(each.block.tensor for each in (*actions, *carried))
+        tensors = dict.fromkeys((*(each.block.tensor for each in actions), *(each.block.tensor for each in carried)))
         parameters = self._parameters_of(tensors)
         if not parameters:
             return
@@ -289,7 +289,7 @@ class _Model:
         finer = [other for other in self._names if atom in self._rows.get(other, ()) and other is not atom]
         return any(_odd(self._by_block(other, flip)) == own for other in finer for flip in self._flips(other))
 
-    def _by_block(self, atom: Atom, degrees: Degrees) -> dict[int, int]:
+    def _by_block(self, atom: Atom, degrees: Degrees) -> dict[int, float]:
         """The degree in each block as a whole."""
         sums = {
             number: sum(_degree(place, atom, degrees) for place in places)
@@ -298,11 +298,11 @@ class _Model:
         return {number: degree for number, degree in sums.items() if degree}
 
 
-def _odd(degrees: Mapping[int, int]) -> set[int]:
+def _odd(degrees: Mapping[int, float]) -> set[int]:
     return {number for number, degree in degrees.items() if degree % 2}
 
 
-def _degree(place: Place | None, atom: Atom, degrees: Degrees) -> int:
+def _degree(place: Place | None, atom: Atom, degrees: Degrees) -> float:
     if place is None or place.atom is not atom:
         return 0
     return sum(degrees.get(unknown, 0) for unknown in place.charge.scale)
@@ -315,7 +315,7 @@ def _is_within(group: SymmetryGroup, stream: Stream) -> bool:
 
 
 def _goes_through(row: str, carried: Carried) -> bool:
-    """Whether what is added may be another vector in each row: a map sums over the rows, or what takes it up has them."""
+    """Whether what is added may differ between rows: a map sums over the rows, or what takes it up has them."""
     first = carried.maps[0]
     return row in (*(first.block.axes[dim] for dim in first.reads), *carried.block.axes)
 
@@ -326,7 +326,7 @@ def _whole(solution: Mapping[K, Fraction]) -> Mapping[K, int]:
     return {key: int(value * common) for key, value in solution.items()}
 
 
-def _beyond(solutions: Sequence[Mapping[K, int]], known: Sequence[Mapping[K, int]]) -> list[Mapping[K, int]]:
+def _beyond(solutions: Sequence[Mapping[K, float]], known: Sequence[Mapping[K, float]]) -> list[Mapping[K, float]]:
     """Those solutions that are no combination of known ones and of one another."""
     keys = list(dict.fromkeys(chain.from_iterable((*known, *solutions))))
     vectors = [[float(solution.get(key, 0)) for key in keys] for solution in known]

@@ -66,7 +66,7 @@ class _System:
             if form:
                 self._unmatched.append(form)
             return
-        pivot = max(matched, key=lambda key: self._rank[key])  # type: ignore[index]
+        pivot = max(matched, key=lambda key: self._rank[key])
         scale = form[pivot]
         form = {key: value / scale for key, value in form.items()}
         for other in list(self._having[pivot]):

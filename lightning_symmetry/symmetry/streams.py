@@ -77,7 +77,7 @@ def streams(
 
 
 def _folds(folds: list[Affine], actions: list[Action], means: Means) -> Iterator[Fold]:
-    """The folds of those gains and biases behind which a stream is read: biases first, which are to be read with gains."""
+    """The folds of the gains and biases behind which a stream is read: biases first, as maps read them with gains."""
     of_stream = [fold for fold in folds if any(each.block.tensor in fold.readers for each in actions)]
     for fold in of_stream:
         if fold.bias is not None:

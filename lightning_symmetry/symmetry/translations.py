@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from lightning_symmetry.symmetry.actions import Block, Carried, Map
@@ -45,8 +45,13 @@ class Shift:
         carried: What it becomes along other axes.
     """
 
-    degrees: dict[Key, float]
+    degrees: Mapping[Unknown, float]
     carried: tuple[Carried, ...] = ()
+
+    def __neg__(self) -> Shift:
+        """The shift by the negative of the vector."""
+        degrees = {key: -degree for key, degree in self.degrees.items()}
+        return Shift(degrees, tuple(replace(each, factor=-each.factor) for each in self.carried))
 
 
 def shifts_along(blocks: Blocks, atoms: Iterable[Atom]) -> dict[Atom, list[Shift]]:
@@ -65,7 +70,9 @@ def shifts_along(blocks: Blocks, atoms: Iterable[Atom]) -> dict[Atom, list[Shift
     found: dict[Atom, list[Shift]] = {}
     for leaf, followers in shifts(equations, list(axes)).items():
         degree = _degrees(share for shares in followers.values() for share, _ in shares)
-        degrees = {key: degree(share) for key, shares in followers.items() for share, path in shares if not path}
+        degrees: dict[Unknown, float] = {
+            key: degree(share) for key, shares in followers.items() for share, path in shares if not path
+        }
         carried = _carried(blocks, axes, followers, degree)
         if carried is not None:
             found.setdefault(axes[leaf], []).append(Shift(degrees, carried))
@@ -96,13 +103,11 @@ def _carried(
     for block, places in blocks:
         keys = [key_of(place) for place in places if place is not None and taken.get(key_of(place))]
         for share, path in taken[keys[-1]] if keys else ():  # the other dimensions of the block follow
-            maps = [_map(blocks, *each) for each in path]
-            if any(each is None for each in maps):
+            maps = tuple(each for each in (_map(blocks, *each) for each in path) if each is not None)
+            written = {maps[-1].block.axes[dim] for dim in maps[-1].writes} if len(maps) == len(path) else None
+            if written is None or not written <= set(block.axes):
                 return None
-            carried.append(Carried(block, degree(share), tuple(maps)))  # type: ignore[arg-type]
-            written = maps[-1]
-            if not {written.block.axes[dim] for dim in written.writes} <= set(block.axes):
-                return None
+            carried.append(Carried(block, degree(share), maps))
     return tuple(carried)
 
 

@@ -23,7 +23,7 @@ def generic(model, seed=0):
 
 def jacobian(model, batches, outputs_of):
     """How every output of every batch changes with every parameter: ``(n_outputs, n_parameters)``."""
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rows = []
     for batch in batches:
         for output in outputs_of(model(*batch)).flatten():
@@ -38,11 +38,14 @@ def jacobian(model, batches, outputs_of):
 
 def tangents(groups, model, seed=0):
     """Random tangents of all groups, enough to span each one's Lie algebra: ``(n_parameters, n)``."""
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    tensors = {**parameters, **dict(model.named_buffers())}
+    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    tensors = {**parameters, **frozen, **dict(model.named_buffers())}
     generator = torch.Generator().manual_seed(seed)
     columns = []
     for group in groups:
+        if not frozen.keys().isdisjoint(group.parameters):
+            continue  # no direction in which a training could move
         for _ in range(group.dimension):
             tangent = group.tangent(tensors, generator)
             zero = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}

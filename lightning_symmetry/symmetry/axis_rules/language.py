@@ -29,6 +29,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from itertools import pairwise
 
@@ -164,11 +165,13 @@ class Contraction:
     Attributes:
         letters: The letters of the axes summed over.
         maps: The numbers of the inputs that are parameters, laid out anew: linear maps of the others.
+        picked: Those of the inputs that are parameters of which positions may have been picked, as of some experts.
         centred: Those of the inputs whose sum along these axes is zero.
     """
 
     letters: frozenset[str] = frozenset()
     maps: frozenset[int] = frozenset()
+    picked: frozenset[int] = frozenset()
     centred: frozenset[int] = frozenset()
 
 
@@ -249,16 +252,18 @@ class Binding:
                     place.atom.vanishing.append((held[left] + held[right]).unshifted)
                     place.atom.vanishing.append(self._not_free(left, right, held[left]))
                     place.atom.vanishing.append(self._not_free(right, left, held[right]))
+                elif self._law is length:
+                    place.atom.vanishing.extend(
+                        charge.of_scale + charge.of_shift + charge.of_mean for charge in held.values()
+                    )
+                    place.atom.keeps.add(LENGTH)
                 else:
                     place.atom.vanishing.extend(held.values())
-                    if self._law is length:
-                        place.atom.keeps.add(LENGTH)
-                    else:
-                        place.atom.rigid = place.atom.rigid or "reduced"
+                    place.atom.rigid = place.atom.rigid or "reduced"
 
     def _not_free(self, number: int, other: int, charge: Charge) -> Charge:
         """What must not be added to one factor of a product along an axis that is summed over."""
-        self.read_by_maps.extend(charge.shift if number in self._contraction.maps else ())
+        self.read_by_maps.extend(charge.shift if number in self._contraction.picked else ())
         shift = NEUTRAL if number in self._carried else charge.of_shift
         if number in self._contraction.maps and other in self._contraction.centred:
             self.read_centred.extend((key, other) for key in charge.mean)
@@ -283,7 +288,10 @@ class Binding:
                 written = self._columns(letter)[0][place][having[0]]
                 read, write = next(iter(own.shift)), next(iter((written or NEUTRAL).shift), None)
                 if write is not None:
-                    images = {Image(read, write, key): value for key, value in others.shift.items()}  # type: ignore[arg-type]
+                    images: dict[Unknown, Fraction] = {
+                        Image(read, write, key): value  # type: ignore[arg-type]
+                        for key, value in others.shift.items()
+                    }
                     added += Charge(shift=images)
                     self._carried.add(other)
             elif not maps and n_places == 1:

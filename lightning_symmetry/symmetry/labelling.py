@@ -308,9 +308,11 @@ def _kept_last(value: Value) -> Operation | None:
         return source
     given: Value = source.args[0]
     kept = bool(value.shape and given.shape) and value.shape[-1] == given.shape[-1]
+    if source.name in _SLICED:
+        kept = kept and _slice(source, value)[0] != len(given.shape) - 1
     if source.name in _REARRANGED:
         kept = kept and _rearranged(source, list(range(len(given.shape))), value.shape)[-1] == len(given.shape) - 1
-    return _kept_last(given) if kept and source.name not in _SLICED else None
+    return _kept_last(given) if kept else None
 
 
 def looks_at_others(operation: Operation) -> bool:

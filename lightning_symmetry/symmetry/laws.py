@@ -343,6 +343,8 @@ def law_of(
             return largest
         case aten.linalg_vector_norm:
             return length if len(args) < 2 or args[1] == 2 else power(1, "even")
+        case aten.avg_pool1d | aten.avg_pool2d if len(args) < 4 or not any(args[3]):
+            return linear
         case aten.where:
             return chosen
         case aten.addmm if kwargs.get("beta", 1) == 1:

@@ -111,7 +111,10 @@ def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Opera
 
 
 def _with_lengths(operations: list[Operation]) -> list[Operation]:
-    """Sums and means of squares by way of lengths, which tells that they look at all of an axis together."""
+    """Sums and means of squares by way of lengths, and those of products as contractions.
+
+    What is summed over all of an axis at once is looked at together.
+    """
     uses = Counter(id(value) for operation in operations for value in operation.inputs)
     written = []
     for operation in operations:

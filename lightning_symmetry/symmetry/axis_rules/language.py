@@ -175,6 +175,11 @@ class Contraction:
     centred: frozenset[int] = frozenset()
 
 
+def _hidden(forms: Sequence[Charge]) -> frozenset[Unknown]:
+    """What is added all along a dimension, of however many axes it is made."""
+    return frozenset(key for form in forms for key in form.mean if isinstance(key, Hidden))
+
+
 class Binding:
     """What the letters of one rule stand for in one call of an operation, and what its law makes of their charges.
 
@@ -270,7 +275,7 @@ class Binding:
             return shift
         return shift + charge.of_mean
 
-    def _goes_on(self, letter: str | int, place: int, n_places: int) -> Charge:
+    def _goes_on(self, letter: str | int, place: int) -> Charge:
         """What the shifts along the axes summed over add along an axis that one factor alone has."""
         summed = self._contraction.letters & self._held.keys()
         factors = dict.fromkeys(number for other in summed for number, _ in self._held[other])
@@ -280,11 +285,13 @@ class Binding:
             return added
         (other,) = factors.keys() - having
         maps = self._contraction.maps
+        if other in maps:
+            return added
         for charges in (column for name in summed for column in self._columns(name)[0]):
             own, others = charges[having[0]], charges[other]
             if own is None or others is None:
                 continue
-            if having[0] in maps and other not in maps:
+            if having[0] in maps:
                 written = self._columns(letter)[0][place][having[0]]
                 read, write = next(iter(own.shift)), next(iter((written or NEUTRAL).shift), None)
                 if write is not None:
@@ -294,9 +301,8 @@ class Binding:
                     }
                     added += Charge(shift=images)
                     self._carried.add(other)
-            elif not maps and n_places == 1:
-                added += Charge(mean=frozenset([Hidden(tuple(own.shift.items()))] if own.shift else []))
-                self._carried.add(having[0])
+            added += Charge(mean=frozenset([Hidden(tuple(own.shift.items()))] if own.shift else []))
+            self._carried.add(having[0])
         return added
 
     def _write(self, term: Term | int, length: int) -> Axis:
@@ -317,15 +323,17 @@ class Binding:
                 columns, axes = self._columns(letter)
                 name = letter if isinstance(letter, str) else "..."
                 answers = [self._law(charges, name) for charges in columns]
+                everywhere = frozenset.intersection(*(_hidden(answer.alone) for answer in answers)) if answers else ()
                 for place, answer in zip(places(axes[0]), answers, strict=True):
                     place.atom.vanishing.extend(answer.vanishing)
                     place.atom.nearly.extend(answer.nearly)
-                    place.atom.vanishing.extend(answer.alone if len(answers) > 1 else ())
+                    part_of_more = answer.alone if len(answers) > 1 else ()
+                    place.atom.vanishing.extend(Charge(mean=form.mean - everywhere) for form in part_of_more)
                     place.atom.rigid = place.atom.rigid or answer.rigid
                     place.atom.keeps |= answer.keeps
                 self._output[letter] = recharged(
                     axes[0],
-                    [answer.output + self._goes_on(letter, k, len(answers)) for k, answer in enumerate(answers)],
+                    [answer.output + self._goes_on(letter, k) for k, answer in enumerate(answers)],
                 )
             else:
                 self._output[letter] = self._pointed_at.get(letter, fresh(length))

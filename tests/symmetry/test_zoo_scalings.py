@@ -7,9 +7,8 @@ start at one module, as those of a concatenated axis do, they are numbered.
 
 import pytest
 
-from lightning_symmetry.symmetry.find import find_symmetries
 from tests.symmetry.test_zoo_permutations import of_each
-from tests.zoo import ZOO
+from tests.zoo import ZOO, search
 
 LAYERS = (0, 1)
 
@@ -344,10 +343,10 @@ def test_every_model_of_the_zoo_has_an_expectation():
     assert EXPECTED.keys() == ZOO.keys()
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", EXPECTED)
-def test_every_group_is_found_and_no_other(name):
-    case = ZOO[name]
-    symmetries = find_symmetries(case.build(), case.batch())
+def test_every_group_is_found_and_no_other(name, training):
+    symmetries = search(name, training).symmetries
     found = {
         kind: {
             group.name.replace(f".{kind}.", "#").removesuffix(f".{kind}"): (

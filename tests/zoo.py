@@ -250,10 +250,11 @@ def use(model: nn.Module) -> None:
     for module in model.modules():
         module.register_forward_pre_hook(_hook)
         module.register_forward_hook(_hook)
-        module.register_full_backward_pre_hook(_hook)
-        module.register_full_backward_hook(_hook)
         module.register_state_dict_pre_hook(_hook)
         module.register_load_state_dict_post_hook(_hook)
+        if not list(module.children()):  # the others may return what no hook of a gradient can watch
+            module.register_full_backward_pre_hook(_hook)
+            module.register_full_backward_hook(_hook)
 
 
 def _hook(*arguments: Any) -> None:

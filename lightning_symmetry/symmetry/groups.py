@@ -64,8 +64,8 @@ class SymmetryGroup:
     parameters: tuple[str, ...]
     buffers: tuple[str, ...] = ()
     form: str = ""
-    carried: tuple[Carried, ...] = ()
-    folds: tuple[Fold, ...] = ()
+    carried: tuple[Carried, ...] = field(default=(), repr=False)
+    folds: tuple[Fold, ...] = field(default=(), repr=False)
     preserves: str = "output"
     exact: bool = True
     verified: bool | None = None

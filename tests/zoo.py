@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ import transformers
 from torch import Tensor, nn
 
 from lightning_symmetry.symmetry.find import find_symmetries
+from lightning_symmetry.symmetry.groups import Symmetries
 from tests import nets
+from tests.fingerprint import differences, fingerprint
 from tests.minis import MINIS, count
 
 
@@ -215,6 +218,47 @@ ZOO: dict[str, Case] = {
     "siamese": Case(nets.Siamese, lambda: (numbers(6, 5), numbers(6, 5).flip(0))),
     "gan": of_vectors(nets.GAN),
 }
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search of a model of the zoo found, and what it left disturbed."""
+
+    symmetries: Symmetries
+    disturbed: tuple[str, ...]
+
+
+@cache
+def search(name: str, training: bool, *kinds: str) -> Search:
+    """Search a model in use for groups of some kinds, or of all; once for all tests."""
+    model, batch = ZOO[name].build().train(training), ZOO[name].batch()
+    use(model)
+    before = fingerprint(model, batch)
+    symmetries = find_symmetries(model, batch, kinds=kinds or None)
+    return Search(symmetries, tuple(differences(before, fingerprint(model, batch))))
+
+
+def use(model: nn.Module) -> None:
+    """Give a model what one in training has: gradients, a frozen parameter, and hooks of all kinds that do nothing."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            parameter.register_hook(_hook)
+            parameter.register_post_accumulate_grad_hook(_hook)
+    next(model.parameters()).requires_grad_(False)
+    for module in model.modules():
+        module.register_forward_pre_hook(_hook)
+        module.register_forward_hook(_hook)
+        module.register_state_dict_pre_hook(_hook)
+        module.register_load_state_dict_post_hook(_hook)
+        if not list(module.children()):  # the others may return what no hook of a gradient can watch
+            module.register_full_backward_pre_hook(_hook)
+            module.register_full_backward_hook(_hook)
+
+
+def _hook(*arguments: Any) -> None:
+    """Do nothing."""
 
 
 def table() -> Iterator[str]:

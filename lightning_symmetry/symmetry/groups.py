@@ -60,12 +60,12 @@ class SymmetryGroup:
     axis: str
     size: int
     rows: tuple[tuple[str, int], ...]
-    actions: tuple[Action, ...]
+    actions: tuple[Action, ...] = field(repr=False)
     parameters: tuple[str, ...]
     buffers: tuple[str, ...] = ()
     form: str = ""
-    carried: tuple[Carried, ...] = ()
-    folds: tuple[Fold, ...] = ()
+    carried: tuple[Carried, ...] = field(default=(), repr=False)
+    folds: tuple[Fold, ...] = field(default=(), repr=False)
     preserves: str = "output"
     exact: bool = True
     verified: bool | None = None
@@ -236,14 +236,14 @@ class Symmetries(Sequence[SymmetryGroup]):
         """The same findings with only some of the groups."""
         return replace(self, groups=tuple(keep))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         table = Table(box=box.SIMPLE, pad_edge=False)
         for heading in ("kind", "name", "units", "moves", "verified"):
             table.add_column(heading, justify="right" if heading == "units" else "left", no_wrap=True)
         for group in self.groups:
             units = " x ".join(str(length) for length in (*(length for _, length in group.rows), group.size))
             moves = "1 parameter" if len(group.parameters) == 1 else f"{len(group.parameters)} parameters"
-            table.add_row(group.kind, group.name, units, moves, "yes" if group.verified else "not tried")
+            table.add_row(group.kind, group.name, units, moves, _verdict(group))
         lines = io.StringIO()
         Console(file=lines, width=200).print(table)
         count = "1 group moves" if len(self) == 1 else f"{len(self)} groups move"
@@ -269,6 +269,12 @@ class Symmetries(Sequence[SymmetryGroup]):
             tuple(plain["rejected"]),
             dict(plain["without_rule"]),
         )
+
+
+def _verdict(group: SymmetryGroup) -> str:
+    """Whether a group was verified, and what to keep in mind of it."""
+    loss, small = ["loss only"] * (group.preserves == "loss"), ["at eps = 0"] * (not group.exact)
+    return ", ".join(["yes" if group.verified else "not tried", *loss, *small])
 
 
 def _listed(names: Sequence[str], limit: int = 3) -> str:

@@ -7,8 +7,7 @@ three heads.
 
 import pytest
 
-from lightning_symmetry.symmetry.find import find_symmetries
-from tests.zoo import ZOO
+from tests.zoo import ZOO, search
 
 
 def of_each(groups, *places):
@@ -181,8 +180,7 @@ def test_every_model_of_the_zoo_has_its_groups_written_down():
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", ZOO)
 def test_every_group_is_found_and_verified_and_no_other(name, training):
-    case = ZOO[name]
-    symmetries = find_symmetries(case.build().train(training), case.batch(), kinds=["permutation"])
+    symmetries = search(name, training, "permutation").symmetries
     found = {group.name: (*(length for _, length in group.rows), group.size) for group in symmetries}
     assert found == EXPECTED[name]
     assert all(group.verified and group.exact for group in symmetries)

@@ -7,9 +7,8 @@ start at one module, as those of a concatenated axis do, they are numbered.
 
 import pytest
 
-from lightning_symmetry.symmetry.find import find_symmetries
 from tests.symmetry.test_zoo_permutations import of_each
-from tests.zoo import ZOO
+from tests.zoo import ZOO, search
 
 LAYERS = (0, 1)
 
@@ -346,8 +345,7 @@ def test_every_model_of_the_zoo_has_an_expectation():
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_group_is_found_and_no_other(name):
-    case = ZOO[name]
-    symmetries = find_symmetries(case.build(), case.batch())
+    symmetries = search(name, True).symmetries
     found = {
         kind: {
             group.name.replace(f".{kind}.", "#").removesuffix(f".{kind}"): (
@@ -362,5 +360,13 @@ def test_every_group_is_found_and_no_other(name):
     assert {kind: groups for kind, groups in found.items() if groups} == EXPECTED[name]
     assert all(group.verified for group in symmetries)
     assert all(group.exact for group in symmetries if group.kind != "scale")
+    assert not symmetries.rejected
+    assert not symmetries.without_rule
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_in_evaluation_too_every_group_is_verified(name):
+    symmetries = search(name, False).symmetries
+    assert all(group.verified for group in symmetries)
     assert not symmetries.rejected
     assert not symmetries.without_rule

@@ -28,7 +28,7 @@ from torch import Tensor
 from lightning_symmetry.symmetry.axes import Axis, atoms, forbid, fresh, narrow, pin, places, size, split
 from lightning_symmetry.symmetry.axis_rules import Binding, Contraction, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
-from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, average, law_of, multiple
+from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, average, law_of, masked, multiple
 from lightning_symmetry.symmetry.loops import Loop, Loops, Positions
 from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
 
@@ -344,6 +344,11 @@ def multiplier_of(operation: Operation) -> float | None:
     return float(tensor.flatten()[0]) if is_number and bool(tensor.flatten()[0] != 0) else None
 
 
+def _is_infinitely_low(value: Value) -> bool:
+    """Whether a constant is so low that a softmax gives no weight to it."""
+    return value.constant is not None and value.constant.numel() > 0 and bool((value.constant < -1e4).all())
+
+
 def _is_layer_norm(operation: Operation | None) -> bool:
     """Whether an operation takes the mean along the last dimension away, before it applies a gain and a bias."""
     return (
@@ -403,6 +408,12 @@ def law_of_call(operation: Operation, used: set[Value]) -> Law:
     number = multiplier_of(operation)
     if number is not None:
         return multiple(number)
+    if operation.operation == aten.where.self and _is_infinitely_low(operation.args[1]):
+        return masked
+    if operation.operation == aten.clamp.Tensor and len(operation.args) == 2 and operation.args[1].constant is not None:
+        floor = operation.args[1].constant
+        if floor.numel() == 1:  # as cosine similarities keep from dividing by zero
+            return law_of(aten.clamp.default, (operation.args[0], float(floor)), {}, 1)
     one_output = used.isdisjoint(operation.outputs[1:])
     return law_of(operation.operation, operation.args, operation.kwargs, len(operation.inputs), one_output)
 

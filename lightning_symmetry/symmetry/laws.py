@@ -183,9 +183,15 @@ def chosen(charges: Charges, letter: str) -> Answer:
     return Answer(answer.output.unshifted, vanishing, "choice" if mask else answer.rigid)
 
 
+def masked(charges: Charges, letter: str) -> Answer:
+    """What a softmax is not to see is set to minus infinity, to which nothing can be added."""
+    charge = sum(_held(charges), NEUTRAL)
+    return Answer(charge.of_mean, (charge.unshifted, charge.of_shift), "choice")
+
+
 def nearly_unchanged(charges: Charges, letter: str) -> Answer:
     """A small number is added, as norms do, which is no more than rounding to what it is added to."""
-    (charge,) = _held(charges) or (NEUTRAL,)
+    charge = sum(_held(charges), NEUTRAL)
     return Answer(charge, rigid="constant added", nearly=(charge.unshifted,))
 
 
@@ -273,7 +279,17 @@ LINEAR = {
     aten.upsample_bilinear2d,
     aten.upsample_nearest2d,
 }
-PRODUCTS = {aten.avg_pool1d, aten.avg_pool2d, aten.bmm, aten.dot, aten.mm, aten.mul, aten.mv, aten.sum}
+PRODUCTS = {
+    aten.avg_pool1d,
+    aten.avg_pool2d,
+    aten.bmm,
+    aten.dot,
+    aten.linalg_vecdot,
+    aten.mm,
+    aten.mul,
+    aten.mv,
+    aten.sum,
+}
 NORMS = {
     aten._native_batch_norm_legit,
     aten._native_batch_norm_legit_functional,
@@ -282,7 +298,7 @@ NORMS = {
     aten.native_group_norm,
     aten.native_layer_norm,
 }
-CONTRACTIONS = {aten.addmm, aten.bmm, aten.convolution, aten.dot, aten.mm, aten.mv}
+CONTRACTIONS = {aten.addmm, aten.bmm, aten.convolution, aten.dot, aten.linalg_vecdot, aten.mm, aten.mv}
 WRITTEN = {
     aten.index_add,
     aten.index_put,
@@ -351,6 +367,8 @@ def law_of(
             return affine(bias=0)
         case aten.convolution:
             return product if args[2] is None else affine(bias=2)
+        case aten.clamp if n_tensors == 1 and 0 < (args[1] or 0) <= SMALL and (len(args) < 3 or args[2] is None):
+            return nearly_unchanged
         case aten.constant_pad_nd if len(args) < 3 or args[2] == 0:
             return product
         case aten.native_layer_norm:

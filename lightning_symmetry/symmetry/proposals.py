@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from lightning_symmetry.symmetry.actions import KINDS, Action, Block, Carried, Fold, blocks_of
+from lightning_symmetry.symmetry.actions import KINDS, Action, Block, Carried, Fold
 from lightning_symmetry.symmetry.axes import Atom, Place, atoms
 from lightning_symmetry.symmetry.charges import Unknown, scalings, signs
 from lightning_symmetry.symmetry.groups import SymmetryGroup
@@ -27,7 +27,7 @@ from lightning_symmetry.symmetry.planes import rotation_of_planes
 from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.streams import Stream, streams
 from lightning_symmetry.symmetry.tracing import Tape
-from lightning_symmetry.symmetry.translations import Shift, shifts_along
+from lightning_symmetry.symmetry.translations import Blocks, Shift, blocks_of_leaves, shifts_along
 from lightning_symmetry.symmetry.whole import scales_of_whole_tensors
 
 Degrees = Mapping[Unknown, float]
@@ -60,7 +60,7 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     rows = rows_of(tensors, leaves.values())
     wanted = dict.fromkeys(chain.from_iterable((*rows.get(atom, ()), atom) for atom in found))
     names = axis_names(sorted(wanted, key=lambda atom: atom.pinned is not None), leaves)
-    blocks = [block for name, axes in leaves.items() for block in blocks_of(name, axes, names)]
+    blocks = blocks_of_leaves(leaves, names)
     shapes = {name: value.shape for name, value in tape.leaves.items()}
     everywhere = dict.fromkeys(atom for axes in tensors for axis in axes for atom in atoms(axis))
     model = _Model(blocks, names, rows, parameters, shapes, everywhere)
@@ -84,7 +84,7 @@ class _Model:
 
     def __init__(
         self,
-        blocks: list[tuple[Block, tuple[Place | None, ...]]],
+        blocks: Blocks,
         names: Mapping[Atom, str],
         rows: Mapping[Atom, Sequence[Atom]],
         parameters: Collection[str],
@@ -137,14 +137,14 @@ class _Model:
         seen = Block(block.tensor, (*block.views, (0, (1, shape[0]))), (name, *axes), block.numel)
         sizes = tuple((row, size) for k, (row, size) in enumerate(zip(rows, shape, strict=True)) if k != dim)
         action = Action(seen, (1, *[0] * len(shape)))
-        moved = dict.fromkeys((block.tensor, *(each.block.tensor for fold in folds for each in fold.carried)))
-        return SymmetryGroup("translation", name, name, 1, sizes, (action,), tuple(moved), folds=folds)
+        moved = self._parameters_of(dict.fromkeys((block.tensor, *_unfolded_otherwise(folds, {block}))))
+        return SymmetryGroup("translation", name, name, 1, sizes, (action,), moved, folds=folds)
 
     def rotation(self, stream: Stream) -> SymmetryGroup:
         """The rotations of a stream through norms' gains."""
         tensors = dict.fromkeys(action.block.tensor for action in stream.actions)
-        carried = (each.block.tensor for fold in stream.folds for each in fold.carried)
-        parameters = self._parameters_of(dict.fromkeys((*tensors, *carried)))
+        unfolded = _unfolded_otherwise(stream.folds, {action.block for action in stream.actions})
+        parameters = self._parameters_of(dict.fromkeys((*tensors, *unfolded)))
         return SymmetryGroup(
             kind="rotation",
             name=self._name("rotation", stream.axis, parameters[0]),
@@ -306,6 +306,13 @@ def _degree(place: Place | None, atom: Atom, degrees: Degrees) -> float:
     if place is None or place.atom is not atom:
         return 0
     return sum(degrees.get(unknown, 0) for unknown in place.charge.scale)
+
+
+def _unfolded_otherwise(folds: Iterable[Fold], changed: Collection[Block]) -> Iterator[str]:
+    """The names of tensors that unfolding does not bring back to what they were, as maps have changed meanwhile."""
+    for each in chain.from_iterable(fold.carried for fold in folds):
+        if any(step.block in changed for step in each.maps):
+            yield each.block.tensor
 
 
 def _is_within(group: SymmetryGroup, stream: Stream) -> bool:

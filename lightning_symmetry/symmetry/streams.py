@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from lightning_symmetry.symmetry.actions import Action, Block, Fold, blocks_of
+from lightning_symmetry.symmetry.actions import Action, Block, Fold
 from lightning_symmetry.symmetry.axes import Atom, Axis, atoms, places
 from lightning_symmetry.symmetry.folding import Affine, foldable, without
 from lightning_symmetry.symmetry.labelling import Labelling
@@ -17,7 +17,7 @@ from lightning_symmetry.symmetry.laws import LENGTH, MEAN
 from lightning_symmetry.symmetry.means import Means
 from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.shifts import wholes
-from lightning_symmetry.symmetry.translations import key_of
+from lightning_symmetry.symmetry.translations import blocks_of_leaves, key_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def streams(
     found = dict.fromkeys(atom for name in rest if name in parameters for axis in rest[name] for atom in atoms(axis))
     same = _named_alike(rest, leaves, names)
     beside = rows_of(labelling.tensors(), rest.values())
-    blocks = [block for name, axes in rest.items() for block in blocks_of(name, axes, same)]
+    blocks = blocks_of_leaves(rest, same)
     for atom in found:
         if LENGTH in atom.keeps and not atom.rigid and not atom.pinned and atom.size > 1 + (MEAN in atom.keeps):
             actions = []

@@ -116,22 +116,33 @@ def _with_lengths(operations: list[Operation]) -> list[Operation]:
     What is summed over all of an axis at once is looked at together.
     """
     uses = Counter(id(value) for operation in operations for value in operation.inputs)
-    written = []
+    written: list[Operation] = []
     for operation in operations:
-        square = operation.inputs[0].source if operation.operation in _SUMMED and operation.inputs else None
-        given = _squared(square) if square is not None and uses[id(operation.inputs[0])] == 1 else None
-        if given is None or not given.depends:
-            written.append(operation)
-            continue
-        (output,) = operation.outputs
-        assert output is not None
-        length = Value(output.shape, output.dtype)
-        measured = Operation(aten.linalg_vector_norm.default, (given, 2, *operation.args[1:3]), {}, [length])
-        length.source = measured
-        output.source = Operation(aten.pow.Tensor_Scalar, (length, 2), {}, [output])
-        written.remove(square)  # type: ignore[arg-type]
-        written += [measured, output.source]
+        alone = operation.operation in _SUMMED and operation.inputs and uses[id(operation.inputs[0])] == 1
+        product = operation.inputs[0].source if alone else None
+        instead = _in_one(product, operation) if product is not None and operation.outputs[0] is not None else []
+        if instead:
+            written.remove(product)  # type: ignore[arg-type]
+        written += instead or [operation]
     return written
+
+
+def _in_one(product: Operation, total: Operation) -> list[Operation]:
+    """A product and its sum or mean as a length or a contraction; empty where it is neither."""
+    (output,) = total.outputs
+    assert output is not None
+    square = _squared(product)
+    if square is not None and square.depends:
+        length = Value(output.shape, output.dtype)
+        length.source = Operation(aten.linalg_vector_norm.default, (square, 2, *total.args[1:3]), {}, [length])
+        output.source = Operation(aten.pow.Tensor_Scalar, (length, 2), {}, [output])
+        return [length.source, output.source]
+    factors = product.inputs if product.operation == aten.mul.Tensor else []
+    alike = len(factors) == 2 and factors[0].shape == factors[1].shape and all(value.depends for value in factors)
+    if alike and total.args[1] in ([-1], [len(factors[0].shape) - 1]) and not total.args[2:]:
+        output.source = Operation(aten.linalg_vecdot.default, tuple(factors), {}, [output])
+        return [output.source]
+    return []
 
 
 def _squared(operation: Operation) -> Value | None:

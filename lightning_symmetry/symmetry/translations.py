@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from lightning_symmetry.symmetry.actions import Block, Carried, Map
-from lightning_symmetry.symmetry.axes import Atom, Place
+from lightning_symmetry.symmetry.actions import Block, Carried, Map, blocks_of
+from lightning_symmetry.symmetry.axes import Atom, Axis, Place
 from lightning_symmetry.symmetry.charges import Hidden, Image, Key, Unknown
 from lightning_symmetry.symmetry.shifts import Path, shifts, wholes
 
@@ -83,6 +83,17 @@ def _degrees(shares: Iterable[Fraction]) -> Callable[[Fraction], float]:
     """Shares in whole numbers where there are such, as none are of a factor like the root of two."""
     common = math.lcm(*(share.denominator for share in shares))
     return float if common > _LARGEST else lambda share: int(share * common)
+
+
+def blocks_of_leaves(leaves: Mapping[str, Sequence[Axis]], names: Mapping[Atom, str]) -> Blocks:
+    """The blocks of all leaves, with the places in each; axes that nothing used have none."""
+    found = []
+    for name, axes in leaves.items():
+        for block, places in blocks_of(name, axes, names):
+            found.append(
+                (block, tuple(place if place is not None and place.charge.shift else None for place in places))
+            )
+    return found
 
 
 def key_of(place: Place) -> Key:

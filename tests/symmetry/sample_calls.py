@@ -152,6 +152,7 @@ def pointwise():
 
 def contractions():
     yield Sample(aten.dot.default, (real(7), real(7)))
+    yield Sample(aten.linalg_vecdot.default, (real(3, 7), real(3, 7)))
     yield Sample(aten.mv.default, (real(5, 7), real(7)))
     yield Sample(aten.mm.default, (real(5, 7), real(7, 3)))
     yield Sample(aten.bmm.default, (real(2, 5, 7), real(2, 7, 3)))

@@ -103,7 +103,7 @@ EXPECTED = {
     "identity: all linear mixtures": (
         lambda: nn.Sequential(nn.Linear(5, 11), nn.Linear(11, 4)),
         VECTORS,
-        {"rotation": {"0.rotation": (11,)}},
+        {"rotation": {"0.rotation": (11,)}, "translation": {"0.translation": (11,)}},  # one bias into the next
     ),
     "squared relu: what reads the unit is divided twice": (
         lambda: SquaredReLU(),
@@ -154,9 +154,9 @@ EXPECTED = {
         Transformer,
         tokens(13),
         {
-            "permutation": {"positions": (12,)}
-            | of_each_layer(2, {"blocks.{}.attn.qkv.heads": (3,), "blocks.{}.up": (17,)}),
-            "rotation": of_each_layer(
+            "permutation": of_each_layer(2, {"blocks.{}.attn.qkv.heads": (3,), "blocks.{}.up": (17,)}),
+            "rotation": {"positions.rotation": (12,)}
+            | of_each_layer(
                 2,
                 {"blocks.{}.attn.qkv.qk.head_dims.rotation": (3, 4), "blocks.{}.attn.qkv.v.head_dims.rotation": (3, 4)},
             ),
@@ -166,21 +166,32 @@ EXPECTED = {
             "sign": of_each_layer(2, {"blocks.{}.norm1.sign": (12,), "blocks.{}.norm2.sign": (12,)})
             | {"norm.sign": (12,)},
             "scale": {"positions.scale": (1,)},  # all that is written to the stream
-            # what all positions gain and all tokens lose; and the mean that every norm takes away, of all that is
-            # written to the stream: positions that the batch has and the one that it has not, tokens, weights, biases
+            # what all positions gain and all tokens lose; the mean that every norm takes away, of all that is written
+            # to the stream: positions that the batch has and the one that it has not, tokens, weights, biases; the
+            # mean of what reads a norm, with its bias, of keys and values
             "translation": {
                 "positions.translation": (12,),
                 "positions.translation.2": (7, 1),
                 "positions.translation.3": (1, 1),
-                "tokens.translation": (13, 1),
+                "tokens.weight.translation": (13, 1),
+                "norm.translation": (12,),
+                "head.weight.translation": (13, 1),
             }
             | of_each_layer(
                 2,
                 {
-                    "blocks.{}.attn.out.translation": (3, 4, 1),
-                    "blocks.{}.attn.out.translation.2": (1,),
-                    "blocks.{}.down.translation": (17, 1),
-                    "blocks.{}.down.translation.2": (1,),
+                    "blocks.{}.attn.qkv.weight.translation": (3, 4, 1),
+                    "blocks.{}.attn.qkv.weight.translation.2": (3, 4, 1),
+                    "blocks.{}.attn.qkv.weight.translation.3": (3, 4, 1),
+                    "blocks.{}.attn.qkv.qk.head_dims.translation": (3, 4),
+                    "blocks.{}.attn.qkv.v.head_dims.translation": (3, 4),
+                    "blocks.{}.attn.out.weight.translation": (3, 4, 1),
+                    "blocks.{}.attn.out.bias.translation": (1,),
+                    "blocks.{}.norm1.translation": (12,),
+                    "blocks.{}.norm2.translation": (12,),
+                    "blocks.{}.up.weight.translation": (17, 1),
+                    "blocks.{}.down.weight.translation": (17, 1),
+                    "blocks.{}.down.bias.translation": (1,),
                 },
             ),
         },
@@ -204,14 +215,23 @@ EXPECTED = {
             ),
             "sign": of_each_layer(2, {"transformer.h.{}.ln_1.sign": (24,), "transformer.h.{}.ln_2.sign": (24,)}),
             "scale": {"transformer.wte.scale": (1,)},
-            "translation": {"transformer.wpe.translation": (16, 1)}
+            # the embedding of tokens, against that of positions, shifts all logits of a position alike
+            "translation": {"transformer.wte.translation": (24,), "transformer.wpe.weight.translation": (16, 1)}
             | of_each_layer(
                 2,
                 {
-                    "transformer.h.{}.attn.c_proj.translation": (3, 8, 1),
-                    "transformer.h.{}.attn.c_proj.translation.2": (1,),
-                    "transformer.h.{}.mlp.c_proj.translation": (96, 1),
-                    "transformer.h.{}.mlp.c_proj.translation.2": (1,),
+                    "transformer.h.{}.ln_1.translation": (24,),
+                    "transformer.h.{}.attn.c_attn.weight.translation": (3, 8, 1),
+                    "transformer.h.{}.attn.c_attn.weight.translation.2": (3, 8, 1),
+                    "transformer.h.{}.attn.c_attn.weight.translation.3": (3, 8, 1),
+                    "transformer.h.{}.attn.c_attn.qk.head_dims.translation": (3, 8),
+                    "transformer.h.{}.attn.c_attn.v.head_dims.translation": (3, 8),
+                    "transformer.h.{}.attn.c_proj.weight.translation": (3, 8, 1),
+                    "transformer.h.{}.attn.c_proj.bias.translation": (1,),
+                    "transformer.h.{}.ln_2.translation": (24,),
+                    "transformer.h.{}.mlp.c_fc.weight.translation": (96, 1),
+                    "transformer.h.{}.mlp.c_proj.weight.translation": (96, 1),
+                    "transformer.h.{}.mlp.c_proj.bias.translation": (1,),
                 },
             ),
         },
@@ -220,8 +240,7 @@ EXPECTED = {
         llama,
         LANGUAGE,
         {
-            "permutation": {"model.embed_tokens": (32,)}
-            | of_each_layer(
+            "permutation": of_each_layer(
                 2,
                 {
                     "model.layers.{}.self_attn.q_proj.head_groups": (2,),
@@ -229,7 +248,14 @@ EXPECTED = {
                     "model.layers.{}.mlp.gate_proj": (20,),
                 },
             ),
-            "rotation": of_each_layer(2, {"model.layers.{}.self_attn.v_proj.head_dims.rotation": (2, 8)}),
+            "rotation": {"model.embed_tokens.rotation": (32,)}
+            | of_each_layer(
+                2,
+                {
+                    "model.layers.{}.self_attn.q_proj.plane.rotation": (2, 4, 2),
+                    "model.layers.{}.self_attn.v_proj.head_dims.rotation": (2, 8),
+                },
+            ),
             # norms' gains against their readers; planes of the rotary embedding; the linear branch of the gated unit
             "rescaling": of_each_layer(
                 2,
@@ -241,7 +267,6 @@ EXPECTED = {
                 },
             )
             | {"model.norm.rescaling": (32,)},
-            # as above, and the dimensions of the stream, which its norms square
             "sign": of_each_layer(
                 2,
                 {
@@ -251,9 +276,9 @@ EXPECTED = {
                     "model.layers.{}.mlp.up_proj.sign": (20,),
                 },
             )
-            | {"model.norm.sign": (32,), "model.embed_tokens.sign": (32,)},
+            | {"model.norm.sign": (32,)},
             "scale": {"model.embed_tokens.scale": (1,)},
-            "translation": {"lm_head.translation": (32, 1)},  # of all logits alike, which the loss does not see
+            "translation": {"lm_head.weight.translation": (32, 1)},  # of all logits alike, which the loss does not see
         },
     ),
     "twisted: the hidden units to which a fixed constant is added are told apart": (
@@ -278,9 +303,8 @@ def test_every_group_is_found_and_no_other(name, training):
     symmetries = find_symmetries(build().train(training), batch)
     assert {kind: shapes(symmetries, kind) for kind in KINDS if shapes(symmetries, kind)} == expected
     assert all(group.verified for group in symmetries)
-    assert [group.name for group in symmetries if group.preserves == "loss"] == ["lm_head.translation"] * (
-        name == "llama"
-    )
+    of_logits = {"llama": ["lm_head.weight.translation"], "gpt2": ["transformer.wte.translation"]}
+    assert [group.name for group in symmetries if group.preserves == "loss"] == of_logits.get(name, [])
     assert all(group.exact is (group.kind != "scale") for group in symmetries)
     assert not symmetries.rejected
     assert not symmetries.without_rule

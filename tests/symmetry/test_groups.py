@@ -40,7 +40,7 @@ def test_what_is_shown_is_the_table_that_is_printed():
 def test_the_table_says_what_holds_for_the_loss_alone_or_without_the_small_constants_of_norms():
     table = str(search("resnet basic", True).symmetries).splitlines()
     verdict = {line.split()[1]: line.partition(" yes")[2].strip() for line in table if " yes" in line}
-    assert verdict["classifier.1.translation"] == ", loss only"
+    assert verdict["classifier.1.weight.translation"] == ", loss only"
     assert verdict["resnet.embedder.embedder.convolution.scale"] == ", at eps = 0"
     assert verdict["resnet.embedder.embedder.convolution"] == ""
 

@@ -31,8 +31,23 @@ def means(**rows):
 
     Rows are those of the weights: anything may be added that is the same all along the axis that is written to.
     """
-    weights = {place: (*sizes, 1) for place, sizes in rows.items()}
-    return {"translation": {**weights, **{f"{place}#2": (1,) for place in rows}}}
+    weights = {f"{place}.weight": (*sizes, 1) for place, sizes in rows.items()}
+    return {"translation": {**weights, **{f"{place}.bias": (1,) for place in rows}}}
+
+
+def reads(**rows):
+    """The mean along what a LayerNorm gives, whose own is zero, of the maps that read it; rows are those written to."""
+    return {"translation": {f"{place}.weight": (*sizes, 1) for place, sizes in rows.items()}}
+
+
+def shifts(*places, size):
+    """What is added to biases and taken up by others."""
+    return {"translation": dict.fromkeys(places, (size,))}
+
+
+def attention_biases(places, key, value, n_heads, size):
+    """The bias of keys, which softmax takes away, and that of values, which goes on into that of the output."""
+    return {"translation": of_each({f"{{}}.{name}": (n_heads, size) for name in (key, value)}, *places)}
 
 
 def wholes(*places):
@@ -104,21 +119,31 @@ LLAMA = together(
         "model.norm",
         size=36,
     ),
-    # one scale and one sign a plane of the rotary embedding, in each key-value head
+    # one scale, one sign and one angle a plane of the rotary embedding, in each key-value head
     {kind: of_each({"model.layers.{}.self_attn.q_proj": (2, 4)}, *LAYERS) for kind in ("rescaling", "sign")},
+    {"rotation": of_each({"model.layers.{}.self_attn.q_proj.plane": (2, 4, 2)}, *LAYERS)},
     {"rotation": of_each({"model.layers.{}.self_attn.v_proj.head_dims": (2, 8)}, *LAYERS)},
 )
-# norms square the stream, and divide it by its size
-STREAM = {"sign": {"model.embed_tokens": (36,)}, "scale": {"model.embed_tokens": (1,)}}
-LOGITS = {"translation": {"lm_head": (36, 1)}}
-ROUTERS = {"translation": of_each({"model.layers.{}.mlp.gate": (36, 1)}, *LAYERS)}
+# norms look at the length of the stream, and divide it by its size
+STREAM = {"rotation": {"model.embed_tokens": (36,)}, "scale": {"model.embed_tokens": (1,)}}
+LOGITS = {"translation": {"lm_head.weight": (36, 1)}}
+ROUTERS = {"translation": of_each({"model.layers.{}.mlp.gate.weight": (36, 1)}, *LAYERS)}
 EXPERTS = {
     kind: of_each({"model.layers.{}.mlp.experts.gate_up_proj": (5, 22)}, *LAYERS) for kind in ("rescaling", "sign")
 }
 ENCODER_HEADS = heads([f"encoder.layers.{k}.self_attn.in_proj" for k in LAYERS], "qk", "v", 3, 4)
-ENCODER_MEANS = means(
-    **of_each({"encoder.layers.{}.self_attn.out_proj": (3, 4), "encoder.layers.{}.linear2": (22,)}, *LAYERS)
+ENCODER_MEANS = together(
+    means(**of_each({"encoder.layers.{}.self_attn.out_proj": (3, 4), "encoder.layers.{}.linear2": (22,)}, *LAYERS)),
+    reads(**of_each({"encoder.layers.{}.linear1": (22,)}, *LAYERS)),
+    attention_biases([f"encoder.layers.{k}.self_attn.in_proj" for k in LAYERS], "qk.head_dims", "v.head_dims", 3, 4),
 )
+
+
+def fused(places, n_heads, size):
+    """The mean along what a LayerNorm gives of the three parts of fused maps."""
+    return {"translation": of_each(dict.fromkeys(("{}", "{}#2", "{}#3"), (n_heads, size, 1)), *places)}
+
+
 T5_NORMS = [
     *of_each({"encoder.block.{}.layer.0.layer_norm": (), "encoder.block.{}.layer.1.layer_norm": ()}, *LAYERS),
     *of_each({f"decoder.block.{{}}.layer.{k}.layer_norm": () for k in (0, 1, 2)}, *LAYERS),
@@ -138,7 +163,7 @@ def recurrent(gates):
     return {
         "rotation": {"embedding": (10,)},
         "sign": dict.fromkeys(layers, (12,)),
-        "translation": dict.fromkeys(names, (12,)),
+        "translation": {"embedding": (10,), **dict.fromkeys(names, (12,))},
     }
 
 
@@ -146,7 +171,7 @@ EXPECTED = {
     "mlp relu": {"rescaling": {"0": (11,), "2": (9,)}},
     "mlp tanh": {"sign": {"0": (11,), "2": (9,)}},
     "mlp gelu": {},
-    "mlp identity": {"rotation": {"0": (11,), "2": (9,)}},
+    "mlp identity": together({"rotation": {"0": (11,), "2": (9,)}}, {"translation": {"0": (11,), "2": (9,)}}),
     "conv stack": {
         "scale": {"0.0": (6,), "1.0": (10,), "3.0": (14,)},
         "sign": {"0.0": (6,), "1.1": (10,), "3.0": (14,)},
@@ -169,7 +194,8 @@ EXPECTED = {
         ),
         # ReLU6 saturates, so only the stream of linear bottlenecks has a scale; the last may be flipped as a whole
         {"rescaling": {"stem.1": (6,), "block2.project.1": (8,)}, "sign": {"block2.project.1#2": (8,)}},
-        {"translation": {"stem.0": (6,)}},
+        # before batch norm, and through the linear bottlenecks and the next convolution, whose mean it takes away
+        {"translation": {"stem.0": (6,), "block1.project.1": (6,), "block2.project.1": (8,)}},
     ),
     "convnext": together(
         affine(  # layer scale against the map before it
@@ -191,11 +217,23 @@ EXPECTED = {
             "convnext.encoder.stages.1.downsampling_layer.0",
             "convnext.encoder.stages.1.layers.0.dwconv",
         ),
-        means(**{"convnext.embeddings.patch_embeddings": (3, 4, 4), "classifier": (10,)}),
+        means(**{"convnext.embeddings.patch_embeddings": (3, 4, 4)}),
+        reads(
+            **of_each({"convnext.encoder.stages.0.layers.{}.pwconv1": (24,)}, *LAYERS),
+            **{"convnext.encoder.stages.1.layers.0.pwconv1": (40,), "classifier": (5,)},
+        ),
+        shifts(
+            *of_each({"convnext.encoder.stages.0.layers.{}.layernorm": ()}, *LAYERS),
+            "convnext.encoder.stages.1.downsampling_layer.0",
+            size=6,
+        ),
+        shifts("convnext.encoder.stages.1.layers.0.layernorm", "convnext.layernorm", size=10),
         {
             "translation": {
-                **of_each({"convnext.encoder.stages.0.layers.{}.dwconv": (1,)}, *LAYERS),
-                "convnext.encoder.stages.1.layers.0.dwconv": (1,),
+                **of_each({"convnext.encoder.stages.0.layers.{}.dwconv.bias": (1,)}, *LAYERS),
+                "convnext.encoder.stages.1.layers.0.dwconv.bias": (1,),
+                "classifier.weight#2": (10, 1),  # of the logits
+                "classifier.bias": (1,),
             }
         },
     ),
@@ -214,6 +252,7 @@ EXPECTED = {
             "transition.0#3": (7,),
         },
         "rotation": {"transition.2": (8,)},
+        "translation": {"transition.2": (8,)},
     },
     "gpt2": together(
         affine(*of_each({"transformer.h.{}.ln_1": (), "transformer.h.{}.ln_2": ()}, *LAYERS), size=15),
@@ -222,7 +261,12 @@ EXPECTED = {
         means(
             **of_each({"transformer.h.{}.attn.c_proj": (3, 5), "transformer.h.{}.mlp.c_proj": (22,)}, *LAYERS),
         ),
-        {"translation": {"transformer.wpe": (16, 1)}},  # the embedding of tokens is read again, without a norm
+        shifts(*of_each({"transformer.h.{}.ln_1": (), "transformer.h.{}.ln_2": ()}, *LAYERS), size=15),
+        attention_biases([f"transformer.h.{k}.attn.c_attn" for k in LAYERS], "qk.head_dims", "v.head_dims", 3, 5),
+        fused([f"transformer.h.{k}.attn.c_attn.weight" for k in LAYERS], 3, 5),
+        reads(**of_each({"transformer.h.{}.mlp.c_fc": (22,)}, *LAYERS)),
+        # the embedding of tokens is read again, and shifts all logits of a position alike
+        {"translation": {"transformer.wte": (15,), "transformer.wpe.weight": (16, 1)}},
     ),
     "bert": together(  # post-norm: only the last norm is read by linear maps alone
         affine("bert.encoder.layer.1.output.LayerNorm", size=15),
@@ -240,12 +284,34 @@ EXPECTED = {
                 *LAYERS,
             ),
         ),
+        shifts(
+            "bert.embeddings.word_embeddings",  # against positions; it shifts all logits of a position alike
+            "bert.embeddings.position_embeddings",  # against those of the token's type
+            "bert.embeddings.LayerNorm",
+            *of_each(
+                {
+                    "bert.encoder.layer.{}.attention.output.LayerNorm": (),
+                    "bert.encoder.layer.{}.output.LayerNorm": (),
+                },
+                *LAYERS,
+            ),
+            "cls.predictions.transform.LayerNorm",
+            size=15,
+        ),
+        attention_biases([f"bert.encoder.layer.{k}.attention.self" for k in LAYERS], "key", "value.head_dims", 3, 5),
+        reads(
+            **of_each(
+                {f"bert.encoder.layer.{{}}.attention.self.{name}": (3, 5) for name in ("query", "key", "value")},
+                *LAYERS,
+            ),
+            **of_each({"bert.encoder.layer.{}.intermediate.dense": (22,)}, *LAYERS),
+            **{"cls.predictions.transform.dense": (15,)},
+        ),
         {
             "translation": {
-                "bert.embeddings.position_embeddings": (15,),  # against those of the token's type
-                "bert.embeddings.position_embeddings#2": (16, 1),
-                "bert.embeddings.token_type_embeddings": (2, 1),
-                "cls.predictions": (1,),
+                "bert.embeddings.position_embeddings.weight": (16, 1),
+                "bert.embeddings.token_type_embeddings.weight": (2, 1),
+                "cls.predictions.bias": (1,),
             }
         },
     ),
@@ -257,20 +323,32 @@ EXPECTED = {
         ),
         heads([f"vit.layers.{k}.attention" for k in LAYERS], "q_proj", "v_proj", 3, 5),
         wholes("vit.embeddings"),
-        means(
-            **of_each({"vit.layers.{}.attention.o_proj": (3, 5), "vit.layers.{}.mlp.fc2": (22,)}, *LAYERS),
-            classifier=(15,),
+        means(**of_each({"vit.layers.{}.attention.o_proj": (3, 5), "vit.layers.{}.mlp.fc2": (22,)}, *LAYERS)),
+        {"rotation": {"vit.embeddings.cls_token": (15,)}},
+        shifts(
+            *of_each({"vit.layers.{}.layernorm_before": (), "vit.layers.{}.layernorm_after": ()}, *LAYERS),
+            "vit.layernorm",
+            "vit.embeddings.patch_embeddings.projection",  # against positions, and the first token
+            size=15,
+        ),
+        attention_biases([f"vit.layers.{k}.attention" for k in LAYERS], "k_proj", "v_proj.head_dims", 3, 5),
+        reads(
+            **of_each(
+                {f"vit.layers.{{}}.attention.{name}": (3, 5) for name in ("q_proj", "k_proj", "v_proj")}, *LAYERS
+            ),
+            **of_each({"vit.layers.{}.mlp.fc1": (22,)}, *LAYERS),
+            classifier=(5,),
         ),
         {
             "translation": {
-                # against positions, and the first token
-                "vit.embeddings.patch_embeddings.projection": (15,),
-                "vit.embeddings.patch_embeddings.projection#2": (3, 8, 8, 1),
-                "vit.embeddings.patch_embeddings.projection#3": (1,),
+                "vit.embeddings.patch_embeddings.projection.weight": (3, 8, 8, 1),
+                "vit.embeddings.patch_embeddings.projection.bias": (1,),
                 # of the first token, of its position, and of those of two by two patches
-                "vit.embeddings": (1, 1, 1),
-                "vit.embeddings#2": (1, 1, 1),
-                "vit.embeddings#3": (1, 2, 2, 1),
+                "vit.embeddings.cls_token": (1, 1, 1),
+                "vit.embeddings.position_embeddings": (1, 1, 1),
+                "vit.embeddings.position_embeddings#2": (1, 2, 2, 1),
+                "classifier.weight#2": (15, 1),  # of the logits
+                "classifier.bias": (1,),
             }
         },
     ),
@@ -279,6 +357,10 @@ EXPECTED = {
         ENCODER_HEADS,
         wholes("read", "encoder.layers.0.linear1", "encoder.layers.0.norm2", "encoder.layers.1.linear1"),
         ENCODER_MEANS,
+        # the first block reads what no norm gave
+        fused(["encoder.layers.1.self_attn.in_proj_weight"], 3, 4),
+        reads(head=(6,)),
+        shifts("read", *of_each({"encoder.layers.{}.linear2": (), "encoder.layers.{}.norm2": ()}, *LAYERS), size=12),
     ),
     "encoder pre-norm": together(
         affine(
@@ -288,6 +370,12 @@ EXPECTED = {
         wholes("read"),
         ENCODER_MEANS,
         means(read=(5,)),
+        fused([f"encoder.layers.{k}.self_attn.in_proj_weight" for k in LAYERS], 3, 4),
+        reads(head=(6,)),
+        shifts(
+            *of_each({"encoder.layers.{}.norm1": (), "encoder.layers.{}.norm2": ()}, *LAYERS), "encoder.norm", size=12
+        ),
+        {"rotation": {"read": (12,)}},
     ),
     "llama": together(
         LLAMA,
@@ -309,6 +397,7 @@ EXPECTED = {
             )
         },
         {"sign": {"shared": (16,)}},
+        {"translation": {"encoder.block.0.layer.0.SelfAttention.relative_attention_bias": (3,)}},
         wholes("shared"),
         heads(T5_ATTENTION, "q", "v", 3, 5),
     ),
@@ -331,9 +420,11 @@ EXPECTED = {
         affine("blocks.0.norm2", "blocks.1.norm2", "norm", size=10),
         wholes("read", "blocks.0.norm1", "blocks.1.norm1"),  # a map over patches leaves a norm's gain one scale
         means(**{"read": (3, 4, 4), "blocks.0.channels.2": (13,), "blocks.1.channels.2": (14,)}),
+        reads(**{"blocks.0.channels.0": (13,), "blocks.1.channels.0": (14,), "head": (5,)}),
+        shifts("blocks.0.norm2", "blocks.1.norm2", "norm", size=10),
     ),
     "graph convolution": {"rescaling": {"first": (11,), "second": (7,)}},
-    "siamese": {},
+    "siamese": together({"rotation": {"tower.2": (7,)}}, wholes("tower.2")),  # cosines look at lengths and angles
     "gan": {"rescaling": {"discriminator.0": (9,)}},
 }
 KINDS = ("rescaling", "sign", "scale", "rotation", "translation")

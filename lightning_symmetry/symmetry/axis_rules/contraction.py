@@ -16,6 +16,12 @@ axis_table(
 )
 
 
+@axis_rule(aten.linalg_vecdot.default)
+def _(x, y, dim=-1):
+    kept = " ".join(f"a{k}" for k in range(len(x.shape) - 1))
+    return f"{kept} k, {kept} k -> {kept}"
+
+
 @axis_rule(aten.addmm.default)
 def _(bias, left, right, **scales):
     return f"{' '.join('mn'[2 - len(bias.shape) :])}, m k, k n -> m n"

@@ -323,7 +323,9 @@ class Binding:
                 columns, axes = self._columns(letter)
                 name = letter if isinstance(letter, str) else "..."
                 answers = [self._law(charges, name) for charges in columns]
-                everywhere = frozenset.intersection(*(_hidden(answer.alone) for answer in answers)) if answers else ()
+                everywhere = (
+                    frozenset.intersection(*(_hidden(answer.alone) for answer in answers)) if answers else frozenset()
+                )
                 for place, answer in zip(places(axes[0]), answers, strict=True):
                     place.atom.vanishing.extend(answer.vanishing)
                     place.atom.nearly.extend(answer.nearly)

@@ -121,7 +121,8 @@ def token_rank_residuals(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         raise ValueError(
             f"mask must be {tuple(tokens.shape[:-1])}, one entry for each token, got shape {tuple(mask.shape)}."
         )
-    rows = for_measuring(tokens, torch.float64).reshape(-1, *tokens.shape[-2:])
+    rows = for_measuring(tokens, torch.float64)
+    rows = rows if rows.ndim == 3 else rows[None]
     if not rows.numel():
         return rows.new_zeros(len(rows))
     kept = torch.ones_like(rows[..., :1], dtype=torch.bool) if mask is None else mask.to(rows.device).bool()
@@ -130,6 +131,6 @@ def token_rank_residuals(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     largest = rows.abs().amax((1, 2), keepdim=True)
     rows = rows / torch.where(largest == 0, 1.0, largest)
     mean = rows.sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp_min(1)
-    residual = torch.linalg.matrix_norm(torch.where(kept, rows - mean, 0.0))
-    norm: Tensor = torch.linalg.matrix_norm(rows)
+    residual: Tensor = torch.linalg.matrix_norm(torch.where(kept, rows - mean, 0.0))
+    norm = torch.linalg.matrix_norm(rows)
     return residual / torch.where(norm == 0, 1.0, norm)

@@ -2,8 +2,8 @@
 
 For features Z (N x d) let M = Z^T Z / N be the second moment, m the mean, and C = M - m m^T the covariance, with
 eigenvalues lambda_1 >= ... >= lambda_d. The sums N, sum z and sum z z^T tell both matrices, whatever N: they add up
-over batches and over processes, and take d^2 numbers. Every indicator here is a function of the eigenvalues of one of the
-two, written once, in the table ``_FORMULAS``, and none depends on the units of the features.
+over batches and over processes, and take d^2 numbers. Every indicator here is a function of the eigenvalues of one of
+the two, written once, in the table ``_FORMULAS``, and none depends on the units of the features.
 
 The singular values of Z are sqrt(N lambda_i(M)). Sums are kept in float64: the eigenvalues have an error of about d eps
 times the largest one (for C, times that and |m|^2), below which they count as 0. All results are detached 0-d float64

@@ -1,10 +1,12 @@
 """How alike two representations are, whatever the rotation of either.
 
 **Linear CKA.** For features X (N x d) and Y (N x d') of the same N samples, of two layers or two models, let K and L be
-X X^T and Y Y^T with their diagonals set to 0. The unbiased estimate of the Hilbert-Schmidt independence criterion is
+X X^T and Y Y^T. The unbiased estimate of the Hilbert-Schmidt independence criterion is
 
-    HSIC(K, L) = (tr(K L) + (1^T K 1) (1^T L 1) / ((N - 1) (N - 2)) - 2 (1^T K L 1) / (N - 2)) / (N (N - 3)),
+    HSIC(K, L) = sum_{i != j} U_ij V_ij / (N (N - 3)),
 
+U and V being K and L less what a shift of the samples could add: off the diagonal U_ij = K_ij - r_i / (N - 2) -
+r_j / (N - 2) + sum r / ((N - 1) (N - 2)), r_i = sum_{j != i} K_ij,
 and CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)). Over mini-batches each of the three is a mean over batches: being
 unbiased they tend to the values of all samples at once, so the size of the batches does not matter; fewer than four
 samples tell nothing, and count as nothing.
@@ -57,10 +59,31 @@ def hsic(features: Sequence[Tensor]) -> Tensor:
             f"features must be of the same samples, in the same order; got {', '.join(str(len(one)) for one in rows)} "
             "samples."
         )
-    n = len(rows[0])
-    if n < LEAST_SAMPLES:
+    if len(rows[0]) < LEAST_SAMPLES:
         return rows[0].new_zeros(len(rows), len(rows))
-    return hsic_of_grams(torch.stack([one @ one.T for one in rows]))
+    return hsic_of_grams(torch.stack([centred_gram(one) for one in rows]))
+
+
+def centred_gram(features: Tensor) -> Tensor:
+    """Gram matrix of features less their mean, which changes no HSIC and keeps its digits.
+
+    Args:
+        features: ``(n_samples, dim)``.
+
+    Returns:
+        ``(n_samples, n_samples)`` in float64.
+
+    Raises:
+        ValueError: If ``features`` has not two dimensions.
+
+    Example:
+        >>> centred_gram(torch.tensor([[1.0], [3.0]]))
+        tensor([[ 1., -1.],
+                [-1.,  1.]], dtype=torch.float64)
+    """
+    rows = as_samples(features)
+    rows = rows - rows.mean(0)
+    return rows @ rows.T
 
 
 def hsic_of_grams(grams: Tensor) -> Tensor:
@@ -78,10 +101,11 @@ def hsic_of_grams(grams: Tensor) -> Tensor:
     """
     n = grams.shape[-1]
     grams = grams - torch.diag_embed(grams.diagonal(dim1=1, dim2=2))
-    flat, sums = grams.flatten(1), grams.sum(2)
-    total = sums.sum(1)
-    unnormalised = flat @ flat.T + torch.outer(total, total) / ((n - 1) * (n - 2)) - 2 / (n - 2) * sums @ sums.T
-    return unnormalised / (n * (n - 3))
+    sums = grams.sum(2) / (n - 2)
+    total = sums.sum(1) / (n - 1)
+    centred = grams - sums[:, :, None] - sums[:, None, :] + total[:, None, None]
+    flat = (centred - torch.diag_embed(centred.diagonal(dim1=1, dim2=2))).flatten(1)
+    return flat @ flat.T / (n * (n - 3))
 
 
 def linear_cka_of(hsics: Tensor) -> Tensor:

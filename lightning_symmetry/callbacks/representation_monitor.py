@@ -264,10 +264,9 @@ class RepresentationMonitor(Monitor):
             )
             if left_out
         }
-        if trainer.is_global_zero and len(heard) < len(names):
-            few = ", ".join(name for name in names[:3] if name in inside)
-            warn(f"{type(self).__name__} cannot hear layers that run inside of what torch.compile has compiled ({few})")
-        elif trainer.is_global_zero and not chosen:
-            whole = " of a module that torch.compile has compiled as a whole" if inside else ""
-            warn(f"{type(self).__name__} found no layer{whole} to listen to, and stands down")
+        if trainer.is_global_zero and (len(heard) < len(names) or not chosen):
+            few = ", ".join([name for name in names if name in inside][:3])
+            inside_what = f" that run inside of what torch.compile has compiled ({few})" if few else " in this model"
+            fate = "" if chosen else ", and stands down"
+            warn(f"{type(self).__name__} cannot hear layers{inside_what}{fate}")
         return chosen

@@ -85,7 +85,7 @@ def monitors(**settings):
 def train(folder, callbacks, model=None, epochs=2, **settings):
     """Fit a model on one device, and return it with its trainer."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    model = model or Net()
+    model = Net() if model is None else model
     settings = {
         "logger": False,
         "enable_checkpointing": False,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -95,23 +96,23 @@ def in_own_units(rows: Tensor) -> Tensor:
     return rows / 2.0 ** min(max(math.frexp(magnitude)[1], -1021), 1023)
 
 
-class _Spectra(NamedTuple):
-    """What every formula is a function of."""
+class _Spectra:
+    """What every formula is a function of: relative eigenvalues, computed when they are asked for."""
 
-    second_moment: Tensor
-    """The eigenvalues of M over the largest one, from 1 down; zeros where all are zero."""
-    covariance: Tensor
-    """Likewise of C."""
+    def __init__(self, moments: Moments) -> None:
+        count = moments.samples.clamp_min(1.0)
+        self._mean, self._second_moment = moments.total / count, moments.outer / count
 
+    @cached_property
+    def second_moment(self) -> Tensor:
+        """The eigenvalues of M over the largest one, from 1 down; zeros where all are zero."""
+        return _relative_eigenvalues(self._second_moment, self._mean.new_zeros(()))
 
-def _spectra(moments: Moments) -> _Spectra:
-    count = moments.samples.clamp_min(1.0)
-    mean = moments.total / count
-    second_moment = moments.outer / count
-    return _Spectra(
-        _relative_eigenvalues(second_moment, mean.new_zeros(())),
-        _relative_eigenvalues(second_moment - torch.outer(mean, mean), mean.square().sum()),
-    )
+    @cached_property
+    def covariance(self) -> Tensor:
+        """Likewise of C."""
+        covariance = self._second_moment - torch.outer(self._mean, self._mean)
+        return _relative_eigenvalues(covariance, self._mean.square().sum())
 
 
 def _relative_eigenvalues(matrix: Tensor, subtracted: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ def feature_indicators(moments: Moments, names: Iterable[str] = FEATURE_INDICATO
     if moments.total.numel() == 0 or not bool(moments.outer.isfinite().all()):
         value = 0.0 if moments.total.numel() == 0 else math.nan
         return {name: moments.samples.new_tensor(value) for name in names}
-    spectra = _spectra(moments)
+    spectra = _Spectra(moments)
     return {name: _FORMULAS[name](spectra) for name in names}
 
 

@@ -127,9 +127,10 @@ class Listener:
         if grams:
             shape = next(iter(grams.values())).shape
             compared = [name for name, gram in grams.items() if gram.shape == shape]
-            places = torch.tensor([list(self.layers).index(name) for name in compared])
             device = grams[compared[0]].device
-            found = hsic_of_grams(torch.stack([grams[name].to(device) for name in compared])).cpu()
+            found = hsic_of_grams(torch.stack([grams[name].to(device) for name in compared]))
+            places = torch.tensor([list(self.layers).index(name) for name in compared], device=device)
+            self.hsics = self.hsics.to(device)
             self.hsics[places[:, None], places] += found
 
     def clear(self) -> None:

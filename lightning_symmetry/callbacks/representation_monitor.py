@@ -177,6 +177,7 @@ class RepresentationMonitor(Monitor):
             session.skip(steps_done(trainer))
             self._last_step = trainer.estimated_stepping_batches
             name = classifier_name(pl_module) if "neural_collapse" in self.indicators else None
+            name = None if name in inside_compiled(pl_module) else name
             self._listener = Listener(
                 layers={name: pl_module.get_submodule(name) for name in layers},
                 classifier=None if name is None else (name, pl_module.get_submodule(name)),

@@ -22,6 +22,7 @@ from lightning_symmetry.measurement.layers import (
     layers_of_types,
     thinned,
 )
+from tests.zoo import ZOO
 
 
 class Residual(nn.Module):
@@ -50,6 +51,21 @@ def test_the_blocks_of_a_model_are_its_layers():
     assert default_layers(encoder) == ["layers.0", "layers.1", "layers.2"]
     assert default_layers(ResNet().stages[0]) == ["0", "1"]
     assert default_layers(ResNet()) == ["stages.0", "stages.1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet basic", ["resnet.encoder.stages.0", "resnet.encoder.stages.1"]),
+        ("convnext", ["convnext.encoder.stages.0", "convnext.encoder.stages.1"]),
+        ("gpt2", ["transformer.h.0", "transformer.h.1"]),
+        ("llama", ["model.layers.0", "model.layers.1"]),
+        ("vit", ["vit.layers.0", "vit.layers.1"]),
+        ("t5", ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"]),
+    ],
+)
+def test_the_blocks_of_published_models_are_found(name, expected):
+    assert default_layers(ZOO[name].build()) == expected
 
 
 def test_without_blocks_layers_with_a_matrix_are():

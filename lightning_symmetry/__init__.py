@@ -1,6 +1,7 @@
 """Watch parameter symmetries break in any PyTorch Lightning training run."""
 
 from lightning_symmetry import functional
+from lightning_symmetry.callbacks.representation_monitor import RepresentationMonitor
 from lightning_symmetry.callbacks.spectrum_monitor import SpectrumMonitor
 from lightning_symmetry.callbacks.symmetry_monitor import SymmetryMonitor
 from lightning_symmetry.history import History, read_history
@@ -9,6 +10,7 @@ from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 
 __all__ = [
     "History",
+    "RepresentationMonitor",
     "SpectrumMonitor",
     "Symmetries",
     "SymmetryGroup",

@@ -52,6 +52,7 @@ class Monitor(Callback):
         aggregates: The keys of what it tells of the model as a whole, for `EarlyStopping` and `ModelCheckpoint` to
             watch: NaN where it failed (`EarlyStopping` then ends the training in good order; with
             ``check_finite=False`` it lets it go on).
+        selected_by: Of what the names are that `include` and `exclude` are looked for in.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -59,6 +60,7 @@ class Monitor(Callback):
 
     section: ClassVar[str]
     aggregates: ClassVar[tuple[str, ...]]
+    selected_by: ClassVar[str] = "parameter"
 
     def __init__(
         self,
@@ -94,6 +96,10 @@ class Monitor(Callback):
         """What to measure, from the model and its first batch."""
         raise NotImplementedError
 
+    def selectable(self, model: nn.Module) -> list[str]:
+        """The names that `include` and `exclude` are looked for in."""
+        return [name for name, _ in model.named_parameters()]
+
     def config(self) -> dict[str, Any]:
         """The arguments of this monitor, for the run's config."""
         kinds = [kind for kind in type(self).__mro__ if issubclass(kind, Monitor)]
@@ -111,7 +117,8 @@ class Monitor(Callback):
             if pattern is not None and not any(re.search(pattern, name) for name in names):
                 nearest = difflib.get_close_matches(pattern, names, n=3, cutoff=0) or names[:3]
                 raise ValueError(
-                    f"{argument}={pattern!r} is found in the name of no parameter; the nearest are {', '.join(nearest)}"
+                    f"{argument}={pattern!r} is found in the name of no {self.selected_by}; the nearest are "
+                    f"{', '.join(nearest)}"
                 )
         return [
             name
@@ -129,14 +136,14 @@ class Monitor(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Repeat no measurement that a resumed run has made already."""
         with self._fenced(trainer):
-            if self._session is not None and trainer.strategy.broadcast(self._measured_last()) == _step(trainer):
-                self._session.skip(_step(trainer))
+            if self._session is not None and trainer.strategy.broadcast(self._measured_last()) == steps_done(trainer):
+                self._session.skip(steps_done(trainer))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due, the parameters with which the step begins."""
         with self._fenced(trainer):
             if self._session is not None:
-                _watch(pl_module, self._session.step_begins(_step(trainer), pl_module, batch))
+                _watch(pl_module, self._session.step_begins(steps_done(trainer), pl_module, batch))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record what was measured, with the loss of the step."""
@@ -148,7 +155,7 @@ class Monitor(Callback):
         """Measure the parameters with which training ends."""
         with self._fenced(trainer):
             if self._session is not None:
-                self._session.finish(_step(trainer), pl_module)
+                self._session.finish(steps_done(trainer), pl_module)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the report."""
@@ -174,13 +181,12 @@ class Monitor(Callback):
                 warn(f"{type(self).__name__} failed; training is not affected. {type(error).__name__}: {error}")
 
     def _check(self, trainer: Any, model: Any) -> None:
-        names = [name for name, _ in model.named_parameters()]
-        if not names:
+        if not any(True for _ in model.parameters()):
             raise ValueError(
                 f"{type(self).__name__} has nothing to measure: "
                 f"{type(model).__name__} has no parameters when fit starts"
             )
-        self.select(names)
+        self.select(self.selectable(model))
         if [type(monitor) for monitor in _monitors(trainer)].count(type(self)) > 1:
             raise ValueError(
                 f"callbacks has two of {type(self).__name__}, which would write the same keys: give one, with an "
@@ -202,12 +208,7 @@ class Monitor(Callback):
             make_plan=lambda module, batch: self.make_plan(trainer, module, batch),
             aggregates=self.aggregates,
             budget=Budget(self.max_overhead * (1 - SHARE_OF_REPORTS) / len(monitors), self.every_n_train_steps),
-            ranks=Ranks(
-                rank=trainer.global_rank,
-                world_size=trainer.world_size,
-                device=trainer.strategy.root_device,
-                sum=lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"),
-            ),
+            ranks=ranks_of(trainer),
             recorder=recorder,
             raise_errors=self.on_error == "raise",
         )
@@ -221,8 +222,18 @@ class Monitor(Callback):
         self._session = None
         recorder = _RECORDERS.get(trainer)
         if recorder is not None and all(monitor._session is None for monitor in _monitors(trainer)):
-            recorder.close(_step(trainer))
+            recorder.close(steps_done(trainer))
             del _RECORDERS[trainer]
+
+
+def ranks_of(trainer: Any) -> Ranks:
+    """The processes of a trainer."""
+    return Ranks(
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        device=trainer.strategy.root_device,
+        sum=lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"),
+    )
 
 
 def _monitors(trainer: Any) -> list[Monitor]:
@@ -241,7 +252,7 @@ def _open(trainer: Any, model: Any, monitors: Sequence[Monitor]) -> Recorder:
         warn(f"lightning_symmetry cannot write a history, and keeps it in memory: {type(error).__name__}: {error}")
         folder, recorder = None, Recorder(None, trainer.loggers, share)
     recorder.begin(
-        _step(trainer),
+        steps_done(trainer),
         config={type(monitor).__name__: monitor.config() for monitor in monitors},
         name=folder.name if folder is not None else None,
         model=type(model).__name__,
@@ -290,7 +301,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _step(trainer: Any) -> int:
+def steps_done(trainer: Any) -> int:
     """The optimizer steps done, as Lightning counts them for its loggers: several optimizers count once."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.indicators import Piece, nonfinite
-from lightning_symmetry.measurement.measure import Ranks, measure
+from lightning_symmetry.measurement.measure import Ranks, join, measure
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.sinks.recorder import Recorder
 from lightning_symmetry.sinks.warning import warn
@@ -30,11 +30,14 @@ class Plan:
         pieces: The pieces of a measurement, the same on every rank.
         aggregates: From the values of all pieces to what is told of the model as a whole.
         findings: What there is to note of the model before the first measurement: details of events by their kind.
+        take_sums: What this rank has gathered since the last measurement, of the same names and shapes on every rank;
+            summed over ranks it is measured beside the model's tensors.
     """
 
     pieces: Sequence[Piece]
     aggregates: Callable[[Mapping[str, float]], dict[str, float]]
     findings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    take_sums: Callable[[], Mapping[str, Tensor]] = dict
 
 
 class Session:
@@ -77,6 +80,23 @@ class Session:
         """Take a step for measured, as a resumed run's first may be: measure next when the step after it is due."""
         self._measured_at = step
         self._budget.plan(step, 0.0, 0.0)
+
+    def hurry(self, step: int) -> None:
+        """Make a step due, as the last of a training is."""
+        self._budget.due, self._budget.planned = step, True
+
+    def gathers(self, step: int, window: int) -> bool:
+        """Whether a measurement is due within so many steps after this one."""
+        return not self._standing_down and step >= self._budget.due - window
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Count the time within as spent on measuring."""
+        return self._budget.measuring()
+
+    @property
+    def measured_at(self) -> int:
+        """The step of the last measurement, or the one taken for measured; -1 before the first."""
+        return self._measured_at
 
     def step_begins(self, step: int, model: nn.Module, batch: Any) -> dict[str, float]:
         """Measure if the step is due; parameters without a shape yet, of lazy modules, are waited for.
@@ -129,7 +149,8 @@ class Session:
 
     def _measure(self, step: int, model: nn.Module) -> dict[str, float]:
         assert self._plan is not None
-        tensors = snapshot(model)
+        gathered = join(self._plan.take_sums(), self._ranks)
+        tensors = {**snapshot(model), **gathered}
         measured = measure(self._plan.pieces, tensors, self._ranks, self._budget.step_time, self._budget.owed)
         self._budget.settle()
         self._measured_at = step
@@ -137,7 +158,8 @@ class Session:
         aggregates = self._plan.aggregates(measured.values)
         self._row = (step, {**aggregates, **measured.values})
         if any(map(math.isnan, measured.values.values())):
-            self._recorder.nonfinite(step, nonfinite({name: tensors[name] for name, _ in model.named_parameters()}))
+            names = [*(name for name, _ in model.named_parameters()), *gathered]
+            self._recorder.nonfinite(step, nonfinite({name: tensors[name] for name in names}))
         if measured.error is not None:
             self._fail(step, measured.error, here_alone=True)
         elif measured.failed:

@@ -1,6 +1,17 @@
 """The mathematics: pure functions from tensors to tensors, which know no Trainer."""
 
+from lightning_symmetry.functional.activations import dormant_fraction, token_rank_residual
 from lightning_symmetry.functional.continuous import alive_units, product_rank
+from lightning_symmetry.functional.feature_spectrum import (
+    alpha_req,
+    covariance_participation_ratio,
+    covariance_stable_rank,
+    feature_indicators,
+    isotropy,
+    moments,
+    nesum,
+)
+from lightning_symmetry.functional.neural_collapse import nc1, nc2_equiangularity, nc2_equinorm, nc3, nc4
 from lightning_symmetry.functional.order_parameters import (
     broken_fraction,
     distinct_units,
@@ -10,6 +21,7 @@ from lightning_symmetry.functional.order_parameters import (
     permutation_indicators,
     relative_distance,
 )
+from lightning_symmetry.functional.similarity import canonical_alignment, linear_cka
 from lightning_symmetry.functional.spectrum import (
     condition_number,
     effective_rank,
@@ -30,14 +42,29 @@ from lightning_symmetry.functional.units import Units
 __all__ = [
     "Units",
     "alive_units",
+    "alpha_req",
     "broken_fraction",
+    "canonical_alignment",
     "condition_number",
+    "covariance_participation_ratio",
+    "covariance_stable_rank",
     "distinct_units",
+    "dormant_fraction",
     "effective_rank",
     "effective_units",
     "entropy_rank",
+    "feature_indicators",
     "frobenius_norm",
+    "isotropy",
+    "linear_cka",
+    "moments",
+    "nc1",
+    "nc2_equiangularity",
+    "nc2_equinorm",
+    "nc3",
+    "nc4",
     "nearest_distances",
+    "nesum",
     "nuclear_norm",
     "numerical_rank",
     "pair_distances",
@@ -51,4 +78,5 @@ __all__ = [
     "spectral_norm",
     "srank",
     "stable_rank",
+    "token_rank_residual",
 ]

@@ -29,6 +29,23 @@ class Ranks:
     sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
 
+def join(sums: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """Add up over the ranks what each has gathered; one collective.
+
+    Args:
+        sums: Tensors by name, of the same names and shapes on every rank.
+        ranks: Who measures together.
+
+    Returns:
+        The sums over the ranks, in float64, the same on each.
+    """
+    if ranks.world_size == 1 or not sums:
+        return dict(sums)
+    flat = [tensor.detach().flatten().to(ranks.device, torch.float64) for tensor in sums.values()]
+    joined = ranks.sum(torch.cat(flat)).split([len(part) for part in flat])
+    return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(sums.items(), joined, strict=True)}
+
+
 @dataclass(frozen=True)
 class Measured:
     """What all ranks know after a measurement.

@@ -86,14 +86,55 @@ def effective_rank_chart(history: History) -> go.Figure:
     return _figure(_lines(history, prefix, _colours(relative), "layers"), "effective rank", height=420)
 
 
-def effective_rank_heatmap(history: History) -> go.Figure:
+def effective_rank_heatmap(history: History, prefix: str = "spectrum/effective_rank/") -> go.Figure:
     """Effective rank as layers x steps, each relative to that layer's largest over the run, so that layers compare."""
-    ranks = _by_name(history, "spectrum/effective_rank/")
+    ranks = _by_name(history, prefix)
     relative = _moved_most({name: _relative(series) for name, series in ranks.items()}, MOST_ROWS)
     hover = (
         "%{customdata[0]}<br>step %{x}<br>effective rank %{customdata[1]:.4g}<br>%{z:.0%} of its largest<extra></extra>"
     )
     return _heatmap(relative, ranks, "effective rank / its largest", hover)
+
+
+def feature_rank_heatmap(history: History) -> go.Figure:
+    """Effective rank of what each layer returns, as `effective_rank_heatmap`."""
+    return effective_rank_heatmap(history, "representation/effective_rank/")
+
+
+def neural_collapse_chart(history: History) -> go.Figure:
+    """The marks of neural collapse, one above the other, on one axis of steps."""
+    figures = []
+    for mark, label in (
+        ("nc1", "NC1 within / between"),
+        ("nc2_equiangularity", "NC2 angles"),
+        ("nc3", "NC3 duality"),
+        ("nc4", "NC4 nearest mean"),
+    ):
+        series = _by_name(history, f"representation/{mark}/")
+        traces = [_line(name, one, color=_COLOURS[0], width=2, showlegend=False) for name, one in series.items()]
+        figures.append(_figure(traces, label, height=180, rangemode="tozero"))
+    return _stacked(figures)
+
+
+def linear_cka_heatmap(history: History) -> go.Figure:
+    """Linear CKA of every two layers, as last measured (dark 0, unlike; bright 1, alike)."""
+    prefix = "representation/linear_cka/"
+    last = {tuple(key.removeprefix(prefix).split("/")): history.series(key)[1][-1] for key in history.keys(prefix)}
+    names = list(dict.fromkeys(name for pair in last for name in pair))
+    figure = _figure([], "", height=160 + 18 * max(len(names), 8))
+    if not names:
+        return figure
+    pairs = [[(one, other) for other in names] for one in names]
+    z = [[1.0 if a == b else _number(last.get((a, b), last.get((b, a), math.nan))) for a, b in row] for row in pairs]
+    labels = [[f"{html.escape(a)}<br>{html.escape(b)}" for a, b in row] for row in pairs]
+    hover = "%{customdata}<br>linear CKA %{z:.3f}<extra></extra>"
+    trace = go.Heatmap(z=z, customdata=labels, zmin=0, zmax=1, colorscale="Cividis", hovertemplate=hover)
+    figure.add_trace(trace)
+    ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "showgrid": False}
+    short = [html.escape(name, quote=False) for name in short_names(names)]
+    figure.update_xaxes(title_text="", ticktext=short, **ticks)
+    figure.update_yaxes(ticktext=short, autorange="reversed", **ticks)
+    return figure
 
 
 def complexity_chart(history: History) -> go.Figure:

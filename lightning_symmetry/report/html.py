@@ -145,6 +145,9 @@ def _charts(history: History) -> dict[str, Markup]:
         "complexity": charts.complexity_chart(history),
         "layers": charts.effective_rank_heatmap(history),
         "ranks": charts.effective_rank_chart(history),
+        "features": charts.feature_rank_heatmap(history),
+        "similarity": charts.linear_cka_heatmap(history),
+        "collapse": charts.neural_collapse_chart(history),
     }
     return {name: _html(name, figure) for name, figure in figures.items() if figure.data}
 

@@ -12,17 +12,25 @@ from plotly.graph_objects import Figure
 
 from lightning_symmetry.history import FILE_NAME, History
 from lightning_symmetry.report import render_report
-from lightning_symmetry.report.charts import broken_fraction_heatmap, effective_rank_heatmap
+from lightning_symmetry.report.charts import (
+    broken_fraction_heatmap,
+    effective_rank_heatmap,
+    feature_rank_heatmap,
+    linear_cka_heatmap,
+)
 from lightning_symmetry.sinks.lightning_logger import LoggerSink
 from lightning_symmetry.sinks.warning import warn
 
 REPORT_NAME = "report.html"
-HISTORY_ONLY = ("loss",)
-"""Keys that the user's own logging has already, under a name of the user's."""
+HISTORY_ONLY = ("loss", "representation/linear_cka/")
+"""What begins the keys that loggers do not get: what the user's own logging has already, and pairs of layers, which are
+too many to be charts of their own."""
 
 _HEATMAPS: dict[str, tuple[str, Callable[[History], Figure]]] = {
     "symmetry/broken_fraction_heatmap": ("symmetry/broken_fraction/", broken_fraction_heatmap),
     "spectrum/effective_rank_heatmap": ("spectrum/effective_rank/", effective_rank_heatmap),
+    "representation/effective_rank_heatmap": ("representation/effective_rank/", feature_rank_heatmap),
+    "representation/linear_cka_heatmap": ("representation/linear_cka/", linear_cka_heatmap),
 }
 
 
@@ -84,7 +92,7 @@ class Recorder:
         self._closed = False
         self._fenced(self.history.append, step, values)
         for sink in self._sinks:
-            sink.log({key: value for key, value in values.items() if key not in HISTORY_ONLY}, step)
+            sink.log({key: value for key, value in values.items() if not key.startswith(HISTORY_ONLY)}, step)
         if time.perf_counter() - self._refreshed > self._cost_of_refresh / self._share:
             self._refresh(step)
 

@@ -30,6 +30,7 @@ def test_on_one_device(tmp_path, seed):
     with_monitors, (monitor, _), _ = outcome(tmp_path / "with", seed, monitored=True)
     history = monitor.history
     assert {measurement.step for measurement in history.measurements} == {0, EVERY, 2 * EVERY, 3 * EVERY, 12}
+    assert history.series("representation/activation_gradient_alignment/hidden")[0] == [EVERY, 2 * EVERY, 3 * EVERY, 12]
     assert_identical(with_monitors, without)
 
 
@@ -79,6 +80,7 @@ def test_on_two_processes(tmp_path):
         assert monitored.pop("groups") > 0
         assert_identical(monitored, plain)
     assert same_numbers(*histories)
+    assert [step for step, values in histories[0] if "representation/nc4/head" in values] == [3, 6]
     folders = list((tmp_path / "symmetry").iterdir())
     assert len(folders) == 1
     written = [(row.step, dict(row.values)) for row in read_history(folders[0]).measurements]
@@ -100,7 +102,7 @@ def test_sharded_parameters_are_not_measured_and_each_monitor_says_so_once(tmp_p
     for plain, monitored in ranks:
         assert not monitored["history"]
         assert_identical(monitored["losses"], plain["losses"])
-    assert said.count("sharded over processes (DTensor) cannot be measured yet: this monitor stands down") == 2
+    assert said.count("sharded over processes (DTensor) cannot be measured yet: this monitor stands down") == 3
 
 
 def same_numbers(left, right):

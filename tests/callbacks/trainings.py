@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_symmetry import SpectrumMonitor, SymmetryMonitor
+from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
 
 EVERY = 3
 
@@ -85,7 +85,7 @@ def monitors(**settings):
 def train(folder, callbacks, model=None, epochs=2, **settings):
     """Fit a model on one device, and return it with its trainer."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    model = model or Net()
+    model = Net() if model is None else model
     settings = {
         "logger": False,
         "enable_checkpointing": False,
@@ -106,7 +106,10 @@ def outcome(folder, seed, monitored, build=Net, on_error="raise", **settings):
     """Everything that a training leaves: losses, parameters and buffers, the optimizers' states, random streams."""
     seed_everything(seed, verbose=False)
     losses = Losses()
-    callbacks = [losses, *(monitors(on_error=on_error) if monitored else [])]
+    callbacks = [losses]
+    if monitored:
+        representations = RepresentationMonitor(every_n_train_steps=EVERY, on_error=on_error)
+        callbacks += [representations, *monitors(on_error=on_error)]
     model, trainer = train(folder, callbacks, build(), **settings)
     left = {
         "losses": losses.values,
@@ -116,7 +119,7 @@ def outcome(folder, seed, monitored, build=Net, on_error="raise", **settings):
         "logged": {key: value for key, value in trainer.callback_metrics.items() if "/" not in key},
         "random": [torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()],
     }
-    return left, callbacks[1:], trainer
+    return left, callbacks[2:], trainer
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ CHARTS = [
     charts.effective_rank_chart,
     charts.effective_rank_heatmap,
     charts.complexity_chart,
+    charts.feature_rank_heatmap,
+    charts.linear_cka_heatmap,
+    charts.neural_collapse_chart,
 ]
 
 
@@ -218,3 +221,20 @@ def test_short_names(names: list[str], expected: list[str]) -> None:
 @given(st.lists(st.text("ab_1", min_size=1, max_size=60), max_size=5))
 def test_short_names_fit(names: list[str]) -> None:
     assert all(len(name) <= 24 for name in charts.short_names(names))
+
+
+def test_the_likeness_of_layers_is_a_square_with_ones_on_its_diagonal():
+    history = History(None)
+    history.append(0, {"representation/linear_cka/a/b": 0.9, "representation/linear_cka/a/c": 0.1})
+    history.append(5, {"representation/linear_cka/a/b": 0.5, "representation/linear_cka/b/c": math.nan})
+    (trace,) = charts.linear_cka_heatmap(history).data
+    assert [list(row) for row in trace.z] == [[1, 0.5, 0.1], [0.5, 1, None], [0.1, None, 1]]
+    assert not charts.linear_cka_heatmap(History(None)).data
+
+
+def test_the_marks_of_neural_collapse_are_drawn_one_above_the_other():
+    history = History(None)
+    history.append(0, {"representation/nc1/head": 2.0, "representation/nc4/head": 0.5})
+    figure = charts.neural_collapse_chart(history)
+    assert [list(trace.y) for trace in figure.data] == [[2.0], [0.5]]
+    assert not charts.neural_collapse_chart(History(None)).data

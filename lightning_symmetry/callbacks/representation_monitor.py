@@ -1,0 +1,273 @@
+"""The callback that watches what layers return."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_symmetry.callbacks.monitor import Monitor, OnError, ranks_of, steps_done
+from lightning_symmetry.callbacks.session import Plan
+from lightning_symmetry.measurement.layers import (
+    MOST_LAYERS,
+    classifier_name,
+    default_layers,
+    inside_compiled,
+    layer_names,
+    layers_of_types,
+    thinned,
+)
+from lightning_symmetry.measurement.listening import ConvFeatures, Listener
+from lightning_symmetry.measurement.representations import (
+    MOST_DECISIONS,
+    REPRESENTATION_INDICATORS,
+    agree,
+    representation_aggregates,
+    representation_pieces,
+    take_sums,
+)
+from lightning_symmetry.sinks.warning import warn
+
+
+class RepresentationMonitor(Monitor):
+    """Measures during training what the layers of a model return: their rank, their likeness, their collapse.
+
+    It listens to the forward passes of the last ``window`` training steps before each measurement, by hooks that are
+    there for one step only, and judges by all of them together (and under DDP by those of all processes). It logs, at
+    one row a measurement, ``representation/INDICATOR/LAYER``:
+
+    - ``effective_rank`` (RankMe), ``participation_ratio``, ``stable_rank``, ``isotropy``, ``alpha_req`` and ``nesum``
+      of the features: how many directions they fill;
+    - ``dormant_fraction``: the share of silent units; ``token_rank_residual``: 0 where all tokens have become the same;
+    - ``activation_gradient_alignment``, ``activation_weight_alignment`` and ``gradient_weight_alignment``
+      (canonical alignment), from activations and gradients of the same steps;
+    - ``nc1``, ``nc2_equinorm``, ``nc2_equiangularity``, ``nc3`` and ``nc4`` (neural collapse) of the features that the
+      last linear layer reads, where the batch has labels;
+    - linear CKA of every two layers, in the history and as a heatmap.
+
+    Of the whole model it logs ``representation/effective_rank_fraction``, the mean over layers of effective rank /
+    number of features. Features of more than 1,024 dimensions are projected on so many random directions first. An
+    effective rank cannot exceed the number of samples in a window.
+
+    Args:
+        indicators: What to measure: names as above, ``"canonical_alignment"``, ``"neural_collapse"`` and
+            ``"linear_cka"`` for those of several keys.
+        layer_types: The classes of layers to listen to, by name, such as ``["Linear"]``. None, without ``include``, for
+            the outputs of the model's blocks, or where it has none of its linear layers and convolutions; at most 24,
+            evenly spaced.
+        labels: Where in the batch labels are: a key, an index, or a function from the batch to them. None finds whole
+            numbers as the second of a tuple, or at a usual key; without any there is no neural collapse to measure.
+        conv_features: ``"pooled"``: convolutional features are averaged over positions; ``"by_position"``: each
+            position is a sample.
+        window: How many steps before each measurement are listened to.
+        max_samples: Most samples of a layer in a step (and on a process); more are sampled.
+        dormant_threshold: The activity, relative to the layer's mean, up to which a unit is dormant.
+        max_overhead: As for `Monitor`.
+        every_n_train_steps: As for `Monitor`.
+        include: A regular expression; only modules whose name it is found in are listened to.
+        exclude: A regular expression; modules whose name it is found in are not listened to.
+        on_error: As for `Monitor`.
+
+    Raises:
+        ValueError: An argument is out of its range; at the start of fit, the model has no parameters, `include` or
+            `exclude` is found in the name of no module, or the model has no layer of a type.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[RepresentationMonitor()], logger=False, enable_checkpointing=False)
+
+    References:
+        Ziyin et al., "Formation of Representations in Neural Networks", arXiv:2410.03006; of each indicator, see the
+        function of its name in `lightning_symmetry.functional`.
+    """
+
+    section = "representation"
+    aggregates = ("representation/effective_rank_fraction",)
+    selected_by = "module"
+
+    def __init__(
+        self,
+        indicators: Sequence[str] = (
+            "effective_rank",
+            "participation_ratio",
+            "alpha_req",
+            "dormant_fraction",
+            "token_rank_residual",
+            "canonical_alignment",
+            "linear_cka",
+            "neural_collapse",
+        ),
+        layer_types: Sequence[str] | None = None,
+        labels: str | int | Callable[[Any], Tensor] | None = None,
+        conv_features: ConvFeatures = "pooled",
+        window: int = 16,
+        max_samples: int = 1024,
+        dormant_threshold: float = 0.025,
+        max_overhead: float = 0.01,
+        every_n_train_steps: int | None = None,
+        include: str | None = None,
+        exclude: str | None = None,
+        on_error: OnError = "warn",
+    ) -> None:
+        super().__init__(max_overhead, every_n_train_steps, include, exclude, on_error)
+        for indicator in indicators:
+            if indicator not in REPRESENTATION_INDICATORS:
+                raise ValueError(
+                    f"indicators={list(indicators)!r}: {indicator!r} is no indicator of a representation; known are "
+                    f"{', '.join(REPRESENTATION_INDICATORS)}"
+                )
+        for name, number in (("window", window), ("max_samples", max_samples)):
+            if number < 1:
+                raise ValueError(f"{name}={number!r} must be at least 1")
+        if conv_features not in ("pooled", "by_position"):
+            raise ValueError(f'conv_features={conv_features!r} must be "pooled" or "by_position"')
+        if not dormant_threshold >= 0:
+            raise ValueError(f"dormant_threshold={dormant_threshold!r} must be at least 0, as 0.025 is")
+        self.indicators = tuple(indicators)
+        self.layer_types = None if layer_types is None else tuple(layer_types)
+        self.labels = labels
+        self.conv_features: ConvFeatures = conv_features
+        self.window = window
+        self.max_samples = max_samples
+        self.dormant_threshold = dormant_threshold
+        self._listener: Listener | None = None
+        self._unheard: dict[str, list[str]] = {}
+        self._listened_at = -1
+        self._last_step = math.inf
+
+    def config(self) -> dict[str, Any]:
+        """The arguments of this monitor, for the run's config."""
+        config = super().config()
+        if callable(self.labels):
+            config["labels"] = getattr(self.labels, "__qualname__", type(self.labels).__name__)
+        return config
+
+    def selectable(self, model: nn.Module) -> list[str]:
+        """The names of the modules that can be layers."""
+        return layer_names(model)
+
+    def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
+        """Plan what can be measured of what all ranks have heard until now."""
+        listener, ranks = self._listener, ranks_of(trainer)
+        assert listener is not None
+        heard = agree(listener, model, ranks)
+        if heard.silent:
+            self._unheard["without_features_in_a_training_step"] = list(heard.silent)
+        return Plan(
+            pieces=representation_pieces(heard, self.indicators, listener.projected, self.dormant_threshold),
+            aggregates=lambda values: representation_aggregates(heard, values),
+            findings={"unheard": dict(self._unheard)} if self._unheard else {},
+            take_sums=lambda: take_sums(heard, listener, ranks),
+        )
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Choose the layers; there is nothing to measure before the first step."""
+        super().on_train_start(trainer, pl_module)
+        with self._fenced(trainer):
+            session, self._listener, self._listened_at = self._session, None, -1
+            if session is None:
+                return
+            layers = self._choose(trainer, pl_module)
+            if not layers:
+                self._session = None
+                return
+            session.skip(steps_done(trainer))
+            self._last_step = trainer.estimated_stepping_batches
+            name = classifier_name(pl_module) if "neural_collapse" in self.indicators else None
+            name = None if name in inside_compiled(pl_module) else name
+            self._listener = Listener(
+                layers={name: pl_module.get_submodule(name) for name in layers},
+                classifier=None if name is None else (name, pl_module.get_submodule(name)),
+                gradients="canonical_alignment" in self.indicators,
+                similarity="linear_cka" in self.indicators,
+                labels=self.labels,
+                conv_features=self.conv_features,
+                max_samples=self.max_samples,
+                kept=max(MOST_DECISIONS // trainer.world_size, 1),
+                timed=session.measuring,
+            )
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Measure, if the step is due, what was heard before it; listen to it, if a measurement comes soon."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        with self._fenced(trainer):
+            step = steps_done(trainer)
+            if self._session is None or self._listener is None:
+                return
+            if self._session.gathers(step, self.window) or step >= self._last_step - self.window:
+                self._listened_at = step
+                with self._session.measuring():
+                    self._listener.listen(batch)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Listen no longer, and record what was measured."""
+        with self._fenced(trainer):
+            self._stop()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure what was heard since the last measurement."""
+        with self._fenced(trainer):
+            session, step = self._session, steps_done(trainer)
+            if session is not None and step > session.measured_at:
+                if self._listened_at >= session.measured_at:
+                    session.hurry(step)
+                    session.step_begins(step, pl_module, None)
+                else:
+                    session.skip(step)
+        super().on_train_end(trainer, pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Listen no longer, and make the report of what there is."""
+        with self._fenced(trainer):
+            self._stop()
+        super().on_exception(trainer, pl_module, exception)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Keep nothing of the model."""
+        with self._fenced(trainer):
+            self._stop()
+            self._listener = None
+
+    def _stop(self) -> None:
+        """End listening to a step.
+
+        Raises:
+            Exception: A hook failed, which is said once.
+        """
+        if self._listener is None:
+            return
+        with self._session.measuring() if self._session is not None else nullcontext():
+            self._listener.stop()
+        error, self._listener.error = self._listener.error, None
+        if error is not None:
+            raise error
+
+    def _choose(self, trainer: Any, model: nn.Module) -> list[str]:
+        """The layers to listen to; what is left out is noted, and said where nothing is left."""
+        selected = set(self.select(layer_names(model)))
+        if self.layer_types is not None:
+            names = layers_of_types(model, self.layer_types)
+        else:
+            names = layer_names(model) if self.include is not None else default_layers(model)
+        names = [name for name in names if name in selected]
+        inside = inside_compiled(model)
+        heard = [name for name in names if name not in inside]
+        chosen = thinned(heard)
+        self._unheard = {
+            why: left_out
+            for why, left_out in (
+                ("inside_of_torch_compile", [name for name in names if name in inside]),
+                (f"beyond_the_most_of_{MOST_LAYERS}", [name for name in heard if name not in chosen]),
+            )
+            if left_out
+        }
+        if trainer.is_global_zero and (len(heard) < len(names) or not chosen):
+            few = ", ".join([name for name in names if name in inside][:3])
+            inside_what = f" that run inside of what torch.compile has compiled ({few})" if few else " in this model"
+            fate = "" if chosen else ", and stands down"
+            warn(f"{type(self).__name__} cannot hear layers{inside_what}{fate}")
+        return chosen

@@ -1,0 +1,173 @@
+"""From what a layer returns to samples x features.
+
+Convolutions return ``(N, C, *positions)``, transformers ``(N, tokens, d)``, or ``(tokens, N, d)``, others ``(N, d)``.
+All are viewed here as ``(N, positions, features)``, one position where there is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lightning_symmetry.measurement.layers import original
+
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+"""Where labels are looked for in a batch that is a mapping."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where samples and features are in what a layer returns.
+
+    Attributes:
+        channels_first: Whether features are dimension 1, and positions come after; else features come last.
+        sequence_first: Whether samples are dimension 1, after the tokens.
+    """
+
+    channels_first: bool
+    sequence_first: bool
+
+    def positions(self, output: Tensor) -> Tensor:
+        """View an output as ``(N, positions, features)``."""
+        if output.ndim == 2:
+            return output[:, None]
+        if self.channels_first:
+            return output.flatten(2).transpose(1, 2)
+        return (output.transpose(0, 1) if self.sequence_first else output).flatten(1, -2)
+
+
+def layout_of(output: Tensor, module: nn.Module, batch_size: int | None) -> Layout:
+    """Tell where the features are, by their number where that decides it, or else by the kind of the layer.
+
+    Args:
+        output: What the module returned, of two or more dimensions.
+        module: The module; the last layer with parameters in it says how many features there are.
+        batch_size: The number of samples in the batch, where it is known.
+    """
+    last = next((m for m in reversed(list(original(module).modules())) if any(True for _ in m.parameters(False))), None)
+    width = _width(last)
+    first_fits, last_fits = output.shape[1] == width, output.shape[-1] == width
+    spatial = type(last).__name__.startswith(("Conv", "BatchNorm", "GroupNorm", "InstanceNorm"))
+    if first_fits == last_fits:
+        first_fits = spatial if width is not None else output.ndim > 3
+    channels_first = output.ndim > 2 and first_fits
+    sequence_first = (
+        output.ndim == 3
+        and not channels_first
+        and batch_size is not None
+        and output.shape[0] != batch_size
+        and output.shape[1] == batch_size
+    )
+    return Layout(channels_first, sequence_first)
+
+
+def _width(layer: nn.Module | None) -> int | None:
+    for name in ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim", "nf"):
+        if isinstance(getattr(layer, name, None), int):
+            return int(getattr(layer, name))
+    bias = getattr(layer, "bias", None)
+    return bias.numel() if isinstance(bias, Tensor) and bias.ndim == 1 else None
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first tensor in what a module returned: that itself, or the first of a tuple, a list or a mapping."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    return first_tensor(output[0]) if isinstance(output, tuple | list) and output else None
+
+
+def spread_sample(n: int, at_most: int, generator: Generator) -> Tensor | None:
+    """Indices below ``n``, one at random in each of ``at_most`` equal parts; None where all are few enough."""
+    if n <= at_most:
+        return None
+    places = torch.arange(at_most, device=generator.device, dtype=torch.float64)
+    offsets = torch.rand(at_most, device=generator.device, generator=generator, dtype=torch.float64)
+    return ((places + offsets) * (n / at_most)).long().clamp_max(n - 1)
+
+
+def attention_mask(batch: Any) -> Tensor | None:
+    """The mask ``(N, tokens)`` of a batch that has one under this name, 0 for padding."""
+    for part in batch if isinstance(batch, tuple | list) else [batch]:
+        if isinstance(part, Mapping) and isinstance(part.get("attention_mask"), Tensor):
+            return part["attention_mask"] if part["attention_mask"].ndim == 2 else None
+    return None
+
+
+def mask_of(positions: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The mask of a batch as that of ``(N, positions, features)``, where it fits these."""
+    return mask.to(positions.device).bool() if mask is not None and mask.shape == positions.shape[:2] else None
+
+
+def batch_size_of(batch: Any) -> int | None:
+    """The first dimension of the first tensor in a batch."""
+    tensor = first_tensor(batch)
+    return len(tensor) if tensor is not None and tensor.ndim else None
+
+
+def labels_of(batch: Any, labels: str | int | Callable[[Any], Tensor] | None) -> Tensor | None:
+    """The labels in a batch.
+
+    Args:
+        batch: A batch.
+        labels: Where they are: a key of a mapping or an attribute, an index into a tuple, or a function from the batch
+            to them. None looks for whole numbers, one for each sample, as the second of a tuple or at a usual key.
+
+    Returns:
+        Whole numbers; None where none were asked for and none are found.
+
+    Raises:
+        ValueError: They are not where ``labels`` says, or are no whole numbers.
+    """
+    if labels is None:
+        candidates: list[Any] = []
+        if isinstance(batch, Mapping):
+            candidates = [batch[key] for key in LABEL_KEYS if key in batch]
+        elif isinstance(batch, tuple | list) and len(batch) > 1:
+            candidates = [batch[1]]
+        return next((found for found in candidates if _are_labels(found) and found.ndim == 1), None)
+    try:
+        if callable(labels):
+            found = labels(batch)
+        elif isinstance(labels, str) and not isinstance(batch, Mapping):
+            found = getattr(batch, labels)
+        else:
+            found = batch[labels]
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"labels={labels!r} finds nothing in the batch, which is {_described(batch)}; give a key or an index of "
+            f"it, or a function from the batch to its labels ({type(error).__name__}: {error})"
+        ) from error
+    if not _are_labels(found):
+        what = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ValueError(
+            f"labels={labels!r} finds {what}, not a tensor of whole numbers, one for each sample; for probabilities "
+            "give a function that takes their argmax"
+        )
+    return found
+
+
+def _are_labels(found: Any) -> bool:
+    return isinstance(found, Tensor) and not (found.is_floating_point() or found.is_complex()) and found.ndim > 0
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"a {type(batch).__name__} with the keys {', '.join(map(str, batch))}"
+    return f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+
+
+def random_projection(width: int, onto: int) -> Tensor:
+    """Random directions ``(width, onto)`` in float64, the same in every process; a projection keeps second moments.
+
+    Of features Z the moment P^T Z^T Z P has the trace of Z^T Z, and about its effective rank where that is well below
+    ``onto``.
+    """
+    generator = Generator().manual_seed(width)
+    return torch.randn(width, onto, generator=generator, dtype=torch.float64) / math.sqrt(onto)

@@ -1,0 +1,279 @@
+"""Sums over what layers return during training steps, gathered by hooks that are there for one step only.
+
+A hook adds to sums of fixed size, keeps no graph, and draws from no random stream of the training. It is silent where
+its layer runs for another reason than the training step: under a trace, in the recomputation of a checkpointed forward,
+or in a copy of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_symmetry.functional.activations import token_rank_residuals
+from lightning_symmetry.functional.feature_spectrum import as_samples, moments
+from lightning_symmetry.functional.neural_collapse import class_moments
+from lightning_symmetry.functional.sampling import empty_sample, lowest, with_priorities
+from lightning_symmetry.functional.similarity import LEAST_SAMPLES, centred_gram, hsic_of_grams
+from lightning_symmetry.measurement import features
+from lightning_symmetry.measurement.features import Layout, layout_of, random_projection, spread_sample
+
+_CLASSIFIER = "the classifier"
+
+MOST_WIDTH = 1024
+"""Features wider than this are projected to so many random directions before their second moments are summed."""
+
+MOST_SIMILAR = 128
+"""Most samples of a batch whose similarities to one another are compared between layers."""
+
+MOST_CLASSES = 2048
+"""Most classes of which neural collapse is measured."""
+
+MOST_CLASSIFIER_WIDTH = 4096
+"""Most features of which neural collapse is measured."""
+
+ConvFeatures = Literal["pooled", "by_position"]
+Sums = dict[str, Tensor]
+
+
+class Listener:
+    """Gathers sums over what layers return.
+
+    Args:
+        layers: The layers by name.
+        classifier: The name and module of the linear layer that decides for a class; None where none does.
+        gradients: Whether the gradients of what the layers return are summed too.
+        similarity: Whether the layers are compared with one another.
+        labels: Where labels are in a batch; see `labels_of`.
+        conv_features: Whether convolutional features are averaged over their positions, or are samples one by one.
+        max_samples: Most samples of a layer in a step.
+        kept: How many samples are kept to decide on, for the nearest class mean.
+        timed: What to run every hook in.
+
+    Attributes:
+        sums: For each layer, the sums by their name.
+        of_classes: The sums over classes.
+        hsics: The similarity of every two layers, summed over batches.
+        error: The first failure of a hook, which ended its layer's part.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        classifier: tuple[str, nn.Module] | None,
+        gradients: bool,
+        similarity: bool,
+        labels: str | int | Callable[[Any], Tensor] | None,
+        conv_features: ConvFeatures,
+        max_samples: int,
+        kept: int,
+        timed: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.layers = dict(layers)
+        self.classifier = classifier
+        self.sums: dict[str, Sums] = {}
+        self.of_classes: Sums = {}
+        self.hsics = torch.zeros(len(layers), len(layers), dtype=torch.float64)
+        self.error: Exception | None = None
+        self._failed: set[str] = set()
+        self._gradients = gradients
+        self._similarity = similarity
+        self._labels = labels
+        self._conv_features = conv_features
+        self._max_samples = max_samples
+        self._kept = kept
+        self._timed = timed
+        self._handles: list[RemovableHandle] = []
+        self._grams: dict[str, Tensor] = {}
+        self._generators: dict[torch.device, Generator] = {}
+        self._projections: dict[tuple[int, torch.device], Tensor] = {}
+        self._mask: Tensor | None = None
+        self._found_labels: Tensor | None = None
+        self._without_labels = False
+        self._batch_size: int | None = None
+
+    def listen(self, batch: Any) -> None:
+        """Listen to the step on this batch.
+
+        Raises:
+            ValueError: The labels are not where they were said to be. It is said once: without them there is no
+                neural collapse to measure.
+        """
+        self.stop()
+        for name, module in self.layers.items():
+            self._handles.append(module.register_forward_hook(self._hook(name, module)))
+        self._mask, self._batch_size = features.attention_mask(batch), features.batch_size_of(batch)
+        if self.classifier is not None and not self._without_labels:
+            try:
+                self._found_labels = features.labels_of(batch, self._labels)
+            except Exception:
+                self._without_labels = True
+                raise
+            module = self.classifier[1]
+            self._handles.append(module.register_forward_hook(self._classifier_hook(module), with_kwargs=True))
+
+    def stop(self) -> None:
+        """Remove the hooks, and compare the layers on what they returned."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        grams, self._grams = self._grams, {}
+        self._mask = self._found_labels = None
+        if grams:
+            shape = next(iter(grams.values())).shape
+            compared = [name for name, gram in grams.items() if gram.shape == shape]
+            device = grams[compared[0]].device
+            found = hsic_of_grams(torch.stack([grams[name].to(device) for name in compared]))
+            places = torch.tensor([list(self.layers).index(name) for name in compared], device=device)
+            self.hsics = self.hsics.to(device)
+            self.hsics[places[:, None], places] += found
+
+    def clear(self) -> None:
+        """Forget all sums."""
+        self.sums, self.of_classes = {}, {}
+        self.hsics = torch.zeros_like(self.hsics)
+
+    def projected(self, rows: Tensor) -> Tensor:
+        """Samples, ``(n, width)``, in float64 and in few enough dimensions for their second moment."""
+        rows = as_samples(rows)
+        if rows.shape[1] <= MOST_WIDTH:
+            return rows
+        key = (rows.shape[1], rows.device)
+        if key not in self._projections:
+            self._projections[key] = random_projection(rows.shape[1], MOST_WIDTH).to(rows.device)
+        return rows @ self._projections[key]
+
+    @contextmanager
+    def _hearing(self, name: str) -> Iterator[None]:
+        """Count the time, keep no graph, and let no failure reach the step."""
+        with self._timed(), torch.no_grad():
+            try:
+                yield
+            except Exception as error:
+                self.error = self.error or error
+                self._failed.add(name)
+
+    def _hook(self, name: str, module: nn.Module) -> Callable[..., None]:
+        def hook(called: nn.Module, args: Any, output: Any) -> None:
+            if torch.compiler.is_compiling() or called is not module or _not_the_step() or name in self._failed:
+                return
+            with self._hearing(name):
+                self._add(name, module, features.first_tensor(output))
+
+        return hook
+
+    def _add(self, name: str, module: nn.Module, output: Tensor | None) -> None:
+        if output is None or not output.is_floating_point() or output.ndim < 2 or not output.numel():
+            return
+        layout = layout_of(output, module, self._batch_size)
+        positions = layout.positions(output.detach())
+        mask = features.mask_of(positions, self._mask)
+        chosen = self._choice(positions, layout)
+        rows = self._rows(positions, layout, chosen)
+        kept = mask.flatten() if mask is not None else None
+        kept = kept[chosen] if kept is not None and chosen is not None else kept
+        found = moments(self.projected(rows), kept)
+        active = as_samples(rows).abs()
+        active = active if kept is None else torch.where(kept[:, None].to(active.device), active, 0.0)
+        self._sum(name, samples=found.samples, total=found.total, outer=found.outer, activity=active.sum(0))
+        if positions.shape[1] > 1 and not layout.channels_first:
+            some = max(1, self._max_samples // positions.shape[1])
+            residuals = token_rank_residuals(positions[:some], None if mask is None else mask[:some])
+            self._sum(name, residual=residuals.sum(), sequences=residuals.new_tensor(len(residuals)))
+        if self._similarity and name not in self._grams and len(positions) >= LEAST_SAMPLES:
+            self._grams[name] = centred_gram(_averaged(positions[:MOST_SIMILAR], mask))
+        if self._gradients and output.requires_grad:
+            output.register_hook(self._gradient_hook(name, layout, chosen, kept))
+
+    def _gradient_hook(
+        self, name: str, layout: Layout, chosen: Tensor | None, kept: Tensor | None
+    ) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            if name in self._failed:
+                return
+            with self._hearing(name):
+                rows = self._rows(layout.positions(gradient.detach()), layout, chosen)
+                finite = rows.isfinite().all(1)  # a scaler skips steps in which they are not
+                found = moments(self.projected(rows), finite if kept is None else finite & kept)
+                self._sum(name, gradient=found.outer)
+
+        return hook
+
+    def _classifier_hook(self, module: nn.Module) -> Callable[..., None]:
+        def hook(called: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+            if torch.compiler.is_compiling() or called is not module or _not_the_step() or _CLASSIFIER in self._failed:
+                return
+            with self._hearing(_CLASSIFIER):
+                given = features.first_tensor(args or dict(kwargs))
+                if given is not None and isinstance(output, Tensor) and self._found_labels is not None:
+                    self._add_classes(given.detach(), self._found_labels, output.detach())
+
+        return hook
+
+    def _add_classes(self, given: Tensor, labels: Tensor, logits: Tensor) -> None:
+        n_classes, width = logits.shape[-1], given.shape[-1]
+        if labels.shape != given.shape[:-1] or n_classes > MOST_CLASSES or width > MOST_CLASSIFIER_WIDTH:
+            return
+        rows, labels, decided = given.flatten(0, -2), labels.flatten(), logits.flatten(0, -2).argmax(-1)
+        chosen = spread_sample(len(rows), self._max_samples, self._generator(rows.device))
+        if chosen is not None:
+            rows, labels, decided = rows[chosen], labels[chosen], decided[chosen]
+        found = class_moments(rows, labels, n_classes)
+        _sum(self.of_classes, **found._asdict())
+        known = (labels >= 0) & (labels < n_classes)
+        samples = as_samples(rows)
+        both = with_priorities(torch.cat([decided[:, None].to(samples.device, samples.dtype), samples], dim=1))
+        both[:, 0] = torch.where(known.to(both.device), both[:, 0], torch.inf)
+        before = self.of_classes.get("sample", empty_sample(self._kept, 1 + width).to(both.device))
+        self.of_classes["sample"] = lowest(torch.cat([before, both]), self._kept)
+
+    def _choice(self, positions: Tensor, layout: Layout) -> Tensor | None:
+        pooled = layout.channels_first and self._conv_features == "pooled"
+        n = len(positions) * (1 if pooled else positions.shape[1])
+        return spread_sample(n, self._max_samples, self._generator(positions.device))
+
+    def _rows(self, positions: Tensor, layout: Layout, chosen: Tensor | None) -> Tensor:
+        """Samples x features: positions are averaged over or are samples, and of these those chosen."""
+        if layout.channels_first and self._conv_features == "pooled":
+            rows = _averaged(positions, None)
+            return rows if chosen is None else rows[chosen]
+        if chosen is None:
+            return positions.flatten(0, 1)
+        n_positions = positions.shape[1]
+        return positions[chosen // n_positions, chosen % n_positions]
+
+    def _generator(self, device: torch.device) -> Generator:
+        where = torch.device("cpu") if device.type == "mps" else device
+        if where not in self._generators:
+            self._generators[where] = Generator(where).manual_seed(0)
+        return self._generators[where]
+
+    def _sum(self, name: str, **found: Tensor) -> None:
+        _sum(self.sums.setdefault(name, {}), **found)
+
+
+def _sum(sums: Sums, **found: Tensor) -> None:
+    for key, value in found.items():
+        sums[key] = sums[key] + value if key in sums else value
+
+
+def _averaged(positions: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over positions, those masked left out: ``(N, features)``."""
+    dtype = torch.float64 if positions.dtype == torch.float64 else torch.float32
+    if positions.shape[1] == 1:
+        return positions[:, 0]
+    if mask is None:
+        return positions.mean(1, dtype=dtype)
+    kept = mask[: len(positions), :, None]
+    total = torch.where(kept, positions, 0.0).sum(1, dtype=dtype)
+    return total / kept.sum(1).clamp_min(1)
+
+
+def _not_the_step() -> bool:
+    """Whether this is a trace, or the forward of a checkpoint again during backward."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._current_graph_task_id() != -1

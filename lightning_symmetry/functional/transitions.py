@@ -237,7 +237,7 @@ def _is_shift(
     departure = median(moves) - sign * excursion.slope * (excursion.length - 1)
     enough = max(least, 5 * excursion.scale * doubt, 3 * scale * doubt)
     agree = min(moves) > max(moves) / 4
-    return agree and min(departure, median(moves)) >= enough and departure >= 2.5 * futile
+    return agree and min(departure, median(moves)) >= enough and departure >= 3 * futile
 
 
 def _shift(excursion: Excursion, step: int, after: float) -> Shift:
@@ -258,11 +258,10 @@ def _learn(detector: Detector, value: float, least: float, least_relative: float
     jitter = _MAD_TO_SIGMA * median(bends) / math.sqrt(6)  # blind to slow motion
     if waited < LONGEST_WAIT and abs(slope) * (WINDOW - 1) > max(least / 2, 3 * jitter):
         return replace(detector, recent=window, waited=waited)
-    residuals = [y - slope * i for i, y in enumerate(window)]
-    middle = median(residuals)
     scale = detector.scale
-    if not detector.seen:  # a fitted line takes up a part of the noise of eight values
-        scale = 1.3 * _MAD_TO_SIGMA * median(abs(residual - middle) for residual in residuals)
+    if not detector.seen:  # twice, since eight values show less of a slow noise than there is
+        middle = median(window)
+        scale = 2 * _MAD_TO_SIGMA * median(abs(y - middle) for y in window)
     # a slope that noise may have made is no trend
     rise = math.copysign(max(0.0, abs(slope) * (WINDOW - 1) - 2 * max(scale, least / 4)), slope)
     slope = rise / (WINDOW - 1)

@@ -122,7 +122,7 @@ def _rotations(rng: Generator, runs: int, dim: int) -> NDArray[np.float64]:
     return np.linalg.qr(rng.standard_normal((runs, dim, dim)))[0]
 
 
-def rank_by_weight_decay(runs: int, seed: int, dim: int = 5, every: int = 200) -> list[Run]:
+def rank_by_weight_decay(runs: int, seed: int, dim: int = 6, every: int = 200) -> list[Run]:
     """|UV - Y|^2 / 2 + g (|U|^2 + |V|^2) / 2 with g raised a little at each measurement: mode k is lost where g > s_k.
 
     The gradients are noisy, and the weights come to rest between measurements. Measured is the rank of the product.
@@ -133,7 +133,7 @@ def rank_by_weight_decay(runs: int, seed: int, dim: int = 5, every: int = 200) -
     target = torch.from_numpy((left * strengths[:, None]) @ right.transpose(0, 2, 1))
     root = strengths[:, None] ** 0.5
     u, v = torch.from_numpy(left * root), torch.from_numpy((right * root).transpose(0, 2, 1).copy())
-    decays = np.concatenate([np.zeros(20), np.linspace(0.0, 0.75, 60), np.full(10, 0.75)])
+    decays = np.concatenate([np.zeros(20), np.linspace(0.0, 0.66, 53), np.full(10, 0.66)])
     series: list[list[float]] = [[] for _ in range(runs)]
     rate = 0.8
     for decay in decays:
@@ -143,7 +143,7 @@ def rank_by_weight_decay(runs: int, seed: int, dim: int = 5, every: int = 200) -
         for i in range(runs):
             series[i].append(float(product_rank(u[i].mT, v[i])))
     return [
-        Run(series[i], [(float(np.searchsorted(decays, s)), -1) for s in sorted(strengths[i]) if s < 0.74], 0.5)
+        Run(series[i], [(float(np.searchsorted(decays, s)), -1) for s in sorted(strengths[i]) if s < 0.66], 0.5)
         for i in range(runs)
     ]
 
@@ -155,7 +155,7 @@ def death_by_weight_decay(runs: int, seed: int, units: int = 6, every: int = 200
     u = torch.from_numpy(strengths**0.5)
     w = u.clone()
     target = torch.from_numpy(strengths)
-    decays = np.concatenate([np.zeros(20), np.linspace(0.0, 0.75, 60), np.full(10, 0.75)])
+    decays = np.concatenate([np.zeros(20), np.linspace(0.0, 0.66, 53), np.full(10, 0.66)])
     series: list[list[float]] = [[] for _ in range(runs)]
     rate = 0.8
     for decay in decays:
@@ -165,7 +165,7 @@ def death_by_weight_decay(runs: int, seed: int, units: int = 6, every: int = 200
         for i in range(runs):
             series[i].append(float(alive_units(u[i, :, None], w[i, :, None])))
     return [
-        Run(series[i], [(float(np.searchsorted(decays, s)), -1) for s in sorted(strengths[i]) if s < 0.74], 0.5)
+        Run(series[i], [(float(np.searchsorted(decays, s)), -1) for s in sorted(strengths[i]) if s < 0.66], 0.5)
         for i in range(runs)
     ]
 

@@ -89,11 +89,11 @@ class Monitor(Callback):
             raise ValueError(f"every_n_train_steps={every_n_train_steps!r} must be at least 1, or None for the budget")
         if on_error not in ("warn", "raise"):
             raise ValueError(f'on_error={on_error!r} must be "warn" or "raise"')
-        unknown = sorted({alert_on} if isinstance(alert_on, str) else set(alert_on) - set(ALERT_KINDS))
+        kinds = [alert_on] if isinstance(alert_on, str) else list(alert_on)
+        unknown = [kind for kind in kinds if kind not in ALERT_KINDS]
         if unknown:
             raise ValueError(
-                f"alert_on={alert_on!r} must be a collection of kinds of events; {unknown[0]!r} is none of "
-                f"{', '.join(ALERT_KINDS)}"
+                f"alert_on={alert_on!r}: {unknown[0]!r} is no kind of event; known are {', '.join(ALERT_KINDS)}"
             )
         for name, pattern in (("include", include), ("exclude", exclude)):
             try:
@@ -105,7 +105,7 @@ class Monitor(Callback):
         self.include = include
         self.exclude = exclude
         self.on_error = on_error
-        self.alert_on = tuple(kind for kind in ALERT_KINDS if kind in alert_on)
+        self.alert_on = tuple(kind for kind in ALERT_KINDS if kind in kinds)
         self.on_transition = on_transition
         self.history = History(None)
         self._session: Session | None = None
@@ -121,7 +121,10 @@ class Monitor(Callback):
         kinds = [kind for kind in type(self).__mro__ if issubclass(kind, Monitor)]
         names = [name for kind in kinds for name in inspect.signature(kind).parameters]
         values = {name: getattr(self, name) for name in names if hasattr(self, name)}
-        return {name: repr(value) if callable(value) else value for name, value in values.items()}
+        return {
+            name: getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
+            for name, value in values.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: what is known of the series that are watched for transitions."""

@@ -200,7 +200,7 @@ def observe(
         excursion = _extended(excursion, sign * residual / scale if scale else 0.0, sign * median(recent), sign)
         if excursion.height > ALARM and _is_shift(excursion, sign, recent, least, detector.scale, doubt, futile):
             shift = _shift(excursion, step, median(recent))
-            return replace(detector, recent=recent, waited=0, futile=futile, rise=Excursion(), fall=Excursion()), shift
+            return Detector(recent, waited=0, seen=detector.seen, scale=excursion.scale, futile=futile), shift
         sides.append(excursion)
     pull = math.copysign(min(abs(residual), 2 * scale), residual)
     gain = max(SCALE_GAIN, 1 / (detector.seen + 1))

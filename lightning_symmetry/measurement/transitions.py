@@ -101,7 +101,7 @@ class Transitions:
     """
 
     def __init__(self) -> None:
-        self.counts: dict[TransitionKind, int] = {}
+        self.counts: dict[str, int] = {}
         self._detectors: dict[str, Detector] = {}
 
     def observe(self, step: int, values: Mapping[str, float]) -> list[Transition]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 
 import numpy as np
@@ -85,7 +86,7 @@ def offline(penalty: float) -> Find:
         noise = max(1.4826 * np.median(np.abs(np.diff(series))) / math.sqrt(2), least / 4)
         pelt = ruptures.Pelt(model="l2", min_size=3, jump=1).fit(series)
         ends = [0, *pelt.predict(pen=penalty * noise**2 * math.log(len(series)))]
-        means = [series[start:end].mean() for start, end in zip(ends, ends[1:], strict=False)]
+        means = [series[start:end].mean() for start, end in pairwise(ends)]
         changes = zip(ends[1:], means, means[1:], strict=False)
         return [(at, 1 if after > before else -1) for at, before, after in changes if abs(after - before) >= least]
 

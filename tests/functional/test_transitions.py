@@ -8,12 +8,22 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_symmetry.functional.transitions import ALARM, LONGEST_WAIT, Detector, Shift, observe
 from tests.benchmarks import transitions as benchmark
 from tests.reference.transitions import QUIET, modes_of_linear_networks, time_to_half
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads only cost where matrices are so small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def shifts(values, least=0.25, least_relative=0.0, detector=None) -> list[Shift]:
@@ -179,9 +189,10 @@ def test_in_quiet_there_is_at_most_one_false_event_in_ten_thousand_measurements(
 
 def test_it_finds_what_ruptures_finds_in_hindsight_and_is_quieter():
     pytest.importorskip("ruptures")
-    for name in ("modes, two layers, mini-batches", "rank by weight decay"):
-        runs = benchmark.TRUTHS[name](4, 11)
-        assert benchmark.score(runs, benchmark.online).f1 >= benchmark.best_offline(runs).f1
-    for name in ("autocorrelated 0.9", "linear drift", "flickering count"):
-        hindsight = benchmark.quiet(name, benchmark.offline(max(benchmark.PENALTIES)), series=1)
-        assert benchmark.quiet(name, benchmark.online, series=1).false <= hindsight.false
+    for name, runs in (("modes, two layers, mini-batches", 2), ("rank by weight decay", 3)):
+        trained = benchmark.TRUTHS[name](runs, 11)
+        assert benchmark.score(trained, benchmark.online).f1 >= benchmark.best_offline(trained).f1
+    hindsight = benchmark.offline(max(benchmark.PENALTIES))
+    for name in ("linear drift", "flickering count"):
+        ours, theirs = (benchmark.quiet(name, find, series=1, length=200) for find in (benchmark.online, hindsight))
+        assert ours.false < theirs.false

@@ -103,17 +103,21 @@ class Transitions:
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self._detectors: dict[str, Detector] = {}
+        self._step = -1
 
     def observe(self, step: int, values: Mapping[str, float]) -> list[Transition]:
         """Take in one measurement.
 
         Args:
-            step: Its step.
+            step: Its step; one that was seen already, as by a run that resumes where it ended, is passed over.
             values: Its values by key; those that are not watched are passed over.
 
         Returns:
             The transitions of which it made certain.
         """
+        if step <= self._step:
+            return []
+        self._step = step
         found = []
         for key, value in values.items():
             indicator, _, group = key.rpartition("/")
@@ -135,6 +139,7 @@ class Transitions:
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on: plain values, that JSON can hold."""
         return {
+            "step": self._step,
             "counts": dict(self.counts),
             "detectors": {key: asdict(detector) for key, detector in self._detectors.items()},
         }
@@ -147,7 +152,7 @@ class Transitions:
             TypeError: Something is unknown, as from another version.
         """
         detectors = {key: Detector.from_dict(detector) for key, detector in state["detectors"].items()}
-        self._detectors, self.counts = detectors, dict(state["counts"])
+        self._step, self._detectors, self.counts = state["step"], detectors, dict(state["counts"])
 
     def _expect(self, watch: Watch) -> None:
         for kind in (watch.rise, watch.fall):

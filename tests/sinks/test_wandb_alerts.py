@@ -11,7 +11,7 @@ from lightning_symmetry.history import Event
 from lightning_symmetry.measurement.transitions import TRANSITION_KINDS
 from lightning_symmetry.report.events import MEANINGS
 from lightning_symmetry.sinks.wandb_alerts import MOST_NAMED, Alerts
-from tests.callbacks.test_transitions import PLANTED, run
+from tests.callbacks.test_transitions_in_training import PLANTED, run
 from tests.callbacks.trainings import monitors
 from tests.sinks.test_wandb import of_type, records
 

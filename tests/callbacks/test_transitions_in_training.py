@@ -85,11 +85,6 @@ def test_counters_are_logged_with_each_row_and_begin_at_zero(trained):
     folder, callbacks, _ = trained
     steps, counts = callbacks[0].history.series("transition/restoration")
     assert counts == [float(step >= PLANTED + 2) for step in steps]
-    assert set(
-        callbacks[0].history.series("transition/death_of_units")[1]
-        if "transition/death_of_units" in callbacks[0].history
-        else [0.0]
-    ) == {0.0}
     (csv,) = folder.rglob("metrics.csv")
     assert {"transition/breaking", "transition/rank_jump"} <= set(csv.read_text().splitlines()[0].split(","))
 
@@ -132,14 +127,13 @@ def test_a_resumed_run_goes_on_watching_where_it_stopped(tmp_path, trained):
     _, trainer = run(tmp_path / "first", callbacks, max_steps=PLANTED + 1)
     assert transitions(callbacks[0].history) == []
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    state = callbacks[0].state_dict()["transitions"]
-    assert json.loads(json.dumps(state, allow_nan=False)) == json.loads(json.dumps(state))
+    json.dumps(callbacks[0].state_dict(), allow_nan=False)
 
     resumed = monitors(every_n_train_steps=1)
     seed_everything(0, verbose=False)
     train(tmp_path / "second", [Plant(), *resumed], Twins(), STEPS // 6, ckpt_path=tmp_path / "last.ckpt")
-    first = transitions(resumed[0].history)[0]
-    assert (first.kind, first.step) == (whole[0].kind, whole[0].step)
+    told = transitions(resumed[0].history)
+    assert [(event.step, event.kind) for event in told] == [(event.step, event.kind) for event in whole]
 
 
 def test_a_state_that_cannot_be_read_is_warned_of_and_watching_begins_anew(tmp_path):
@@ -152,9 +146,7 @@ def test_a_state_that_cannot_be_read_is_warned_of_and_watching_begins_anew(tmp_p
 
 @pytest.mark.parametrize("alert_on", [{"rank_colapse"}, "rank_colapse", ["nonfinite", "rank_colapse"]])
 def test_an_unknown_kind_is_refused_with_those_that_there_are(alert_on):
-    with pytest.raises(
-        ValueError, match="'rank_colapse' is no kind of event; known are breaking, restoration, .*error"
-    ):
+    with pytest.raises(ValueError, match=r"'rank_colapse' is no kind of event; known are breaking, .*error"):
         SymmetryMonitor(alert_on=alert_on)
 
 

@@ -126,6 +126,11 @@ class Monitor(Callback):
             for name, value in values.items()
         }
 
+    @property
+    def state_key(self) -> str:
+        """The name of its state in a checkpoint."""
+        return self._generate_state_key(include=self.include, exclude=self.exclude)
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: what is known of the series that are watched for transitions."""
         return {"transitions": self._transitions.state()}

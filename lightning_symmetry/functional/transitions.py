@@ -14,7 +14,7 @@ drift. A shift is a departure from that line that lasts, is larger than the nois
   matters, that quarter stands for the scale: series without noise, counts and exact ranks are no special case.
 - **Guards.** An excursion is the time since S was last 0. Its departure is the median of the last three values less
   the line as it was when the excursion began. An alarm is a shift if the departure is at least `least`, 5 times the
-  scale at the beginning, 3 times the scale now and 2.5 times the largest departure that came to nothing (autocorrelated
+  scale at the beginning, 3 times the scale now and 3 times the largest departure that came to nothing (autocorrelated
   noise and random walks depart often, and teach their own threshold); if the value itself moved as far in that
   direction (a fall that slows down is no rise); and if the last three values agree (a burst of noise does not).
 

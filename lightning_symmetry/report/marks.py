@@ -55,7 +55,7 @@ def _line(step: int, number: str) -> go.layout.Shape:
         y1=1,
         yref=f"y{number} domain",
         line={"color": _COLOUR, "width": 1, "dash": "dot"},
-        layer="below",
+        layer="above",
     )
 
 

@@ -5,6 +5,7 @@ from lightning_symmetry.callbacks.representation_monitor import RepresentationMo
 from lightning_symmetry.callbacks.spectrum_monitor import SpectrumMonitor
 from lightning_symmetry.callbacks.symmetry_monitor import SymmetryMonitor
 from lightning_symmetry.history import History, read_history
+from lightning_symmetry.measurement.transitions import Transition
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 
@@ -15,6 +16,7 @@ __all__ = [
     "Symmetries",
     "SymmetryGroup",
     "SymmetryMonitor",
+    "Transition",
     "find_symmetries",
     "functional",
     "read_history",

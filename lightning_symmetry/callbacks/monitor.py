@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,7 @@ from lightning_symmetry.callbacks.session import Plan, Session
 from lightning_symmetry.history import History
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.measure import Ranks
+from lightning_symmetry.measurement.transitions import TRANSITION_KINDS, Transition, TransitionKind, Transitions
 from lightning_symmetry.sinks.recorder import Recorder
 from lightning_symmetry.sinks.warning import warn
 
@@ -29,6 +30,10 @@ SHARE_OF_REPORTS = 0.1
 """The share of the budget that reports and heatmaps may take; measurements have the rest."""
 
 OnError = Literal["warn", "raise"]
+OnTransition = Callable[[Transition], Any] | None
+AlertKind = TransitionKind | Literal["nonfinite", "error"]
+ALERT_KINDS = (*TRANSITION_KINDS, "nonfinite", "error")
+ALERT_ON: Collection[AlertKind] = ("nonfinite", "rank_collapse", "representation_collapse", "death_of_units")
 
 _RECORDERS: WeakKeyDictionary[Any, Recorder] = WeakKeyDictionary()
 
@@ -45,6 +50,11 @@ class Monitor(Callback):
         exclude: A regular expression; what belongs to a parameter whose name it is found in is not measured.
         on_error: ``"warn"``: a failure is warned of and counted, and the monitor that failed twice stands down;
             ``"raise"``: it is raised.
+        alert_on: The kinds of events of which a W&B run sends an alert: ``"breaking"``, ``"restoration"``,
+            ``"rank_jump"``, ``"rank_collapse"``, ``"representation_collapse"``, ``"death_of_units"``,
+            ``"nonfinite"`` (a parameter holds a NaN or an infinity), ``"error"`` (the monitor failed). Empty for none.
+        on_transition: Called on rank zero with each `Transition`, at the step at which it is found. What it raises is
+            warned of, and never reaches the training.
 
     Attributes:
         history: What was measured, in the run's folder too: see `read_history`.
@@ -69,6 +79,8 @@ class Monitor(Callback):
         include: str | None = None,
         exclude: str | None = None,
         on_error: OnError = "warn",
+        alert_on: Collection[AlertKind] = ALERT_ON,
+        on_transition: OnTransition = None,
     ) -> None:
         if not 0 < max_overhead < 1:
             raise ValueError(
@@ -79,6 +91,12 @@ class Monitor(Callback):
             raise ValueError(f"every_n_train_steps={every_n_train_steps!r} must be at least 1, or None for the budget")
         if on_error not in ("warn", "raise"):
             raise ValueError(f'on_error={on_error!r} must be "warn" or "raise"')
+        kinds = [alert_on] if isinstance(alert_on, str) else list(alert_on)
+        unknown = [kind for kind in kinds if kind not in ALERT_KINDS]
+        if unknown:
+            raise ValueError(
+                f"alert_on={alert_on!r}: {unknown[0]!r} is no kind of event; known are {', '.join(ALERT_KINDS)}"
+            )
         for name, pattern in (("include", include), ("exclude", exclude)):
             try:
                 re.compile(pattern or "")
@@ -89,8 +107,12 @@ class Monitor(Callback):
         self.include = include
         self.exclude = exclude
         self.on_error = on_error
+        self.alert_on = tuple(kind for kind in ALERT_KINDS if kind in kinds)
+        self.on_transition = on_transition
         self.history = History(None)
         self._session: Session | None = None
+        self._transitions = Transitions()
+        self._restored: Mapping[str, Any] = {}
 
     def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
         """What to measure, from the model and its first batch."""
@@ -104,7 +126,24 @@ class Monitor(Callback):
         """The arguments of this monitor, for the run's config."""
         kinds = [kind for kind in type(self).__mro__ if issubclass(kind, Monitor)]
         names = [name for kind in kinds for name in inspect.signature(kind).parameters]
-        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+        values = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        return {
+            name: getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
+            for name, value in values.items()
+        }
+
+    @property
+    def state_key(self) -> str:
+        """The name of its state in a checkpoint."""
+        return self._generate_state_key(include=self.include, exclude=self.exclude)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: what is known of the series that are watched for transitions."""
+        return {"transitions": self._transitions.state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what a checkpoint holds for the fit that begins."""
+        self._restored = state_dict
 
     def select(self, names: Iterable[str]) -> list[str]:
         """Those names that `include` and `exclude` leave.
@@ -203,6 +242,8 @@ class Monitor(Callback):
         recorder = _RECORDERS.get(trainer) or _open(trainer, model, monitors)
         _RECORDERS[trainer] = recorder
         self.history = recorder.history
+        self._transitions = _restored(self._restored)
+        self._restored = {}
         self._session = Session(
             name=type(self).__name__,
             make_plan=lambda module, batch: self.make_plan(trainer, module, batch),
@@ -210,6 +251,9 @@ class Monitor(Callback):
             budget=Budget(self.max_overhead * (1 - SHARE_OF_REPORTS) / len(monitors), self.every_n_train_steps),
             ranks=ranks_of(trainer),
             recorder=recorder,
+            transitions=self._transitions,
+            alert_on=self.alert_on,
+            on_transition=self.on_transition,
             raise_errors=self.on_error == "raise",
         )
 
@@ -234,6 +278,17 @@ def ranks_of(trainer: Any) -> Ranks:
         device=trainer.strategy.root_device,
         sum=lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"),
     )
+
+
+def _restored(state: Mapping[str, Any]) -> Transitions:
+    """The detectors that a checkpoint holds; new ones where it holds none that can be read."""
+    transitions = Transitions()
+    if "transitions" in state:
+        try:
+            transitions.restore(state["transitions"])
+        except Exception as error:
+            warn(f"lightning_symmetry cannot go on watching from the checkpoint: {type(error).__name__}: {error}")
+    return transitions
 
 
 def _monitors(trainer: Any) -> list[Monitor]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.indicators import Piece, nonfinite
 from lightning_symmetry.measurement.measure import Ranks, join, measure
 from lightning_symmetry.measurement.snapshot import snapshot
+from lightning_symmetry.measurement.transitions import Transition, Transitions
 from lightning_symmetry.sinks.recorder import Recorder
 from lightning_symmetry.sinks.warning import warn
 
@@ -50,6 +52,9 @@ class Session:
         budget: When to measure.
         ranks: Who measures together.
         recorder: Where measurements go; on other ranks than zero, one that keeps them in memory.
+        transitions: What is watched for in them.
+        alert_on: The kinds of events of which alerts are sent.
+        on_transition: Called on rank zero with each transition; None for nothing.
         raise_errors: Raise failures, instead of warning of them.
     """
 
@@ -61,6 +66,9 @@ class Session:
         budget: Budget,
         ranks: Ranks,
         recorder: Recorder,
+        transitions: Transitions,
+        alert_on: Collection[str],
+        on_transition: Callable[[Transition], Any] | None,
         raise_errors: bool,
     ) -> None:
         self._name = name
@@ -69,12 +77,16 @@ class Session:
         self._budget = budget
         self._ranks = ranks
         self._recorder = recorder
+        self._transitions = transitions
+        self._alert_on = alert_on
+        self._on_transition = on_transition
         self._raise_errors = raise_errors
         self._plan: Plan | None = None
         self._row: tuple[int, dict[str, float]] | None = None
         self._failures = 0
         self._measured_at = -1
         recorder.overheads.append(lambda: budget.overhead)
+        recorder.counters.append(lambda: transitions.counts)
 
     def skip(self, step: int) -> None:
         """Take a step for measured, as a resumed run's first may be: measure next when the step after it is due."""
@@ -159,12 +171,28 @@ class Session:
         self._row = (step, {**aggregates, **measured.values})
         if any(map(math.isnan, measured.values.values())):
             names = [*(name for name, _ in model.named_parameters()), *gathered]
-            self._recorder.nonfinite(step, nonfinite({name: tensors[name] for name in names}))
+            bad = nonfinite({name: tensors[name] for name in names})
+            self._recorder.nonfinite(step, bad, alert="nonfinite" in self._alert_on)
+        self._tell(step, self._transitions.observe(step, measured.values))
         if measured.error is not None:
             self._fail(step, measured.error, here_alone=True)
         elif measured.failed:
             self._fail(step, RuntimeError("another rank failed; its log says why"))
         return {**self._untold, **aggregates}
+
+    def _tell(self, step: int, found: Sequence[Transition]) -> None:
+        """Tell of transitions: the history and the loggers, each kind at once, and who asked to be called."""
+        for kind, alike in groupby(sorted(found, key=lambda transition: transition.kind), lambda one: one.kind):
+            self._recorder.events(step, kind, [one.details() for one in alike], alert=kind in self._alert_on)
+        if self._on_transition is None or self._ranks.rank != 0:
+            return
+        for transition in found:
+            try:
+                self._on_transition(transition)
+            except Exception as error:
+                if self._raise_errors:
+                    raise
+                warn(f"on_transition failed at step {step}; training goes on. {type(error).__name__}: {error}")
 
     @contextmanager
     def _fenced(self, step: int) -> Iterator[None]:
@@ -181,7 +209,8 @@ class Session:
         self._budget.due = max(self._budget.due, step + 1)
         self._recorder.errors += 1
         message = f"{type(error).__name__}: {error}"
-        self._recorder.event(step, "error", where=self._name, message=message)
+        told = {"where": self._name, "message": message}
+        self._recorder.events(step, "error", [told], alert="error" in self._alert_on)
         if here_alone or self._ranks.rank == 0:
             fate = "stands down" if self._standing_down else "goes on"
             warn(f"{self._name} failed at step {step} and {fate}; training is not affected. {message}")

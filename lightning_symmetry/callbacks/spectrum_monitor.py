@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import nn
 
-from lightning_symmetry.callbacks.monitor import Monitor, OnError
+from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
 from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.functional.spectrum import SPECTRAL_INDICATORS
 from lightning_symmetry.measurement.indicators import full_rank, spectrum_aggregates, spectrum_pieces
@@ -28,6 +28,8 @@ class SpectrumMonitor(Monitor):
         include: As for `Monitor`.
         exclude: As for `Monitor`.
         on_error: As for `Monitor`.
+        alert_on: As for `Monitor`.
+        on_transition: As for `Monitor`.
 
     Raises:
         ValueError: An argument is out of its range; at the start of fit, the model has no parameters, or `include` or
@@ -52,8 +54,10 @@ class SpectrumMonitor(Monitor):
         include: str | None = None,
         exclude: str | None = None,
         on_error: OnError = "warn",
+        alert_on: Collection[AlertKind] = ALERT_ON,
+        on_transition: OnTransition = None,
     ) -> None:
-        super().__init__(max_overhead, every_n_train_steps, include, exclude, on_error)
+        super().__init__(max_overhead, every_n_train_steps, include, exclude, on_error, alert_on, on_transition)
         for indicator in indicators:
             if indicator not in SPECTRAL_INDICATORS:
                 raise ValueError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
-from lightning_symmetry.callbacks.monitor import Monitor, OnError
+from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
 from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.measurement.indicators import symmetry_aggregates, symmetry_pieces
 from lightning_symmetry.measurement.units import too_large_to_match
@@ -38,6 +38,8 @@ class SymmetryMonitor(Monitor):
         include: As for `Monitor`; a group belongs to the first parameter that it moves.
         exclude: As for `Monitor`.
         on_error: As for `Monitor`.
+        alert_on: As for `Monitor`.
+        on_transition: As for `Monitor`.
 
     Attributes:
         symmetries: The symmetries found; empty before the first step.
@@ -67,8 +69,10 @@ class SymmetryMonitor(Monitor):
         include: str | None = None,
         exclude: str | None = None,
         on_error: OnError = "warn",
+        alert_on: Collection[AlertKind] = ALERT_ON,
+        on_transition: OnTransition = None,
     ) -> None:
-        super().__init__(max_overhead, every_n_train_steps, include, exclude, on_error)
+        super().__init__(max_overhead, every_n_train_steps, include, exclude, on_error, alert_on, on_transition)
         check_kinds(kinds)
         if not 0 < tolerance < 1:
             raise ValueError(f"tolerance={tolerance!r} is no relative distance: give a number above 0 and below 1")

@@ -21,6 +21,8 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from lightning_symmetry.history import Event, History
 from lightning_symmetry.report import charts
+from lightning_symmetry.report.events import MEANINGS, describe, in_words
+from lightning_symmetry.report.marks import mark_transitions
 
 MOST_EVENTS = 100
 """Most events listed, the latest."""
@@ -149,7 +151,7 @@ def _charts(history: History) -> dict[str, Markup]:
         "similarity": charts.linear_cka_heatmap(history),
         "collapse": charts.neural_collapse_chart(history),
     }
-    return {name: _html(name, figure) for name, figure in figures.items() if figure.data}
+    return {name: _html(name, mark_transitions(figure, history)) for name, figure in figures.items() if figure.data}
 
 
 def _html(name: str, figure: go.Figure) -> Markup:
@@ -200,10 +202,13 @@ def _notable(history: History) -> list[Event]:
 
 def _events(history: History) -> list[dict[str, Any]]:
     return [
-        {"step": event.step, "time": _clock(event.time), "kind": event.kind, "details": _told(event.details)}
+        {
+            "step": event.step,
+            "time": _clock(event.time),
+            "kind": in_words(event.kind),
+            "told": describe(event),
+            "meaning": MEANINGS.get(event.kind, ""),
+            "bad": event.kind not in ("breaking", "restoration", "rank_jump"),
+        }
         for event in _notable(history)[-MOST_EVENTS:]
     ]
-
-
-def _told(details: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}: {value}" for name, value in details.items())

@@ -6,12 +6,14 @@ either package name under which Lightning is installed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plotly.graph_objects import Figure
 
+from lightning_symmetry.history import Event
 from lightning_symmetry.sinks import wandb_run
+from lightning_symmetry.sinks.wandb_alerts import Alerts
 from lightning_symmetry.sinks.warning import warn
 
 PATIENCE = 3
@@ -28,6 +30,7 @@ class LoggerSink:
     def __init__(self, logger: Any) -> None:
         self._logger = logger
         self._failures = 0
+        self._alerts = Alerts()
 
     def begin(self, config: Mapping[str, Any]) -> None:
         """Tell the run how its monitors are configured, where it has a place for that."""
@@ -41,6 +44,10 @@ class LoggerSink:
         """Log figures, where the logger takes any."""
         self._fenced(self._log_figures, figures, step)
 
+    def alert(self, events: Sequence[Event]) -> None:
+        """Send one alert for events of one kind, where the logger sends any."""
+        self._fenced(self._alert, events)
+
     def _begin(self, config: Mapping[str, Any]) -> None:
         if self._is_wandb():
             wandb_run.set_config(self._logger.experiment, config)
@@ -53,6 +60,10 @@ class LoggerSink:
     def _log_figures(self, figures: Mapping[str, Figure], step: int) -> None:
         if self._is_wandb():
             self._logger.log_metrics(wandb_run.as_media(figures), step=step)
+
+    def _alert(self, events: Sequence[Event]) -> None:
+        if self._is_wandb():
+            self._alerts.send(self._logger.experiment, events)
 
     def _is_wandb(self) -> bool:
         return hasattr(type(getattr(self._logger, "experiment", None)), "define_metric")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from plotly.graph_objects import Figure
 
-from lightning_symmetry.history import FILE_NAME, History
+from lightning_symmetry.history import FILE_NAME, Event, History
 from lightning_symmetry.report import render_report
 from lightning_symmetry.report.charts import (
     broken_fraction_heatmap,
@@ -18,6 +19,7 @@ from lightning_symmetry.report.charts import (
     feature_rank_heatmap,
     linear_cka_heatmap,
 )
+from lightning_symmetry.report.marks import mark_transitions
 from lightning_symmetry.sinks.lightning_logger import LoggerSink
 from lightning_symmetry.sinks.warning import warn
 
@@ -48,6 +50,7 @@ class Recorder:
     Attributes:
         history: What was recorded.
         overheads: One function for each monitor: the share of time that it took.
+        counters: One function for each monitor: how many transitions of each kind it saw.
         report: The path of the report; None where there is none.
         errors: How many failures of the monitors were recorded.
     """
@@ -56,6 +59,7 @@ class Recorder:
         self.history = _opened(folder / FILE_NAME) if folder is not None else History(None)
         self.report = folder / REPORT_NAME if folder is not None else None
         self.overheads: list[Callable[[], float]] = []
+        self.counters: list[Callable[[], Mapping[str, int]]] = []
         self.errors = 0
         self._sinks = [LoggerSink(logger) for logger in loggers]
         self._share = share
@@ -75,17 +79,26 @@ class Recorder:
         """Add an event to the history."""
         self._fenced(self.history.append_event, step, kind, **details)
 
-    def nonfinite(self, step: int, parameters: Sequence[str]) -> None:
+    def events(self, step: int, kind: str, told: Sequence[Mapping[str, Any]], alert: bool) -> None:
+        """Add events of one kind to the history, and send one alert for all of them if one is wanted."""
+        for details in told:
+            self.event(step, kind, **details)
+        if alert:
+            for sink in self._sinks:
+                sink.alert([Event(step, time.time(), kind, details) for details in told])
+
+    def nonfinite(self, step: int, parameters: Sequence[str], alert: bool = False) -> None:
         """Add one event that names those parameters that were finite until now."""
         new = [name for name in parameters if name not in self._nonfinite]
         self._nonfinite.update(new)
         if new:
-            self.event(step, "nonfinite", parameter=new[0], parameters=new)
+            self.events(step, "nonfinite", [{"parameter": new[0], "parameters": new}], alert)
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Add a measurement to the history, pass it on to the loggers, and refresh the report where that is due."""
         values = {
             **values,
+            **self._transitions(),
             "monitor/overhead": sum(overhead() for overhead in self.overheads),
             "monitor/errors": float(self.errors),
         }
@@ -95,6 +108,12 @@ class Recorder:
             sink.log({key: value for key, value in values.items() if not key.startswith(HISTORY_ONLY)}, step)
         if time.perf_counter() - self._refreshed > self._cost_of_refresh / self._share:
             self._refresh(step)
+
+    def _transitions(self) -> dict[str, float]:
+        counts: Counter[str] = Counter()
+        for counter in self.counters:
+            counts.update(counter())
+        return {f"transition/{kind}": float(count) for kind, count in counts.items()}
 
     def close(self, step: int) -> None:
         """Make the last report, and say where it is."""
@@ -116,7 +135,7 @@ class Recorder:
         self._cost_of_refresh = self._refreshed - started
 
     def _log_figures(self, figures: Mapping[str, Callable[[History], Figure]], step: int) -> None:
-        drawn = {key: draw(self.history) for key, draw in figures.items()}
+        drawn = {key: mark_transitions(draw(self.history), self.history) for key, draw in figures.items()}
         for sink in self._sinks:
             sink.log_figures(drawn, step)
 

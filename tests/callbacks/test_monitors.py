@@ -31,6 +31,7 @@ def test_a_run_leaves_its_history_and_its_report(tmp_path, caplog):
         "symmetry",
         "spectrum",
         "complexity",
+        "transition",
         "monitor",
         "loss",
     }

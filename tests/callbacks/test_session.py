@@ -11,6 +11,7 @@ from lightning_symmetry.callbacks.session import Plan, Session
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.indicators import Piece
 from lightning_symmetry.measurement.measure import Ranks
+from lightning_symmetry.measurement.transitions import Transitions
 from lightning_symmetry.sinks.recorder import Recorder
 
 
@@ -31,6 +32,9 @@ def session(rank, others, pieces):
         budget=Budget(0.01, every_n_steps=1),
         ranks=Ranks(rank=rank, world_size=2, sum=lambda tensor: tensor + others),
         recorder=Recorder(None, [], 0.1),
+        transitions=Transitions(),
+        alert_on=(),
+        on_transition=None,
         raise_errors=False,
     )
 

@@ -82,7 +82,7 @@ def monitors(**settings):
     return [SymmetryMonitor(**settings), SpectrumMonitor(**settings)]
 
 
-def train(folder, callbacks, model=None, epochs=2, **settings):
+def train(folder, callbacks, model=None, epochs=2, ckpt_path=None, **settings):
     """Fit a model on one device, and return it with its trainer."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     model = Net() if model is None else model
@@ -98,7 +98,7 @@ def train(folder, callbacks, model=None, epochs=2, **settings):
         **settings,
     }
     trainer = Trainer(max_epochs=epochs, callbacks=callbacks, **settings)
-    trainer.fit(model, data())
+    trainer.fit(model, data(), ckpt_path=ckpt_path)
     return model, trainer
 
 

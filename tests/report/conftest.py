@@ -72,6 +72,17 @@ def synthetic_run() -> History:
         values["complexity/effective_rank_fraction"] = 0.5 + 0.4 * second
         values["monitor/overhead"] = 0.008 + 0.001 * rng.random()
         history.append(step, values)
+    history.append_event(
+        620,
+        "breaking",
+        group="model_encoder_blocks_0_mlp_hidden",
+        indicator="symmetry/distinct_units",
+        since=590,
+        before=60.0,
+        after=96.0,
+        size=36.0,
+        confidence=0.998,
+    )
     history.append_event(1510, "nonfinite", parameter="model.encoder.blocks.2.mlp.fc1.weight")
     history.append_event(1520, "error", where="spectrum", message="the matrix holds NaN <0 & more>")
     return history

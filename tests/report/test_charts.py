@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_symmetry.history import History
 from lightning_symmetry.report import charts
+from lightning_symmetry.report.marks import MOST_MARKS, mark_transitions
 
 CHARTS = [
     charts.loss_chart,
@@ -238,3 +239,37 @@ def test_the_marks_of_neural_collapse_are_drawn_one_above_the_other():
     figure = charts.neural_collapse_chart(history)
     assert [list(trace.y) for trace in figure.data] == [[2.0], [0.5]]
     assert not charts.neural_collapse_chart(History(None)).data
+
+
+TRANSITION = {"group": "a", "indicator": "symmetry/distinct_units", "since": 3, "before": 8.0, "after": 6.0}
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_transitions_are_marked_on_every_axis_of_steps(chart, run_history: History) -> None:
+    history = History(None)
+    history.measurements, history._series = run_history.measurements, run_history._series
+    for kind in ("restoration", "rank_collapse"):
+        history.append_event(5, kind, **TRANSITION, confidence=0.99)
+    history.append_event(7, "nonfinite", parameter="fc.weight")
+    figure = mark_transitions(chart(history), history)
+    axes = list(figure.select_yaxes())
+    assert [shape.x0 for shape in figure.layout.shapes] == [5] * len(axes)
+    (handle,) = figure.layout.annotations
+    assert "restoration: distinct units of a fell from 8 to 6 between steps 3 and 5" in handle.hovertext
+    assert "rank collapse" in handle.hovertext
+
+
+def test_marks_are_bounded_and_escaped() -> None:
+    history = history_of({"loss": dict.fromkeys(range(200), 1.0)})
+    for step in range(200):
+        history.append_event(step, "restoration", **{**TRANSITION, "group": "<b>"})
+    figure = mark_transitions(charts.loss_chart(history), history)
+    assert len(figure.layout.annotations) == MOST_MARKS
+    assert figure.layout.annotations[-1].x == 199
+    assert "<b>" not in figure.layout.annotations[0].hovertext
+
+
+def test_a_chart_without_traces_stays_without_marks() -> None:
+    history = History(None)
+    history.append_event(5, "restoration", **TRANSITION)
+    assert not mark_transitions(charts.loss_chart(history), history).layout.shapes

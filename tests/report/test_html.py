@@ -99,6 +99,18 @@ def test_events_are_listed_and_bounded(tmp_path: Path) -> None:
     assert "30 earlier ones are in the history file" in text
 
 
+def test_a_transition_is_told_in_a_sentence_with_what_it_usually_means(tmp_path: Path) -> None:
+    history = History(None)
+    told = {"group": "fc1", "indicator": "spectrum/effective_rank", "since": 40, "before": 8.0, "after": 2.0}
+    history.append_event(60, "rank_collapse", **told, confidence=0.998)
+    text = page(history, tmp_path)
+    assert "effective rank of fc1 fell from 8 to 2 between steps 40 and 60 (confidence 0.998)" in text
+    assert '<td class="bad">rank collapse</td>' in text
+    assert "A layer has lost directions" in text
+    history.append_event(80, "breaking", **told)
+    assert "<td>breaking</td>" in page(history, tmp_path)
+
+
 def test_start_and_symmetries_are_no_events_to_worry_about(tmp_path: Path) -> None:
     history = History(None)
     history.append_event(0, "run", name="a")

@@ -57,7 +57,7 @@ def test_every_measurement_is_one_row_with_the_numbers_of_the_history(run):
         assert row["trainer/global_step"] == measurement.step
         assert logged == {key: value for key, value in measurement.values.items() if key != "loss"}
     sections = {key.partition("/")[0] for row in rows for key in row if "/" in key}
-    assert sections == {"symmetry", "spectrum", "complexity", "monitor", "trainer"}
+    assert sections == {"symmetry", "spectrum", "complexity", "transition", "monitor", "trainer"}
 
 
 def test_each_key_is_defined_exactly_before_its_first_row(run):

@@ -1,0 +1,74 @@
+"""Which series are watched, and what their shifts are called."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from lightning_symmetry.measurement.transitions import TRANSITION_KINDS, WATCHED, Transition, Transitions
+
+
+def observed(series: dict[str, list[float]]) -> tuple[Transitions, list[Transition]]:
+    transitions, found = Transitions(), []
+    for step in range(len(next(iter(series.values())))):
+        found += transitions.observe(10 * step, {key: values[step] for key, values in series.items()})
+    return transitions, found
+
+
+@pytest.mark.parametrize(
+    ("key", "rise", "fall"),
+    [
+        ("symmetry/distinct_units/fc", "breaking", "restoration"),
+        ("symmetry/alive_units/fc", "breaking", "death_of_units"),
+        ("symmetry/product_rank/fc", "rank_jump", "rank_collapse"),
+        ("spectrum/effective_rank/fc", "rank_jump", "rank_collapse"),
+        ("representation/effective_rank/fc", None, "representation_collapse"),
+    ],
+)
+def test_a_rise_and_a_fall_have_their_names(key, rise, fall):
+    for after, kind in ((12.0, rise), (4.0, fall)):
+        transitions, found = observed({key: [8.0] * 20 + [after] * 5})
+        assert [(one.kind, one.group, one.step, one.since) for one in found] == (
+            [] if kind is None else [(kind, "fc", 220, 200)]
+        )
+        assert transitions.counts == {name: int(name == kind) for name in (rise, fall) if name is not None}
+
+
+def test_every_kind_is_watched_for():
+    assert {kind for watch in WATCHED.values() for kind in (watch.rise, watch.fall)} - {None} == set(TRANSITION_KINDS)
+
+
+def test_other_keys_and_aggregates_are_passed_over():
+    values = [1.0] * 20 + [0.0] * 5
+    transitions, found = observed(
+        {"symmetry/broken_fraction": values, "loss": values, "spectrum/spectral_norm/a": values}
+    )
+    assert (found, transitions.counts) == ([], {})
+
+
+def test_one_unit_of_many_is_no_transition_and_one_percent_is():
+    few = {"symmetry/distinct_units/fc": [1000.0] * 20 + [995.0] * 5}
+    many = {"symmetry/distinct_units/fc": [1000.0] * 20 + [980.0] * 5}
+    assert (len(observed(few)[1]), len(observed(many)[1])) == (0, 1)
+
+
+def test_the_state_goes_through_json_and_nothing_is_lost():
+    values = [8.0] * 20 + [4.0] * 20
+    whole, expected = observed({"spectrum/effective_rank/fc": values})
+    transitions, found = Transitions(), []
+    for step, value in enumerate(values):
+        resumed = Transitions()
+        resumed.restore(json.loads(json.dumps(transitions.state(), allow_nan=False)))
+        transitions = resumed
+        found += transitions.observe(10 * step, {"spectrum/effective_rank/fc": value})
+    assert found == expected
+    assert transitions.state() == whole.state()
+
+
+def test_what_is_told_is_plain_json():
+    (transition,) = observed({"spectrum/effective_rank/fc": [8.0] * 20 + [4.0] * 5})[1]
+    told = transition.details()
+    assert json.loads(json.dumps(told)) == told
+    assert {"kind": transition.kind, "step": transition.step, **told} == {**asdict(transition), "size": -4.0}

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry.symmetry.axes import Axis, atoms, forbid, fresh, narrow, pin, places, size, split
-from lightning_symmetry.symmetry.axis_rules import Binding, Contraction, rule_of
+from lightning_symmetry.symmetry.axis_rules import Binding, Contraction, Rule, parse, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
+from lightning_symmetry.symmetry.experiment import rule_by_experiment
 from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, average, law_of, masked, multiple
 from lightning_symmetry.symmetry.loops import Loop, Loops, Positions
 from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
@@ -60,7 +61,8 @@ class Labelling:
 
     Attributes:
         tape: The tape.
-        without_rule: How often each operation without a rule was met; it tells the positions of all its axes apart.
+        without_rule: The operations without a rule that leave axes out, and how many: the dimensions of their tensors
+            that they tell apart, of which no experiment found out what becomes.
         within: The axes of tensors that exist only within an operation.
         read_by_maps: The unknowns of maps along the axes that they read.
         read_centred: The unknowns of maps along an axis along which what they read has mean zero before its gain and
@@ -70,6 +72,7 @@ class Labelling:
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
         self._selected: defaultdict[Dimension, set[int]] = defaultdict(set)
+        self._found_out: dict[Operation, str] = {}
         self._label(tape, {})
         walked = {place: len(found) for place, found in self._selected.items() if found == set(range(len(found)))}
         walked = {place: length for place, length in walked.items() if length > 1}
@@ -138,16 +141,7 @@ class Labelling:
     def _apply(self, operation: Operation) -> None:
         outputs = [output for output in operation.outputs if output is not None]
         self._read += [self.axes(value) for value in operation.inputs if value.depends]
-        found = rule_of(operation.operation, operation.args, operation.kwargs)
-        if found is None:
-            self.without_rule[str(operation.operation)] += 1
-            why = f"no rule for {operation.operation}"
-            for value in operation.inputs:
-                self._pin(value, why)
-            for output in outputs:
-                self._axes[output] = [fresh(length, why) for length in output.shape]
-            return
-        rule, sizes = found
+        rule, sizes = rule_of(operation.operation, operation.args, operation.kwargs) or self._asked(operation)
         rule = rule.for_call(len(operation.inputs), len(outputs))
         law, contraction = law_of_call(operation, self._used), None
         if operation.operation.overloadpacket in CONTRACTIONS:
@@ -179,6 +173,19 @@ class Labelling:
         self._positions.update(dict.fromkeys(outputs, standing))
         for pattern in rule.within:
             self.within.append([*binding.write(pattern, [1] * len(pattern)), *_walked_beside(standing)])
+
+    def _asked(self, operation: Operation) -> tuple[Rule, dict[str, int]]:
+        """The rule of a call of an operation that has none registered: what an experiment tells, or all told apart."""
+        if operation not in self._found_out:
+            tensors = [*operation.inputs, *(output for output in operation.outputs if output is not None)]
+            patterns = [" ".join("1" if length == 1 else "_" for length in value.shape) for value in tensors]
+            n_inputs = len(operation.inputs)
+            pinned = f"{', '.join(patterns[:n_inputs])} -> {', '.join(patterns[n_inputs:])}"
+            self._found_out[operation] = rule_by_experiment(operation) or pinned
+        text = self._found_out[operation]
+        if "_" in text:
+            self.without_rule[str(operation.operation)] += text.count("_")
+        return parse(text), {}
 
     def _chooses(self, operation: Operation, value: Value, indices: Indices, at: Positions) -> bool:
         """Whether an operation asks which indices are those of the position at which a loop stands."""

@@ -49,7 +49,8 @@ class Indices:
 
 _SAME = {"_to_copy", "alias", "clone", "contiguous", "detach", "lift_fresh", "view_of"}
 _VIEW = {"view", "_unsafe_view", "reshape", "_reshape"}
-_REARRANGED = {"permute", "transpose", "t", "unsqueeze", "squeeze", "expand"}
+_REPEATED = {"expand", "repeat"}
+_REARRANGED = {"permute", "transpose", "t", "unsqueeze", "squeeze", *_REPEATED}
 _SLICED = {"select", "slice", "split", "split_with_sizes", "unbind"}
 _IN_ANY_ORDER = {"add", "index_put", "maximum", "minimum", "mul", "scatter_add", "where"}
 PICKED = {"index", "index_select"}
@@ -233,7 +234,7 @@ class Labelling:
             given: Value = source.args[0]
             if source.name in _SAME:
                 return self._narrowed(given, dim, start, stop, at)
-            if source.name in _REARRANGED - {"expand"}:
+            if source.name in _REARRANGED - _REPEATED:
                 places = _rearranged(source, list(range(len(given.shape))), shape)
                 if isinstance(places[dim], int):
                     below = self._narrowed(given, places[dim], start, stop, at)
@@ -473,6 +474,10 @@ def _rearranged(operation: Operation, axes: list[Any], shape: Sequence[int]) -> 
                 fresh(length, charge=UNIFORM) if dim < new or given.shape[dim - new] != length else axes[dim - new]
                 for dim, length in enumerate(shape)
             ]
+        case "repeat":
+            repeats = arguments[0]
+            given_axes = [()] * (len(repeats) - n_dims) + axes
+            return [fresh(times) + axis for times, axis in zip(repeats, given_axes, strict=True)]
     raise AssertionError(f"{operation.name} is no layout")
 
 

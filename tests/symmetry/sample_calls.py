@@ -180,6 +180,8 @@ def convolutions():
     yield call(real(2, 5, 8, 6), real(5, 3, 4, 2), real(3), 1, transposed=True, stride=2)
     yield call(real(3, 10, 8, 6), real(10, 7, 4, 2), real(14), 2, transposed=True)
     yield call(real(3, 5, 8, 6), real(5, 1, 4, 2), None, 5, transposed=True)
+    one_for_all = ([1], [0], [1], False, [0], 1)
+    yield Sample(aten.convolution.default, (real(3, 5, 8, 6), real(7, 5, 4, 1), None, *one_for_all))
 
 
 def norms():

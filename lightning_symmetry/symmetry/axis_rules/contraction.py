@@ -29,10 +29,12 @@ def _(bias, left, right, **scales):
 
 @axis_rule(aten.convolution.default)
 def _(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
-    window = " _" * (len(input.shape) - 2)
+    n_space = len(input.shape) - 2
+    window = " _" * n_space
+    steps, pads = (list(given) * (n_space // len(given)) for given in (stride, padding))  # one number for all, or each
     space = "".join(
-        f" s{k}" if (size, step, pad) == (1, 1, 0) else " _"  # a kernel of one position acts on each by itself
-        for k, (size, step, pad) in enumerate(zip(weight.shape[2:], stride, padding, strict=True))
+        f" s{k}" if setting == (1, 1, 0) else " _"  # a kernel of one position acts on each by itself
+        for k, setting in enumerate(zip(weight.shape[2:], steps, pads, strict=True))
     )
     kernel = f"(g i) o{window}" if transposed else f"(g o) i{window}"
     vector = "" if bias is None else ", (g o)"

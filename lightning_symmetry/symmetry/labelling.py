@@ -5,7 +5,7 @@ permutations, slices) need no rule: their axes follow from those of their input,
 asks for them. A slice is carried below the layouts it is taken from, down to the axis that it cuts: the view of a fused
 query-key-value map as three equal parts would else tie the parts to one another.
 
-A tensor that no parameter reaches tells positions apart only along the axes on which its entries differ.
+A tensor that no parameter reaches tells positions apart only where its entries differ from one to the next.
 
 The entries of some tensors are *indices* along an axis: where the largest entries are, as of an expert by its router.
 To look up by them ties that axis to the one looked up; to read them as numbers tells its positions apart.
@@ -20,12 +20,25 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_symmetry.symmetry.axes import Axis, atoms, forbid, fresh, narrow, pin, places, size, split
+from lightning_symmetry.symmetry.axes import (
+    Axis,
+    Concatenation,
+    atoms,
+    forbid,
+    fresh,
+    narrow,
+    pin,
+    places,
+    resolve,
+    size,
+    split,
+)
 from lightning_symmetry.symmetry.axis_rules import Binding, Contraction, Rule, parse, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
@@ -401,14 +414,25 @@ def _axes_of_leaf(value: Value) -> Axes:
 
 
 def _axes_of_constant(value: Value) -> Axes:
+    """New axes for a constant, which tell positions apart but where the next ones hold the same entries."""
     tensor = value.constant
     assert tensor is not None
-    axes = []
-    for dim, length in enumerate(value.shape):
-        uniform = tensor.numel() > 0 and bool((tensor == tensor.narrow(dim, 0, 1)).all())
-        charge = unknown().unshifted if is_zero(tensor) else UNIFORM if uniform else NEUTRAL
-        axes.append(fresh(length, None if uniform else "data", charge))
-    return axes
+    return [resolve((Concatenation(_stretches(tensor.movedim(dim, 0))),)) for dim in range(tensor.dim())]
+
+
+def _stretches(tensor: Tensor) -> list[Axis]:
+    """The first axis of a constant in stretches: of positions that hold the same, and of positions told apart."""
+    if not tensor.numel():
+        return [fresh(len(tensor), "data")]
+    differ = (tensor[1:] != tensor[:-1]).unsqueeze(-1).flatten(1).any(1)
+    parts = tensor.tensor_split((differ.nonzero().flatten() + 1).tolist())
+    stretches: list[Axis] = []
+    for alone, some in groupby(parts, key=lambda part: len(part) == 1):
+        if alone:
+            stretches.append(fresh(sum(map(len, some)), "data"))
+        else:
+            stretches += [fresh(len(p), charge=unknown().unshifted if is_zero(p) else UNIFORM) for p in some]
+    return stretches
 
 
 def law_of_call(operation: Operation, used: set[Value]) -> Law:
@@ -477,7 +501,7 @@ def _rearranged(operation: Operation, axes: list[Any], shape: Sequence[int]) -> 
         case "repeat":
             repeats = arguments[0]
             given_axes = [()] * (len(repeats) - n_dims) + axes
-            return [fresh(times) + axis for times, axis in zip(repeats, given_axes, strict=True)]
+            return [fresh(times, charge=UNIFORM) + axis for times, axis in zip(repeats, given_axes, strict=True)]
     raise AssertionError(f"{operation.name} is no layout")
 
 

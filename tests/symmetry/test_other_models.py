@@ -1,0 +1,183 @@
+"""Models outside the zoo, each with something that no model of the zoo has, against what is written down by hand.
+
+A group is written as in `test_zoo_permutations`; rotations, which take the place of permutations, stand beside them.
+"""
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from lightning_symmetry.symmetry.find import find_symmetries
+from tests.zoo import Case, numbers, of_language
+
+
+def of_each(groups, *places):
+    return {name.format(place): shape for place in places for name, shape in groups.items()}
+
+
+SMALL = {"vocab_size": 31, "hidden_size": 24, "num_attention_heads": 4, "num_hidden_layers": 2, "pad_token_id": 0}
+
+
+def deberta():
+    """Attention to relative positions, whose embeddings pass maps of their own and are repeated for the batch."""
+    return transformers.DebertaV2ForMaskedLM(
+        transformers.DebertaV2Config(
+            **SMALL,
+            intermediate_size=34,
+            relative_attention=True,
+            pos_att_type=["p2c", "c2p"],
+            position_buckets=8,
+            max_position_embeddings=40,
+            norm_rel_ebd="layer_norm",
+            share_att_key=False,
+        )
+    )
+
+
+def qwen3():
+    """A norm of each head's queries and keys, whose gain all heads share."""
+    return transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(**SMALL, intermediate_size=34, num_key_value_heads=2, head_dim=6)
+    )
+
+
+def mamba2():
+    """State-space heads in groups, and a norm over each group."""
+    return transformers.Mamba2ForCausalLM(
+        transformers.Mamba2Config(
+            vocab_size=31,
+            hidden_size=12,
+            num_heads=4,
+            head_dim=6,
+            state_size=5,
+            n_groups=2,
+            num_hidden_layers=1,
+            conv_kernel=3,
+            chunk_size=4,
+            pad_token_id=0,
+        )
+    )
+
+
+def swin():
+    """Windows that are rolled and masked, a bias for each head and offset, and merging of neighbours."""
+    return transformers.SwinForImageClassification(
+        transformers.SwinConfig(
+            image_size=32, patch_size=4, embed_dim=12, depths=[2, 1], num_heads=[2, 4], window_size=4, num_labels=5
+        )
+    )
+
+
+class ConvolutionalLSTM(nn.Module):
+    """A recurrent cell of feature maps, whose first state is zero, beside an image in one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.gates = nn.Conv2d(3 + 6, 4 * 6, 3, padding=1)
+        self.readout = nn.Conv2d(6, 2, 1)
+
+    def forward(self, frames):
+        hidden = memory = frames.new_zeros(len(frames), 6, *frames.shape[-2:])
+        for frame in frames.unbind(1):
+            enter, forget, new, show = self.gates(torch.cat([frame, hidden], 1)).chunk(4, 1)
+            memory = forget.sigmoid() * memory + enter.sigmoid() * new.tanh()
+            hidden = show.sigmoid() * memory.tanh()
+        return self.readout(hidden)
+
+
+class LongConvolution(nn.Module):
+    """A filter as long as the sequence for each channel, by the Fourier transform, which has no axis rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = nn.Linear(4, 12)
+        self.filter = nn.Parameter(torch.randn(12, 9))
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, sequence):
+        hidden = self.read(sequence).transpose(1, 2)
+        spectrum = torch.fft.rfft(hidden, n=18) * torch.fft.rfft(self.filter, n=18)
+        return self.out(torch.fft.irfft(spectrum, n=18)[..., :9].transpose(1, 2).relu())
+
+
+BERT_HEADS = {
+    "{}.attention.self.query_proj.heads": (4,),
+    "{}.attention.self.query_proj.head_dims.rotation": (4, 6),
+    "{}.attention.self.value_proj.head_dims.rotation": (4, 6),
+    "{}.intermediate.dense": (34,),
+}
+SWIN_BLOCK = {
+    "swin.encoder.layers.{}.attention.q_proj.heads": (2,),
+    "swin.encoder.layers.{}.attention.q_proj.head_dims.rotation": (2, 6),
+    "swin.encoder.layers.{}.attention.v_proj.head_dims.rotation": (2, 6),
+    "swin.encoder.layers.{}.mlp.fc1": (48,),
+}
+QWEN_BLOCK = {
+    "model.layers.{}.self_attn.q_proj.head_groups": (2,),
+    "model.layers.{}.self_attn.q_proj.heads": (2, 2),
+    "model.layers.{}.self_attn.v_proj.head_dims.rotation": (2, 6),
+    "model.layers.{}.mlp.gate_proj": (34,),
+}
+CASES = {
+    "deberta": (
+        of_language(deberta),
+        {"deberta.embeddings.word_embeddings": (24,)}
+        | of_each(BERT_HEADS, "deberta.encoder.layer.0", "deberta.encoder.layer.1")
+        | {"deberta.encoder.layer.0.attention.self.pos_key_proj": (24,)},  # the stream of the relative positions
+    ),
+    "qwen3": (of_language(qwen3), {"model.embed_tokens": (24,)} | of_each(QWEN_BLOCK, 0, 1)),
+    "mamba2": (
+        of_language(mamba2),
+        {"backbone.embeddings": (12,)}
+        | of_each(
+            {
+                "{}.dt.groups": (2,),
+                "{}.dt.units": (2, 2),
+                "{}.conv1d.0.units": (2, 2, 6),
+                "{}.conv1d.1_2.units": (2, 5),
+            },
+            "backbone.layers.0.mixer",
+        ),
+    ),
+    "swin": (
+        Case(swin, lambda: numbers(2, 3, 32, 32)),
+        {"swin.embeddings.patch_embeddings.projection": (12,), "swin.encoder.layers.0.downsample.reduction": (24,)}
+        | of_each(SWIN_BLOCK, "0.blocks.0", "0.blocks.1")
+        | {
+            name: (4, 6) if len(shape) == 2 else (96,) if shape == (48,) else (4,)
+            for name, shape in of_each(SWIN_BLOCK, "1.blocks.0").items()
+        },
+    ),
+    "convolutional lstm": (Case(ConvolutionalLSTM, lambda: numbers(2, 3, 3, 5, 5)), {"gates": (6,)}),
+    "long convolution": (Case(LongConvolution, lambda: numbers(2, 9, 4)), {"filter": (12,)}),
+}
+
+
+@pytest.mark.parametrize(("case", "expected"), CASES.values(), ids=CASES)
+def test_every_group_of_units_of_another_model_is_found(case, expected):
+    symmetries = find_symmetries(case.build().eval(), case.batch(), kinds=["permutation", "rotation"])
+    found = {
+        group.name: (*(length for _, length in group.rows), group.size)
+        for group in symmetries
+        if group.kind in ("permutation", "rotation")
+    }
+    assert found == expected
+    assert not symmetries.rejected
+
+
+def test_a_repeated_axis_is_a_product_with_the_axis_that_was_repeated():
+    class Repeated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(16, 3)
+
+        def forward(self, batch):
+            return self.second(self.first(batch).tanh().repeat(1, 2))
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Repeated(), numbers(6, 4))
+    groups = {(group.kind, group.size): set(group.parameters) for group in symmetries}
+    moved = {"first.weight", "first.bias", "second.weight"}
+    assert groups[("permutation", 8)] == groups[("sign", 8)] == moved
+    assert not symmetries.rejected

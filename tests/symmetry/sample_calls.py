@@ -348,6 +348,8 @@ def writes():
         yield Sample(aten.scatter.src, (x, dim, index, real(5, 4, 8)))
         yield Sample(aten.scatter.value, (x, dim, index, 2.5))
         yield Sample(aten.scatter_add.default, (x, dim, index, real(*shape)))
+        for reduce in ("sum", "amax", "mean"):
+            yield Sample(aten.scatter_reduce.two, (x, dim, index, real(*shape), reduce))
     yield Sample(aten.slice_scatter.default, (x, real(5, 3, 4), -1, 2, 6))
     yield Sample(aten.slice_scatter.default, (x, real(5, 3, 4), 2, None, 4))
     yield Sample(aten.slice_scatter.default, (x, real(5, 3, 4), 2, -4, 100))
@@ -373,8 +375,28 @@ def spaces():
     yield Sample(aten._adaptive_avg_pool2d.default, (real(3, 8, 10), [2, 4]))
     yield Sample(aten.upsample_bilinear2d.default, (real(2, 3, 4, 5), [8, 9], False))
     yield Sample(aten.upsample_nearest2d.default, (real(2, 3, 4, 5), [8, 9]))
+    yield Sample(aten.upsample_bicubic2d.default, (real(2, 3, 4, 5), [8, 9], False))
+    yield Sample(aten._upsample_bilinear2d_aa.default, (real(2, 3, 8, 9), [4, 5], False))
+    yield Sample(aten._upsample_bicubic2d_aa.default, (real(2, 3, 8, 9), [4, 5], False))
+    yield Sample(aten.upsample_linear1d.default, (real(2, 3, 4), [8], False))
+    yield Sample(aten.upsample_nearest1d.default, (real(2, 3, 4), [8]))
+    yield Sample(aten.upsample_trilinear3d.default, (real(2, 3, 4, 5, 6), [8, 9, 7], False))
+    yield Sample(aten.upsample_nearest3d.default, (real(2, 3, 4, 5, 6), [8, 9, 7]))
+    yield Sample(aten.adaptive_max_pool2d.default, (real(2, 3, 8, 10), [5, 4]))
+    yield Sample(aten.adaptive_max_pool3d.default, (real(2, 3, 8, 10, 9), [5, 4, 6]))
+    yield Sample(aten.max_pool3d_with_indices.default, (real(2, 3, 8, 10, 9), [2, 3, 2]))
+    yield Sample(aten.avg_pool3d.default, (real(2, 3, 8, 10, 9), [2, 3, 2]))
+    yield Sample(aten._adaptive_avg_pool3d.default, (real(2, 3, 8, 10, 9), [5, 4, 6]))
+    yield Sample(aten.grid_sampler_2d.default, (real(2, 3, 7, 8), real(2, 5, 4, 2) / 4, 0, 0, False))
     for pad in ([1, 2], [2, 0, 0, 3], [0, 0, 4, 0], [-1, 2], [2, -1], [-2, -1, 3, 1], [0, -3], [-1, 0, 0, 0]):
         yield Sample(aten.constant_pad_nd.default, (real(2, 3, 7), pad, 0.5))
+
+
+def transforms():
+    yield Sample(aten._fft_r2c.default, (real(3, 2, 5), [1], 0, True))
+    yield Sample(aten._fft_c2c.default, (torch.complex(real(3, 2, 5), real(3, 2, 5)), [1, 2], 0, True))
+    yield Sample(aten._fft_c2r.default, (torch.complex(real(3, 2, 5), real(3, 2, 5)), [2], 0, 9))
+    yield Sample(aten.view_as_real_copy.default, (torch.complex(real(3, 5), real(3, 5)),))
 
 
 FAMILIES = (
@@ -389,5 +411,6 @@ FAMILIES = (
     joins,
     writes,
     spaces,
+    transforms,
 )
 SAMPLES = [sample for family in FAMILIES for sample in family()]

@@ -87,7 +87,7 @@ class ConvolutionalLSTM(nn.Module):
 
 
 class LongConvolution(nn.Module):
-    """A filter as long as the sequence for each channel, by the Fourier transform, which has no axis rule."""
+    """A filter as long as the sequence for each channel, by way of Fourier transforms."""
 
     def __init__(self):
         super().__init__()

@@ -50,6 +50,12 @@ def _(input, dim, index, source):
     return f"{whole}, {written} @ e, {written} -> {whole}"
 
 
+@axis_rule(aten.scatter_reduce.two)
+def _(input, dim, index, source, reduce, *, include_self=True):
+    whole, written = _along(dim, input, index, source)
+    return f"{whole}, {written} @ e, {written} -> {whole}"
+
+
 @axis_rule(aten.scatter.value)
 def _(input, dim, index, value):
     whole, written = _along(dim, input, index)

@@ -107,7 +107,13 @@ def _sorted(value, dim):
     return f"{' '.join(letters)} -> {' '.join(after)}, {' '.join(after)}{_index_along(value, dim)}"
 
 
-@axis_rule(aten.flip.default)
-def _(input, dims):
+@axis_rule(aten.flip.default, aten._fft_r2c.default, aten._fft_c2c.default, aten._fft_c2r.default)
+def _(input, dims, *settings):
+    """Turn dimensions around, or into frequencies."""
     letters = ["_" if k in {dim % len(input.shape) for dim in dims} else f"a{k}" for k in range(len(input.shape))]
     return f"{' '.join(letters)} -> {' '.join(letters)}"
+
+
+@axis_rule(aten.view_as_real_copy.default)
+def _(input):
+    return "... -> ... _"

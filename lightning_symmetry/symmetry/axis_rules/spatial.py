@@ -14,14 +14,17 @@ def _over_space(input, n_space, outputs=1):
     return f"{pattern} -> {', '.join([pattern] * outputs)}"
 
 
-@axis_rule(aten.max_pool2d_with_indices.default)
+@axis_rule(aten.avg_pool1d.default, aten.upsample_linear1d.default, aten.upsample_nearest1d.default)
 def _(input, *settings, **more):
-    return _over_space(input, 2, outputs=2)
+    return _over_space(input, 1)
 
 
 @axis_rule(
-    aten.avg_pool2d.default,
     aten._adaptive_avg_pool2d.default,
+    aten._upsample_bicubic2d_aa.default,
+    aten._upsample_bilinear2d_aa.default,
+    aten.avg_pool2d.default,
+    aten.upsample_bicubic2d.default,
     aten.upsample_bilinear2d.default,
     aten.upsample_nearest2d.default,
 )
@@ -29,9 +32,29 @@ def _(input, *settings, **more):
     return _over_space(input, 2)
 
 
-@axis_rule(aten.avg_pool1d.default)
+@axis_rule(
+    aten._adaptive_avg_pool3d.default,
+    aten.avg_pool3d.default,
+    aten.upsample_nearest3d.default,
+    aten.upsample_trilinear3d.default,
+)
 def _(input, *settings, **more):
-    return _over_space(input, 1)
+    return _over_space(input, 3)
+
+
+@axis_rule(aten.max_pool2d_with_indices.default, aten.adaptive_max_pool2d.default)
+def _(input, *settings, **more):
+    return _over_space(input, 2, outputs=2)
+
+
+@axis_rule(aten.max_pool3d_with_indices.default, aten.adaptive_max_pool3d.default)
+def _(input, *settings, **more):
+    return _over_space(input, 3, outputs=2)
+
+
+@axis_rule(aten.grid_sampler_2d.default)
+def _(input, grid, *settings):
+    return "n c _ _, n h w _ -> n c h w"
 
 
 @axis_rule(aten.constant_pad_nd.default)

@@ -21,7 +21,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,10 +38,23 @@ from lightning_symmetry.symmetry.axes import (
     size,
     split,
 )
-from lightning_symmetry.symmetry.axis_rules import Binding, Contraction, Rule, parse, rule_of
+from lightning_symmetry.symmetry.axis_rules import Binding, Rule, parse, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
+from lightning_symmetry.symmetry.factors import contraction_of, is_average, kept_last, multiplier_of
 from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, average, law_of, masked, multiple
+from lightning_symmetry.symmetry.layout import (
+    LAYOUT,
+    REARRANGED,
+    REPEATED,
+    SAME,
+    SLICED,
+    VIEWED,
+    dimension_viewed,
+    rearranged,
+    sliced,
+    viewed,
+)
 from lightning_symmetry.symmetry.loops import Loop, Loops, Positions
 from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
 
@@ -60,14 +72,7 @@ class Indices:
     places: Axes
 
 
-_SAME = {"_to_copy", "alias", "clone", "contiguous", "detach", "lift_fresh", "view_of"}
-_VIEW = {"view", "_unsafe_view", "reshape", "_reshape"}
-_REPEATED = {"expand", "repeat"}
-_REARRANGED = {"permute", "transpose", "t", "unsqueeze", "squeeze", *_REPEATED}
-_SLICED = {"select", "slice", "split", "split_with_sizes", "unbind"}
 _IN_ANY_ORDER = {"add", "index_put", "maximum", "minimum", "mul", "scatter_add", "where"}
-PICKED = {"index", "index_select"}
-LAYOUT = _SAME | _VIEW | _REARRANGED | _SLICED
 
 
 class Labelling:
@@ -139,8 +144,8 @@ class Labelling:
         source = value.source
         if value not in self._indices and source is not None and source.name in LAYOUT:
             given = self.indices(source.args[0])
-            sliced = given is not None and source.name in _SLICED
-            self._indices[value] = Indices(given.axis, self.axes(value)) if given is not None and sliced else given
+            in_part = given is not None and source.name in SLICED
+            self._indices[value] = Indices(given.axis, self.axes(value)) if given is not None and in_part else given
         return self._indices.get(value)
 
     def axes(self, value: Value) -> Axes:
@@ -159,8 +164,8 @@ class Labelling:
         rule = rule.for_call(len(operation.inputs), len(outputs))
         law, contraction = law_of_call(operation, self._used), None
         if operation.operation.overloadpacket in CONTRACTIONS:
-            contraction = _contraction(operation, rule.contracted)
-            law = average if _is_average(operation) else law
+            contraction = contraction_of(operation, rule.contracted)
+            law = average if is_average(operation) else law
         binding = Binding(sizes, law, contraction)
         for pattern, value in zip(rule.inputs, operation.inputs, strict=True):
             binding.read(pattern, self.axes(value))
@@ -182,7 +187,7 @@ class Labelling:
         binding.finish()
         self.read_by_maps.update(binding.read_by_maps)
         for key, number in binding.read_centred:
-            self.read_centred[key].append(_kept_last(operation.inputs[number]))
+            self.read_centred[key].append(kept_last(operation.inputs[number]))
         standing = self._loops.meet([at, *map(self._standing, operation.inputs)], operation.name in _IN_ANY_ORDER)
         self._positions.update(dict.fromkeys(outputs, standing))
         for pattern in rule.within:
@@ -221,8 +226,8 @@ class Labelling:
     def _laid_out(self, operation: Operation, value: Value) -> Axes:
         """The axes of a tensor that an operation lays out anew."""
         given: Value = operation.args[0]
-        if operation.name in _SLICED:
-            dim, start, stop, step, kept = _slice(operation, value)
+        if operation.name in SLICED:
+            dim, start, stop, step, kept = sliced(operation, value)
             if step == 1:
                 at: Positions = {}
                 axes = self._narrowed(given, dim, start, stop, at)
@@ -232,7 +237,7 @@ class Labelling:
                 pin(axes[dim], "strided slice")
                 axes[dim] = fresh(len(range(start, stop, step)), "strided slice")
             return axes if kept else axes[:dim] + axes[dim + 1 :]
-        return _rearranged(operation, self.axes(given), value.shape)
+        return rearranged(operation, self.axes(given), value.shape)
 
     def _narrowed(self, value: Value, dim: int, start: int, stop: int, at: Positions) -> Axes:
         """The axes of ``value[start:stop]`` along a dimension, the slice carried below the layouts above it.
@@ -245,15 +250,15 @@ class Labelling:
         source = value.source
         if value.depends and value not in self._axes and source is not None:
             given: Value = source.args[0]
-            if source.name in _SAME:
+            if source.name in SAME:
                 return self._narrowed(given, dim, start, stop, at)
-            if source.name in _REARRANGED - _REPEATED:
-                places = _rearranged(source, list(range(len(given.shape))), shape)
+            if source.name in REARRANGED - REPEATED:
+                places = rearranged(source, list(range(len(given.shape))), shape)
                 if isinstance(places[dim], int):
                     below = self._narrowed(given, places[dim], start, stop, at)
                     return [below[place] if isinstance(place, int) else () for place in places]
-            if source.name in _VIEW:
-                group = _dimension_viewed(given.shape, shape, dim)
+            if source.name in VIEWED:
+                group = dimension_viewed(given.shape, shape, dim)
                 if group is not None:
                     return self._narrowed_view(given, shape, dim, start, stop, *group)
         axes = list(self.axes(value))
@@ -285,106 +290,12 @@ class Labelling:
         outer, rest = split(axes[below], before)
         middle, inner = split(narrow(rest, start * after, stop * after), stop - start)
         return [
-            *_view(axes[:below], shape[:first]),
-            *_view([outer], shape[first:dim]),
+            *viewed(axes[:below], shape[:first]),
+            *viewed([outer], shape[first:dim]),
             middle,
-            *_view([inner], shape[dim + 1 : last]),
-            *_view(axes[below + 1 :], shape[last:]),
+            *viewed([inner], shape[dim + 1 : last]),
+            *viewed(axes[below + 1 :], shape[last:]),
         ]
-
-
-def _contraction(operation: Operation, letters: frozenset[str]) -> Contraction:
-    """What is known of the factors of a product."""
-    maps, picked = (
-        frozenset(number for number, value in enumerate(operation.inputs) if value.depends and leaf_of(value, also))
-        for also in (False, True)
-    )
-    if operation.operation == aten.convolution.default:
-        _, kernel, _, _, padding, _, transposed, *_ = operation.args
-        sees_border = math.prod(kernel.shape[2:]) > 1 and (transposed or any(padding))
-        return Contraction(letters, frozenset() if sees_border else maps, picked)
-    left = _left(operation)
-    centred = _is_layer_norm(_kept_last(operation.inputs[left]))
-    return Contraction(letters, maps, picked, frozenset([left] if centred else []))
-
-
-def _left(operation: Operation) -> int:
-    """The number of the factor of a matrix product whose last dimension is summed over."""
-    return 1 if operation.operation.overloadpacket == aten.addmm else 0
-
-
-def leaf_of(value: Value | None, picked: bool = False) -> str | None:
-    """The name of the parameter that a tensor is, laid out anew, or also with positions picked along some dimension."""
-    while value is not None and value.source is not None:
-        if not (value.source.name in LAYOUT or (picked and value.source.name in PICKED)):
-            break
-        value = value.source.args[0]
-    return None if value is None or value.source is not None else value.name
-
-
-def _kept_last(value: Value) -> Operation | None:
-    """The operation that computed a tensor, laid out anew but for its last dimension."""
-    source = value.source
-    if source is None or not (source.name in LAYOUT or looks_at_others(source)):
-        return source
-    given: Value = source.args[0]
-    kept = bool(value.shape and given.shape) and value.shape[-1] == given.shape[-1]
-    if source.name in _SLICED:
-        kept = kept and _slice(source, value)[0] != len(given.shape) - 1
-    if source.name in _REARRANGED:
-        kept = kept and _rearranged(source, list(range(len(given.shape))), value.shape)[-1] == len(given.shape) - 1
-    return _kept_last(given) if kept else None
-
-
-def looks_at_others(operation: Operation) -> bool:
-    """Whether an operation picks positions along other dimensions than the last, or takes multiples and means there."""
-    n_dims = len(operation.args[0].shape) if operation.args and isinstance(operation.args[0], Value) else 0
-    match operation.operation:
-        case aten.mul.Tensor:
-            return (
-                multiplier_of(operation) is not None
-                and isinstance(operation.args[0], Value)
-                and operation.args[0].depends
-            )
-        case aten.mean.dim if operation.args[1]:
-            return all(dim % n_dims != n_dims - 1 for dim in operation.args[1])
-        case aten.index.Tensor:
-            return len(operation.args[1]) < n_dims
-        case aten.index_select.default:
-            return bool(operation.args[1] % n_dims != n_dims - 1)
-    return False
-
-
-def multiplier_of(operation: Operation) -> float | None:
-    """The number by which a product multiplies one tensor at all its positions, as dropout does."""
-    constants = [value.constant for value in operation.inputs if value.constant is not None]
-    if operation.operation != aten.mul.Tensor or len(constants) != 1 or len(operation.inputs) != 2:
-        return None
-    (tensor,) = constants
-    is_number = tensor.is_floating_point() and tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
-    return float(tensor.flatten()[0]) if is_number and bool(tensor.flatten()[0] != 0) else None
-
-
-def _is_infinitely_low(value: Value) -> bool:
-    """Whether a constant is so low that a softmax gives no weight to it."""
-    return value.constant is not None and value.constant.numel() > 0 and bool((value.constant < -1e4).all())
-
-
-def _is_layer_norm(operation: Operation | None) -> bool:
-    """Whether an operation takes the mean along the last dimension away, before it applies a gain and a bias."""
-    return (
-        operation is not None and operation.operation == aten.native_layer_norm.default and len(operation.args[1]) == 1
-    )
-
-
-def _is_average(operation: Operation) -> bool:
-    """Whether a product with what a softmax gives takes averages of the other factor."""
-    source = _kept_last(operation.inputs[_left(operation)])
-    if source is not None and source.operation == aten.where.self:  # no weights where all is masked
-        source = _kept_last(source.args[2])
-    if operation.operation == aten.convolution.default or source is None or source.operation != aten._softmax.default:
-        return False
-    return bool(source.args[1] % len(source.args[0].shape) == len(source.args[0].shape) - 1)
 
 
 def _walked_beside(positions: Positions) -> Axes:
@@ -435,6 +346,11 @@ def _stretches(tensor: Tensor) -> list[Axis]:
     return stretches
 
 
+def _is_infinitely_low(value: Value) -> bool:
+    """Whether a constant is so low that a softmax gives no weight to it."""
+    return value.constant is not None and value.constant.numel() > 0 and bool((value.constant < -1e4).all())
+
+
 def law_of_call(operation: Operation, used: set[Value]) -> Law:
     """The law of an operation on a tape, of which the values that are read are used."""
     number = multiplier_of(operation)
@@ -453,98 +369,3 @@ def law_of_call(operation: Operation, used: set[Value]) -> Law:
 def is_zero(tensor: Tensor) -> bool:
     """Whether a constant is zero, and so stays what it is however it is scaled."""
     return tensor.is_floating_point() and tensor.numel() > 0 and not bool(tensor.any())
-
-
-def _view(axes: Sequence[Axis], shape: Sequence[int]) -> Axes:
-    """Read all axes as one row-major product, and split it into dimensions of the shape."""
-    rest: Axis = sum(axes, ())
-    viewed = []
-    for length in shape:
-        axis, rest = split(rest, length)
-        viewed.append(axis)
-    return viewed
-
-
-def _rearranged(operation: Operation, axes: list[Any], shape: Sequence[int]) -> list[Any]:
-    """What an operation without slicing makes of a list of one entry a dimension; new dimensions are ()."""
-    arguments = operation.args[1:]
-    n_dims = len(axes)
-    match operation.name:
-        case name if name in _SAME:
-            return list(axes)
-        case name if name in _VIEW:
-            return _view(axes, shape)
-        case "permute":
-            return [axes[dim] for dim in arguments[0]]
-        case "t":
-            return axes[::-1]
-        case "transpose":
-            swapped = list(axes)
-            first, second = arguments
-            swapped[first], swapped[second] = axes[second], axes[first]
-            return swapped
-        case "unsqueeze":
-            dim = arguments[0] % (n_dims + 1)
-            return [*axes[:dim], (), *axes[dim:]]
-        case "squeeze":
-            given: Value = operation.args[0]
-            dims = arguments[0] if arguments else range(n_dims)
-            gone = {dim % n_dims for dim in ([dims] if isinstance(dims, int) else dims)} if n_dims else set()
-            return [axis for dim, axis in enumerate(axes) if dim not in gone or given.shape[dim] != 1]
-        case "expand":
-            given = operation.args[0]
-            new = len(shape) - n_dims
-            return [
-                fresh(length, charge=UNIFORM) if dim < new or given.shape[dim - new] != length else axes[dim - new]
-                for dim, length in enumerate(shape)
-            ]
-        case "repeat":
-            repeats = arguments[0]
-            given_axes = [()] * (len(repeats) - n_dims) + axes
-            return [fresh(times, charge=UNIFORM) + axis for times, axis in zip(repeats, given_axes, strict=True)]
-    raise AssertionError(f"{operation.name} is no layout")
-
-
-def _slice(operation: Operation, value: Value) -> tuple[int, int, int, int, bool]:
-    """The dimension, start, stop and step of one output of a slicing operation, and whether it keeps the dimension."""
-    given: Value = operation.args[0]
-    arguments = list(operation.args[1:])
-    match operation.name:
-        case "select":
-            dim = arguments[0] % len(given.shape)
-            start = arguments[1] % given.shape[dim]
-            return dim, start, start + 1, 1, False
-        case "slice":
-            defaults: list[Any] = [0, None, None, 1]
-            dim, start, stop, step = arguments + defaults[len(arguments) :]
-            dim %= len(given.shape)
-            start, stop, step = slice(start, stop, step).indices(given.shape[dim])
-            return dim, start, stop, step, True
-    position = next(k for k, output in enumerate(operation.outputs) if output is value)
-    dim = operation.kwargs.get("dim", arguments[-1] if len(arguments) > (operation.name != "unbind") else 0)
-    dim %= len(given.shape)
-    if operation.name == "unbind":
-        return dim, position, position + 1, 1, False
-    start = sum(output.shape[dim] for output in operation.outputs[:position] if output is not None)
-    return dim, start, start + value.shape[dim], 1, True
-
-
-def _dimension_viewed(below: Sequence[int], above: Sequence[int], dim: int) -> tuple[int, int, int] | None:
-    """The dimension below that a view splits into dimensions `first` to `last` above, `dim` among them."""
-    if 0 in below:
-        return None
-    i = j = 0
-    while i < len(below) and j < len(above):
-        first_below, first = i, j
-        left, right = below[i], above[j]
-        i, j = i + 1, j + 1
-        while left != right:
-            if left < right:
-                left *= below[i]
-                i += 1
-            else:
-                right *= above[j]
-                j += 1
-        if first <= dim < j:
-            return (first_below, first, j) if i - first_below == 1 else None
-    return None

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from lightning_symmetry.symmetry.charges import NEUTRAL, Charge, scalings, unknown
-from lightning_symmetry.symmetry.labelling import LAYOUT, is_zero, law_of_call
+from lightning_symmetry.symmetry.labelling import is_zero, law_of_call
 from lightning_symmetry.symmetry.laws import WHOLE
+from lightning_symmetry.symmetry.layout import LAYOUT
 from lightning_symmetry.symmetry.tracing import Tape, Value
 
 Degrees = Mapping[str, Fraction]

@@ -137,7 +137,10 @@ class Labelling:
 
     def leaf(self, value: Value) -> Axes:
         """The axes of a parameter or buffer; those that no operation read are told apart."""
-        return self._axes.get(value) or [fresh(length, "unused") for length in value.shape]
+        if value not in self._axes:
+            self._axes[value] = _axes_of_leaf(value)
+            self._pin(value, "unused")
+        return self._axes[value]
 
     def indices(self, value: Value) -> Indices | None:
         """Of what the entries of a tensor are indices, if they are."""

@@ -89,8 +89,8 @@ def without(tape: Tape, names: Collection[str]) -> Tape:
         kind, args = _taken_away(operation, names)
         copied = Operation(kind, tree_map(copy, args), tree_map(copy, dict(operation.kwargs)))
         copied.outputs = [copy(output) for output in operation.outputs]
-        for output in copied.outputs:
-            if output is not None:
+        for output, before in zip(copied.outputs, operation.outputs, strict=True):
+            if output is not None and before is not None and before.source is operation:
                 output.source = copied
         operations.append(copied)
     leaves = {name: copy(value) for name, value in tape.leaves.items() if name not in names}

@@ -62,8 +62,11 @@ def rearranged(operation: Operation, axes: list[Any], shape: Sequence[int]) -> l
             ]
         case "repeat":
             repeats = arguments[0]
-            given_axes = [()] * (len(repeats) - n_dims) + axes
-            return [fresh(times, charge=UNIFORM) + axis for times, axis in zip(repeats, given_axes, strict=True)]
+            entries = [()] * (len(repeats) - n_dims) + axes
+            return [
+                entry if times == 1 else (*fresh(times, charge=UNIFORM), *(entry if isinstance(entry, tuple) else ()))
+                for times, entry in zip(repeats, entries, strict=True)
+            ]
     raise AssertionError(f"{operation.name} is no layout")
 
 

@@ -162,14 +162,15 @@ def test_every_group_of_units_of_another_model_is_found(case, expected):
     assert not symmetries.rejected
 
 
-def test_a_repeated_axis_is_a_product_with_the_axis_that_was_repeated():
+@pytest.mark.parametrize("times", [(1, 2), (3, 1), (2, 1, 1)])
+def test_a_repeated_axis_is_a_product_with_the_axis_that_was_repeated(times):
     class Repeated(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second = nn.Linear(4, 8), nn.Linear(16, 3)
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8 * times[-1], 3)
 
         def forward(self, batch):
-            return self.second(self.first(batch).tanh().repeat(1, 2))
+            return self.second(self.first(batch).tanh().repeat(times))
 
     torch.manual_seed(0)
     symmetries = find_symmetries(Repeated(), numbers(6, 4))

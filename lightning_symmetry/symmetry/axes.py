@@ -36,6 +36,8 @@ class Atom:
         pinned: Why its positions are told apart.
         rigid: Why its positions cannot be mixed linearly.
         keeps: What linear mixtures of its positions must keep.
+        mean_taken: Whether a norm or a softmax takes the mean along it away.
+        mean_lost: Whether that was the mean along more than it.
         vanishing: The charges that must vanish.
         nearly: Those that must vanish but for the small constant that a norm adds.
         bound: What it turned out to be.
@@ -45,6 +47,8 @@ class Atom:
     pinned: str | None = None
     rigid: str | None = None
     keeps: set[str] = field(default_factory=set)
+    mean_taken: bool = False
+    mean_lost: bool = False
     vanishing: list[Charge] = field(default_factory=list)
     nearly: list[Charge] = field(default_factory=list)
     bound: Axis | None = None
@@ -187,7 +191,10 @@ def stiffen(axis: Axis, why: str) -> None:
 def _bind(atom: Atom, axis: Axis) -> None:
     """Let an atom be an axis, which takes over what is known of the atom."""
     atom.bound = axis
-    for part in atoms((Place(atom),)):
+    parts = atoms((Place(atom),))
+    for part in parts:
+        part.mean_taken = part.mean_taken or atom.mean_taken
+        part.mean_lost = part.mean_lost or atom.mean_lost or (atom.mean_taken and len(parts) > 1)
         part.pinned = part.pinned or atom.pinned
         part.rigid = part.rigid or atom.rigid
         part.keeps |= atom.keeps

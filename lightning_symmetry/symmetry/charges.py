@@ -32,9 +32,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import count
+from typing import Generic, TypeVar
 
 Key = int | tuple["Key", int]
 """An unknown of a leaf's axis, or of a part of it: what it was called as a whole, and the number of the part."""
+
+K = TypeVar("K")
 
 _NEW = count()
 
@@ -60,9 +63,11 @@ class Hidden:
 
     Attributes:
         shift: The shift, a linear form.
+        pieces: In which pieces of an axis laid end to end it was: it is the same all along each, not along all.
     """
 
     shift: tuple[tuple[Unknown, Fraction], ...]
+    pieces: tuple[str, ...] = ()
 
 
 Unknown = Key | Image | Hidden
@@ -215,10 +220,31 @@ def _nullspace(
     return solutions
 
 
+class Span(Generic[K]):
+    """The combinations of some vectors, as rows in reduced echelon form."""
+
+    def __init__(self) -> None:
+        self._rows: dict[K, dict[K, Fraction]] = {}
+
+    def add(self, vector: Mapping[K, float | Fraction]) -> bool:
+        """Take a vector up; False if it is a combination of those before."""
+        form = {key: Fraction(value) for key, value in vector.items() if value}
+        for pivot in [key for key in form if key in self._rows]:
+            _eliminate(form, pivot, self._rows[pivot], lambda value: value)
+        if not form:
+            return False
+        pivot = next(iter(form))
+        form = {key: value / form[pivot] for key, value in form.items()}
+        for row in self._rows.values():
+            _eliminate(row, pivot, form, lambda value: value)
+        self._rows[pivot] = form
+        return True
+
+
 def _eliminate(
-    form: dict[Unknown, Fraction],
-    pivot: Unknown,
-    row: Mapping[Unknown, Fraction],
+    form: dict[K, Fraction],
+    pivot: K,
+    row: Mapping[K, Fraction],
     reduce: Callable[[Fraction], Fraction],
 ) -> None:
     """Subtract the multiple of a row that takes its pivot out of a form."""

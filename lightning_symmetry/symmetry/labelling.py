@@ -17,6 +17,7 @@ followed a second time.
 from __future__ import annotations
 
 import math
+import weakref
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -331,21 +332,39 @@ def _axes_of_constant(value: Value) -> Axes:
     """New axes for a constant, which tell positions apart but where the next ones hold the same entries."""
     tensor = value.constant
     assert tensor is not None
-    return [resolve((Concatenation(_stretches(tensor.movedim(dim, 0))),)) for dim in range(tensor.dim())]
+    key = (id(tensor), tensor._version)
+    if key not in _STRETCHES:
+        _STRETCHES[key] = [_stretches(tensor.movedim(dim, 0)) for dim in range(tensor.dim())]
+        weakref.finalize(tensor, _STRETCHES.pop, key, None)
+    return [resolve((Concatenation([_as_axis(*each) for each in some]),)) for some in _STRETCHES[key]]
 
 
-def _stretches(tensor: Tensor) -> list[Axis]:
-    """The first axis of a constant in stretches: of positions that hold the same, and of positions told apart."""
+_STRETCHES: dict[tuple[int, int], list[list[tuple[int, bool | None]]]] = {}
+"""Of constants that were looked at, the stretches along each dimension: several labellings of a tape see the same."""
+
+
+def _as_axis(length: int, zero: bool | None) -> Axis:
+    if zero is None:
+        return fresh(length, "data")
+    return fresh(length, charge=unknown().unshifted if zero else UNIFORM)
+
+
+def _stretches(tensor: Tensor) -> list[tuple[int, bool | None]]:
+    """The first axis of a constant in stretches: of positions that hold the same, zero or not, or that are told apart.
+
+    Returns:
+        The length of each stretch, and whether its positions are zero; None where they are told apart.
+    """
     if not tensor.numel():
-        return [fresh(len(tensor), "data")]
+        return [(len(tensor), None)]
     differ = (tensor[1:] != tensor[:-1]).unsqueeze(-1).flatten(1).any(1)
     parts = tensor.tensor_split((differ.nonzero().flatten() + 1).tolist())
-    stretches: list[Axis] = []
+    stretches: list[tuple[int, bool | None]] = []
     for alone, some in groupby(parts, key=lambda part: len(part) == 1):
         if alone:
-            stretches.append(fresh(sum(map(len, some)), "data"))
+            stretches.append((sum(map(len, some)), None))
         else:
-            stretches += [fresh(len(p), charge=unknown().unshifted if is_zero(p) else UNIFORM) for p in some]
+            stretches += [(len(part), is_zero(part)) for part in some]
     return stretches
 
 

@@ -26,8 +26,8 @@ def rotation_of_planes(rescaling: SymmetryGroup) -> SymmetryGroup | None:
         block = action.block
         halves[block.tensor, block.views[:-1], block.axes, action.degrees].append(action)
     pairs = [_pair(both[0], both[1], component) if len(both) == 2 else None for both in halves.values()]
-    if not all(pairs):
-        return None
+    if not all(pairs) or all(action.block.numel == rescaling.n_rows * rescaling.size for action in rescaling.actions):
+        return None  # gains multiply each coordinate by itself
     return replace(
         rescaling,
         kind="rotation",

@@ -14,11 +14,9 @@ from fractions import Fraction
 from itertools import chain
 from typing import TypeVar
 
-import torch
-
 from lightning_symmetry.symmetry.actions import KINDS, Action, Block, Carried, Fold
 from lightning_symmetry.symmetry.axes import Atom, Place, atoms
-from lightning_symmetry.symmetry.charges import Unknown, scalings, signs
+from lightning_symmetry.symmetry.charges import Span, Unknown, scalings, signs
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.means import Means, mean_is_free
@@ -162,9 +160,10 @@ class _Model:
         self, exact: Sequence[Mapping[str, Fraction]], every: Sequence[Mapping[str, Fraction]], atoms: Iterable[Atom]
     ) -> Iterator[SymmetryGroup]:
         """The scales of whole tensors that are no scales of all positions along some axis alike."""
-        known: list[Mapping[int, float]] = []
+        known: Span[int] = Span()
         for atom in atoms:
-            known += [self._by_block(atom, solution) for solution in self._scalings(atom, exact=False)]
+            for solution in self._scalings(atom, exact=False):
+                known.add(self._by_block(atom, solution))
         for wholes, holds_exactly in ((exact, True), (every, False)):
             for degrees in map(_whole, wholes):
                 scaled = {
@@ -172,8 +171,7 @@ class _Model:
                     for number, (block, _) in enumerate(self.blocks)
                     if block.tensor in degrees
                 }
-                if self._parameters_of(degrees) and _beyond([scaled], known):
-                    known.append(scaled)
+                if self._parameters_of(degrees) and known.add(scaled):
                     yield self._scale(degrees, holds_exactly)
 
     def _scale(self, degrees: Mapping[str, int], exact: bool) -> SymmetryGroup:
@@ -324,7 +322,9 @@ def _is_within(group: SymmetryGroup, stream: Stream) -> bool:
 def _goes_through(row: str, carried: Carried) -> bool:
     """Whether what is added may differ between rows: a map sums over the rows, or what takes it up has them."""
     first = carried.maps[0]
-    return row in (*(first.block.axes[dim] for dim in first.reads), *carried.block.axes)
+    written = {step.block.axes[dim] for step in carried.maps for dim in step.writes}
+    summed = row in (first.block.axes[dim] for dim in first.reads)
+    return summed or (row in carried.block.axes and row not in written)
 
 
 def _whole(solution: Mapping[K, Fraction]) -> Mapping[K, int]:
@@ -335,13 +335,7 @@ def _whole(solution: Mapping[K, Fraction]) -> Mapping[K, int]:
 
 def _beyond(solutions: Sequence[Mapping[K, float]], known: Sequence[Mapping[K, float]]) -> list[Mapping[K, float]]:
     """Those solutions that are no combination of known ones and of one another."""
-    keys = list(dict.fromkeys(chain.from_iterable((*known, *solutions))))
-    vectors = [[float(solution.get(key, 0)) for key in keys] for solution in known]
-    beyond = []
-    rank = int(torch.linalg.matrix_rank(torch.tensor(vectors, dtype=torch.float64))) if vectors else 0
-    for solution in solutions:
-        vectors.append([float(solution.get(key, 0)) for key in keys])
-        if int(torch.linalg.matrix_rank(torch.tensor(vectors, dtype=torch.float64))) > rank:
-            rank += 1
-            beyond.append(solution)
-    return beyond
+    span: Span[K] = Span()
+    for solution in known:
+        span.add(solution)
+    return [solution for solution in solutions if span.add(solution)]

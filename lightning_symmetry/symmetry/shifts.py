@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from graphlib import CycleError, TopologicalSorter
 
 from lightning_symmetry.symmetry.charges import Image, Key, Unknown
 
@@ -55,6 +56,7 @@ class _System:
         self._rows: dict[Unknown, Form] = {}
         self._having: defaultdict[Unknown, set[Unknown]] = defaultdict(set)
         self._unmatched: list[Form] = []
+        self._taken: dict[Unknown, dict[tuple[Key, Path], Fraction]] = {}
 
     def add(self, form: Form) -> None:
         """Take an equation up, solved for the last of its leaves."""
@@ -66,7 +68,8 @@ class _System:
             if form:
                 self._unmatched.append(form)
             return
-        pivot = max(matched, key=lambda key: self._rank[key])
+        round_about = self._needed({key: value for key, value in form.items() if isinstance(key, Image)})
+        pivot = max(matched, key=lambda key: (key not in round_about, self._rank[key]))
         scale = form[pivot]
         form = {key: value / scale for key, value in form.items()}
         for other in list(self._having[pivot]):
@@ -79,36 +82,57 @@ class _System:
 
     def solutions(self) -> dict[Key, dict[Key, list[tuple[Fraction, Path]]]]:
         """What is left free, with all that follows it."""
-        none: set[Key] = set()
-        for form in self._unmatched:
-            none.update(leaf for leaf, _ in self._expanded(self._in_leaves(form)))
-        taken = {
-            pivot: self._expanded({key: -value for key, value in row.items() if key != pivot})
-            for pivot, row in self._rows.items()
-        }
+        for pivot in self._in_order():
+            rest = {key: -value for key, value in self._rows[pivot].items() if key != pivot}
+            self._taken[pivot] = self._expanded(rest)
+        none = {leaf for form in self._unmatched for leaf, _ in self._expanded(self._in_leaves(form))}
         free = [leaf for leaf in self._rank if leaf not in self._rows and leaf not in none]
         solutions: dict[Key, dict[Key, list[tuple[Fraction, Path]]]] = {
             leaf: {leaf: [(Fraction(1), ())]} for leaf in free
         }
-        for pivot, shares in taken.items():
+        for pivot, shares in self._taken.items():
             for (leaf, path), value in shares.items():
                 if leaf in solutions:
                     solutions[leaf].setdefault(pivot, []).append((value, path))  # type: ignore[arg-type]
         return solutions
 
-    def _expanded(self, form: Mapping[Unknown, Fraction], path: Path = ()) -> dict[tuple[Key, Path], Fraction]:
+    def _in_order(self) -> list[Unknown]:
+        """The leaves that take shifts up, each after those that it takes up through maps.
+
+        Where a leaf takes up what goes round to itself, as in a recurrent net, nothing may be shifted.
+        """
+        while True:
+            rest = {pivot: {k: v for k, v in row.items() if k != pivot} for pivot, row in self._rows.items()}
+            graph = {pivot: self._needed(row) & self._rows.keys() for pivot, row in rest.items()}
+            try:
+                return list(TopologicalSorter(graph).static_order())
+            except CycleError as error:
+                for pivot in dict.fromkeys(error.args[1]):
+                    self._unmatched += [{leaf: Fraction(1)} for leaf in self._needed(self._rows[pivot])]
+                    self._rows[pivot] = {pivot: Fraction(1)}
+
+    def _needed(self, form: Mapping[Unknown, Fraction]) -> set[Unknown]:
+        """The leaves in a form, also those of which it has images."""
+        needed: set[Unknown] = set()
+        for key in form:
+            while isinstance(key, Image):
+                key = key.of
+            needed.update(self._final(key))
+        return needed
+
+    def _expanded(self, form: Mapping[Unknown, Fraction]) -> dict[tuple[Key, Path], Fraction]:
         """A form in the free leaves, each with the maps that it goes through."""
         total: dict[tuple[Key, Path], Fraction] = {}
         for key, value in form.items():
-            if isinstance(key, Image):
-                parts = self._expanded(self._in_leaves({key.of: value}), ((key.read, key.write), *path))
-            elif key in self._rows:
-                row = self._rows[key]
-                parts = self._expanded({other: -value * share for other, share in row.items() if other != key}, path)
-            else:
-                parts = {(key, path): value}  # type: ignore[dict-item]
-            for part, share in parts.items():
-                total[part] = total.get(part, Fraction(0)) + share
+            path: Path = ()
+            while isinstance(key, Image):
+                path = ((key.read, key.write), *path)
+                key = key.of
+            for leaf in self._parts.get(key, []):
+                parts = self._taken.get(leaf, {(leaf, ()): Fraction(1)})
+                for (free, before), share in parts.items():
+                    through = (free, (*before, *path))
+                    total[through] = total.get(through, Fraction(0)) + value * share
         return {part: share for part, share in total.items() if share}
 
     def _in_leaves(self, form: Mapping[Unknown, Fraction]) -> Form:

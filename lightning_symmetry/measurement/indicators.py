@@ -17,9 +17,11 @@ from torch import Tensor
 from lightning_symmetry.functional.continuous import living_units, product_rank
 from lightning_symmetry.functional.order_parameters import PERMUTATION_INDICATORS, permutation_indicators
 from lightning_symmetry.functional.spectrum import spectral_indicators
-from lightning_symmetry.measurement.units import sides_of, units_of
-from lightning_symmetry.symmetry.gauge import Gauge, find_gauge, sides_of_rotation
+from lightning_symmetry.measurement.units import in_front, sides_of, units_of
+from lightning_symmetry.symmetry.gauge import Gauge
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+from lightning_symmetry.symmetry.mixing import sides_of_rotation
+from lightning_symmetry.symmetry.representative import find_gauge
 
 Tensors = Mapping[str, Tensor]
 
@@ -90,7 +92,7 @@ def symmetry_pieces(symmetries: Symmetries, tolerance: float, among: Symmetries 
     gauge = SharedGauge(among or symmetries)
     pieces = []
     for group in symmetries:
-        if group.kind in _ORDER_PARAMETERS:
+        if has_order_parameters(group, symmetries):
             indicators, measure = _ORDER_PARAMETERS[group.kind]
             pieces.append(
                 Piece(
@@ -139,6 +141,8 @@ def _death(group: SymmetryGroup, shared: SharedGauge, tolerance: float, tensors:
 
 def _rank(group: SymmetryGroup, shared: SharedGauge, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
     """The rank of the product; and the share of the parameters of two maps that maps of this rank have."""
+    if group.form:
+        return _stream_rank(group, shared.at(tensors), tolerance, tensors)
     left, right = (
         side.reshape(group.n_rows, group.size, -1) for side in sides_of_rotation(shared.at(tensors), group, tensors)
     )
@@ -146,6 +150,28 @@ def _rank(group: SymmetryGroup, shared: SharedGauge, tolerance: float, tensors: 
     width = left.shape[-1] + right.shape[-1]
     shares = ranks * (width - ranks) / (group.size * (width - group.size)) if width > group.size else ranks / group.size
     return [ranks.mean() / group.size, ranks.mean(), shares.mean()]
+
+
+def _stream_rank(group: SymmetryGroup, gauge: Gauge, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
+    """The rank of all that writes to a stream, side by side; of one whose mean nothing sees, at most n - 1."""
+    gram = torch.zeros(group.n_rows, group.size, group.size, dtype=torch.float64)
+    for action in group.actions:
+        for dim, degree in enumerate(action.degrees):
+            if degree > 0 and action.block.tensor in group.parameters:
+                writes = in_front(gauge.of(action.block, tensors), action.block, group, [dim])
+                gram += (writes @ writes.mT).double().cpu()
+    if not bool(gram.isfinite().all()):
+        return [torch.full((), torch.nan)] * 3
+    values = torch.linalg.eigvalsh(gram)
+    ranks = (values > tolerance**2 * values.amax(-1, keepdim=True)).sum(-1).double()
+    broken = ranks.mean() / (group.size - (group.form == "orthogonal, mean kept"))
+    return [broken, ranks.mean(), ranks.mean() / group.size]
+
+
+def has_order_parameters(group: SymmetryGroup, symmetries: Symmetries) -> bool:
+    """Whether a group has a symmetric state of its own: a rotation of planes has none but that of their scales."""
+    is_axis = any(group.axis in block.axes for block in symmetries.blocks)
+    return group.kind in _ORDER_PARAMETERS and (is_axis or not group.form)
 
 
 _ORDER_PARAMETERS: Mapping[str, tuple[Sequence[str], Callable[..., Sequence[Tensor]]]] = {
@@ -174,7 +200,7 @@ def symmetry_aggregates(
     broken = [
         values[f"symmetry/broken_fraction/{keys[group.name]}"]
         for group in symmetries
-        if group.kind in _ORDER_PARAMETERS
+        if has_order_parameters(group, symmetries)
     ]
     if not broken:
         return {}
@@ -186,7 +212,7 @@ def symmetry_aggregates(
     shares |= {
         group.axis: values[f"symmetry/effective_share/{keys[group.name]}"]
         for group in symmetries
-        if group.kind == "rotation"
+        if group.kind == "rotation" and has_order_parameters(group, symmetries)
     }
     lost = sum(
         block.numel * (1 - math.prod(shares.get(axis, 1.0) for axis in block.axes))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_symmetry.functional.matching import Inner, Product
 from lightning_symmetry.functional.units import Units
-from lightning_symmetry.symmetry.actions import Block
+from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.gauge import Gauge
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 
@@ -42,6 +42,8 @@ def units_of(
     inner: dict[str, _Inner] = {}
     parts: list[tuple[Tensor, int]] = []
     coupled: list[tuple[Tensor, tuple[int, int]]] = []
+    halves: dict[tuple[str, Action], dict[int, Tensor]] = {}
+    where_of: dict[tuple[str, Action], tuple[SymmetryGroup, list[str]]] = {}
     for block in group.blocks:
         if block.tensor not in group.parameters or block in gauge.folded:
             continue
@@ -50,21 +52,32 @@ def units_of(
         signs = tuple(_flips(own_signs, block, dim) for dim in own)
         rows = [other.axis for other in within if other.kind == "permutation" and len(block.dims(other.axis)) == 1]
         products = [_Side(other, degree) for other, degree in _products(within, rows, block)]
+        plane = _plane_of(within, block)
         if len(signs) == 2:
-            coupled.append((_in_front(entries, block, group, own), (signs[0], signs[1])))
+            coupled.append((in_front(entries, block, group, own), (signs[0], signs[1])))
+        elif plane is not None and len(rows) <= 1:
+            turning, action, component = plane
+            dims = [*own, *(block.dims(row)[0] for row in rows), block.dims(turning.rows[-1][0])[0]]
+            half = in_front(entries, block, group, dims)
+            halves.setdefault((turning.name, action), {})[component] = half if rows else half.unsqueeze(2)
+            where_of[turning.name, action] = (turning, rows)
         elif len(rows) <= 1 and len(products) == 1:
             (product,) = products
             dims = [*own, *(block.dims(row)[0] for row in rows), block.dims(product.group.axis)[0]]
-            side = _in_front(entries, block, group, dims)
+            side = in_front(entries, block, group, dims)
             where = inner.setdefault(rows[0] if rows else product.group.name, _Inner())
             where.add(product, side if rows else side.unsqueeze(2))
         elif len(rows) == 1:
             flips = _flips(_signs_on(rows[0], within, gauge), block, block.dims(rows[0])[0])
             dims = [*own, block.dims(rows[0])[0]]
             where = inner.setdefault(rows[0], _Inner())
-            where.rows.setdefault((signs[0], flips), []).append(_in_front(entries, block, group, dims))
+            where.rows.setdefault((signs[0], flips), []).append(in_front(entries, block, group, dims))
         else:
-            parts.append((_in_front(entries, block, group, own), signs[0]))
+            parts.append((in_front(entries, block, group, own), signs[0]))
+    for (name, action), both in halves.items():
+        turning, rows = where_of[name, action]
+        side = torch.stack([both[0], both[1]], -1)
+        inner.setdefault(rows[0] if rows else name, _Inner()).add(_Side(turning, max(action.degrees, key=abs)), side)
     joined = _of_whole_products(inner)
     for row in range(group.n_rows):
         yield Units(
@@ -79,7 +92,7 @@ def units_of(
 def sides_of(group: SymmetryGroup, gauge: Gauge, tensors: Tensors, row: int, sign: int) -> Tensor:
     """The parts of all units in which their axis has degrees of one sign: ``(n_units, dim)``, in the gauge."""
     parts = [
-        _in_front(gauge.of(action.block, tensors), action.block, group, [dim])[row]
+        in_front(gauge.of(action.block, tensors), action.block, group, [dim])[row]
         for action in group.actions
         for dim, degree in enumerate(action.degrees)
         if degree * sign > 0 and action.block.tensor in group.parameters
@@ -99,7 +112,7 @@ class _Side:
     """That a block is on one side of a product: a rotation, or signs each of a position of its own."""
 
     group: SymmetryGroup
-    degree: int
+    degree: float
 
 
 @dataclass
@@ -111,8 +124,8 @@ class _Inner:
     mixed: dict[str, bool] = field(default_factory=dict)
 
     def add(self, product: _Side, side: Tensor) -> None:
-        """One side of a product, ``(n_rows, n_units, n_inner or 1, d, dim)``."""
-        self.mixed[product.group.name] = product.group.kind == "rotation"
+        """One side of a product, ``(n_rows, n_units, n_inner or 1, d, dim)``; ``(..., dim, 2)`` of planes."""
+        self.mixed[product.group.name] = product.group.kind == "rotation" and not product.group.form
         both = self.sides.setdefault(product.group.name, ([], []))
         if product.degree >= 0:
             both[0].append(side)
@@ -137,7 +150,7 @@ def _joined(sides: Sequence[Tensor], row: int) -> tuple[Tensor, ...]:
     by_rows: dict[int, list[Tensor]] = {}
     for side in sides:
         by_rows.setdefault(side.shape[2], []).append(side[row])
-    return tuple(torch.cat(several, -1) for several in by_rows.values())
+    return tuple(torch.cat(several, 3) for several in by_rows.values())
 
 
 def _of_whole_products(inner: Mapping[str, _Inner]) -> list[_Inner]:
@@ -152,10 +165,10 @@ def _of_whole_products(inner: Mapping[str, _Inner]) -> list[_Inner]:
 
 def _products(
     within: Sequence[SymmetryGroup], rows: Sequence[str], block: Block
-) -> Iterator[tuple[SymmetryGroup, int]]:
+) -> Iterator[tuple[SymmetryGroup, float]]:
     """The rotations within a unit that act on a block, and the signs of positions that no permutation moves."""
     for other in within:
-        if other.kind == "rotation" and len(block.dims(other.axis)) == 1:
+        if other.kind == "rotation" and not other.form and len(block.dims(other.axis)) == 1:
             degree = _degree(other, block)
             if degree:
                 yield other, degree
@@ -166,7 +179,18 @@ def _products(
                 yield other, next((degree for each in scaling if (degree := _degree(each, block))), 0)
 
 
-def _degree(group: SymmetryGroup, block: Block) -> int:
+def _plane_of(within: Sequence[SymmetryGroup], block: Block) -> tuple[SymmetryGroup, Action, int] | None:
+    """The rotation of planes, with the action, of which a block holds the first coordinates (0) or the second (1)."""
+    for other in within:
+        if other.kind == "rotation" and other.form:
+            for action in other.actions:
+                *before, narrowed = action.block.views[:-1]
+                if block.tensor == action.block.tensor and block.views[:-1] == tuple(before):
+                    return other, action, int(block.views[-1][1] != narrowed[1])
+    return None
+
+
+def _degree(group: SymmetryGroup, block: Block) -> float:
     return next((max(action.degrees, key=abs) for action in group.actions if action.block == block), 0)
 
 
@@ -185,7 +209,7 @@ def _flips(signs: Sequence[SymmetryGroup], block: Block, dim: int) -> int:
     )
 
 
-def _in_front(entries: Tensor, block: Block, group: SymmetryGroup, own: Sequence[int]) -> Tensor:
+def in_front(entries: Tensor, block: Block, group: SymmetryGroup, own: Sequence[int]) -> Tensor:
     """A block with its rows as one dimension in front, then dimensions of its own, then all others as one."""
     rows = [block.dims(row)[0] for row, _ in group.rows]
     part = entries.movedim([*rows, *own], list(range(len(rows) + len(own))))

@@ -366,11 +366,13 @@ class Part:
 
     @property
     def contents(self) -> Tensor:
+        """The block in this form, a copy where its memory has another order."""
         shape = self._in_front.shape
         rows = shape[: len(self.dims) - 1].numel()
         return self._in_front.reshape(rows, shape[len(self.dims) - 1], -1)
 
     def write(self, contents: Tensor) -> None:
+        """Put contents in the place of the block."""
         self._in_front.copy_(contents.reshape(self._in_front.shape))
 
 

@@ -29,26 +29,13 @@ from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
+from lightning_symmetry.symmetry.gauge import Acting, gather, spread
+
 MOST_STEPS = 50
 """How many steps of Newton's method are taken at most."""
 
 Vector = NDArray[np.float64]
 Logarithms = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Scaled:
-    """That the entries of a tensor are multiplied by exp(degree x l).
-
-    Attributes:
-        by: The name of the scales l.
-        degree: The degree.
-        dims: The dimensions of the tensor that are those of l, in the order of l.
-    """
-
-    by: str
-    degree: int
-    dims: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +48,7 @@ class Part:
     """
 
     squares: Tensor
-    scaled: tuple[Scaled, ...]
+    scaled: tuple[Acting, ...]
 
 
 @dataclass(frozen=True)
@@ -73,28 +60,11 @@ class Sum:
     row_dims: int = 0
 
 
-def spread(values: Tensor, dims: Sequence[int], ndim: int) -> Tensor:
-    """Values along some dimensions, in the order of these, for broadcasting over a tensor."""
-    order = sorted(range(len(dims)), key=dims.__getitem__)
-    shape = [1] * ndim
-    for place in order:
-        shape[dims[place]] = values.shape[place]
-    return values.permute(order).reshape(shape)
-
-
-def gather(tensor: Tensor, dims: Sequence[int]) -> Tensor:
-    """The sum over all dimensions but some, in the order of these: the adjoint of `spread`."""
-    others = [dim for dim in range(tensor.ndim) if dim not in dims]
-    kept = tensor.sum(others) if others else tensor
-    ascending = sorted(dims)
-    return kept.permute([ascending.index(dim) for dim in dims])
-
-
-def part_of(squares: Tensor, scaled: Sequence[Scaled], keep: int = 0) -> Part:
+def part_of(squares: Tensor, scaled: Sequence[Acting], keep: int = 0) -> Part:
     """A part with the dimensions along which nothing is scaled summed over, but for the first few."""
     kept = sorted({*range(keep), *(dim for each in scaled for dim in each.dims)})
     place = {dim: number for number, dim in enumerate(kept)}
-    again = tuple(Scaled(each.by, each.degree, tuple(place[dim] for dim in each.dims)) for each in scaled)
+    again = tuple(Acting(each.by, each.degree, tuple(place[dim] for dim in each.dims)) for each in scaled)
     return Part(gather(squares.double(), kept).cpu(), again)
 
 

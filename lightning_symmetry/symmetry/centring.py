@@ -2,8 +2,9 @@
 
 All that translations reach from theta is theta + V t, V linear; the point of least norm is at right angles to every
 direction of V: t = -(V^T V)^+ V^T theta. Translations that move no tensor in common are solved for by themselves, a
-single one in closed form. Scales, rotations and permutations map the directions of V onto such directions, so the
-shifts are found first.
+single one in closed form. Where a translation is carried on to other axes through linear maps, only what it starts from
+is made least, and the rest takes up what it must: the bias of a LayerNorm becomes zero, and the next bias takes W b up.
+Scales, rotations and permutations map the directions of V onto such directions, so the shifts are found first.
 """
 
 from __future__ import annotations
@@ -16,30 +17,81 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
-from lightning_symmetry.symmetry.actions import KINDS, Action, along, derive
+from lightning_symmetry.symmetry.actions import KINDS, Action, Block, along, carry, derive, transform
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 
 Tensors = Mapping[str, Tensor]
 
 
-def shifts_of(groups: Sequence[SymmetryGroup], tensors: Tensors) -> dict[str, Tensor]:
-    """What each translation adds at the point of least norm of the parameters: ``(n_rows, n)`` by group.
+def shifts_of(groups: Sequence[SymmetryGroup], tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What each translation adds at the point of least norm of the parameters.
 
     Args:
-        groups: Translations.
+        groups: Translations that nothing is folded for.
         tensors: The model's parameters and buffers by name.
+
+    Returns:
+        ``(n_rows, n)`` by group; and those tensors that others are carried to, as they are after all shifts.
     """
     shifts: dict[str, Tensor] = {}
+    received: dict[str, Tensor] = {}
     for together in _joined(groups):
-        shifts |= _least(together, tensors)
-    return shifts
+        if any(group.carried for group in together):
+            shifts |= _carried_on(together, tensors, received)
+        else:
+            shifts |= _least(together, tensors)
+    return shifts, received
 
 
-def _joined(groups: Sequence[SymmetryGroup]) -> list[list[SymmetryGroup]]:
-    """Translations in sets that share no parameter."""
+def absorbed_by(group: SymmetryGroup) -> tuple[Block, ...]:
+    """The block of a bias that a translation makes zero: all else that moves is carried to, or a statistic."""
+    actions = _of_parameters(group)
+    if group.kind != "translation" or group.folds or len(actions) != 1:
+        return ()
+    (block,) = (action.block for action in actions)
+    return (block,) if set(block.axes) == {group.axis, *(row for row, _ in group.rows)} else ()
+
+
+def _carried_on(groups: Sequence[SymmetryGroup], tensors: Tensors, received: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Shifts of which one changes where the next one starts: one after another, until nothing changes."""
+    moved = {name: tensors[name].double() for group in groups for name in group.parameters}
+    after = {name: tensor.clone() for name, tensor in moved.items()}
+    total: dict[str, Tensor] = {}
+    for _ in range(len(groups) + 1):
+        change = 0.0
+        for together in _joined(groups, carried=False):
+            for name, shift in _least(together, {**tensors, **after}).items():
+                (group,) = (group for group in together if group.name == name)
+                _shift(group, shift, after, tensors)
+                total[name] = total.get(name, 0.0) + shift
+                change = max(change, float(shift.abs().max()) / max(float(total[name].abs().max()), 1e-300))
+        if change < 1e-14:
+            break
+    targets = {each.block.tensor for group in groups for each in group.carried}
+    received.update({name: after[name] for name in targets if name in after})
+    return total
+
+
+def _shift(group: SymmetryGroup, shift: Tensor, after: dict[str, Tensor], tensors: Tensors) -> None:
+    """Let a translation act, in place."""
+    for action in _of_parameters(group):
+        transform(after[action.block.tensor], action, [row for row, _ in group.rows], KINDS["translation"], shift)
+    vector = shift.reshape(*(length for _, length in group.rows), group.size)
+    for each in group.carried:
+        if each.block.tensor in after:
+            axes = [*(row for row, _ in group.rows), group.axis]
+            carry(after[each.block.tensor], each, tensors, axes, vector.to(after[each.block.tensor].device))
+
+
+def _joined(groups: Sequence[SymmetryGroup], carried: bool = True) -> list[list[SymmetryGroup]]:
+    """Translations in sets that share no parameter, with those that are carried to or without."""
+    moved = {
+        group.name: set(group.parameters) if carried else {action.block.tensor for action in _of_parameters(group)}
+        for group in groups
+    }
     sets: list[list[SymmetryGroup]] = []
     for group in groups:
-        touching = [each for each in sets if any(set(other.parameters) & set(group.parameters) for other in each)]
+        touching = [each for each in sets if any(moved[other.name] & moved[group.name] for other in each)]
         sets = [each for each in sets if each not in touching]
         sets.append([*(other for each in touching for other in each), group])
     return sets

@@ -136,7 +136,7 @@ class PairGeometry:
 
     @cached_property
     def vectors(self) -> tuple[tuple[int, Tensor], ...]:
-        """The joint vectors but for what is inner, each ``(n_units, dim)``, with their signs; coupled: rows, columns."""
+        """The joint vectors but for what is inner, each ``(n_units, dim)``, with the signs that flip them."""
         views = (
             (sign, view.flatten(1))
             for tensor, signs in zip(self.coupled, self.coupled_signs, strict=True)

@@ -107,7 +107,8 @@ def balance(sums: Sequence[Sum], levels: Mapping[str, Tensor], start: Mapping[st
         return {name: torch.full_like(level, torch.nan) for name, level in levels.items()}, 0
     potential = _Potential(sums, levels)
     first = potential.flat({name: start.get(name, torch.zeros_like(level)) for name, level in levels.items()})
-    first = potential.relaxed(first, sweeps=0 if start else 3)
+    for _ in range(0 if start else 3):
+        first = potential.relaxed(potential.levelled(first))
     stiffness = potential.stiffness(first)
     sizes = np.where(stiffness > 0, 1 / np.sqrt(np.where(stiffness > 0, stiffness, 1.0)), 1.0)
     radius = math.sqrt(len(first))
@@ -190,24 +191,40 @@ class _Potential:
                 diagonal[each.by] += 4 * each.degree**2 * gather(term, each.dims)
         return self.flat(diagonal)
 
-    def relaxed(self, vector: Vector, sweeps: int) -> Vector:
-        """Balance the axes one after another, a few times over: a start that no imbalance is too large for."""
+    def levelled(self, vector: Vector) -> Vector:
+        """Scale axes as wholes so that all parts are as nearly of one norm as can be: a start from any imbalance."""
+        self._move(vector)
         named = self.named(vector)
-        for name in list(named) * sweeps:
+        columns = {name: number for number, name in enumerate(named)}
+        rows, logarithms = [], []
+        for part, term in self._parts():
+            if float(term.sum()) > 0:
+                row = torch.zeros(len(named), dtype=torch.float64)
+                for each in part.scaled:
+                    row[columns[each.by]] += 2 * each.degree
+                rows.append(row)
+                logarithms.append(-float(term.sum().log()))
+        if not rows:
+            return vector
+        right = torch.tensor(logarithms, dtype=torch.float64)[:, None]
+        steps = torch.linalg.lstsq(torch.stack(rows), right, driver="gelsd").solution[:, 0]
+        return self.flat({name: values + steps[columns[name]] for name, values in named.items()})
+
+    def relaxed(self, vector: Vector) -> Vector:
+        """Balance the axes one after another."""
+        named = self.named(vector)
+        for name in named:
             self._move(self.flat(named), only=name)
-            above, below = (torch.zeros_like(named[name]) for _ in range(2))
-            curvature = torch.zeros_like(named[name])
+            sides = {True: torch.zeros_like(named[name]), False: self._levels[name].clone()}
+            slopes = {True: torch.zeros_like(named[name]), False: torch.zeros_like(named[name])}
             for part, term in self._parts():
                 for each in part.scaled:
                     if each.by == name:
-                        side = each.degree * gather(term, each.dims)
-                        above, below = (above + side, below) if each.degree > 0 else (above, below - side)
-                        curvature = curvature + each.degree**2 * gather(term, each.dims)
-            below = below + self._levels[name]
-            known = (above > 0) & (below > 0)
-            rate = 2 * curvature / (above + below)
-            step = torch.where(known, (below / above).log() / rate, 0.0)
-            named[name] = named[name] + step.nan_to_num(0.0)
+                        share = abs(each.degree) * gather(term, each.dims)
+                        sides[each.degree > 0] += share
+                        slopes[each.degree > 0] += abs(each.degree) * share
+            rate = 2 * (slopes[True] / sides[True] + slopes[False] / sides[False])
+            named[name] = named[name] + ((sides[False] / sides[True]).log() / rate).nan_to_num(0.0, 0.0, 0.0)
         return self.flat(named)
 
     def _parts(self) -> Iterator[tuple[Part, Tensor]]:

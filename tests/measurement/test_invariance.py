@@ -1,5 +1,7 @@
 """Every order parameter is the same at all parameters that the symmetries of a model make equivalent."""
 
+import functools
+
 import pytest
 import torch
 
@@ -12,6 +14,11 @@ from tests.zoo import ZOO
 
 FEW = ("mlp tanh", "unet", "llama", "lstm")
 """Models that between them have groups of all kinds and forms."""
+
+
+@functools.cache
+def found(name):
+    return find_symmetries(ZOO[name].build(), ZOO[name].batch())
 
 
 def generic(model, dtype):
@@ -50,14 +57,14 @@ def assert_same(after, before):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_all_groups_at_once_change_no_order_parameter(name):
-    symmetries = find_symmetries(ZOO[name].build(), ZOO[name].batch())
+    symmetries = found(name)
     tensors = generic(ZOO[name].build(), torch.float64)
     assert_same(measured(symmetries, moved(tensors, symmetries)), measured(symmetries, tensors))
 
 
 @pytest.mark.parametrize("name", FEW)
 def test_the_groups_of_each_kind_change_no_order_parameter(name):
-    symmetries = find_symmetries(ZOO[name].build(), ZOO[name].batch())
+    symmetries = found(name)
     tensors = generic(ZOO[name].build(), torch.float64)
     before = measured(symmetries, tensors)
     for kind in dict.fromkeys((group.kind, group.form) for group in symmetries):
@@ -67,7 +74,7 @@ def test_the_groups_of_each_kind_change_no_order_parameter(name):
 
 @pytest.mark.parametrize("name", ["mlp relu", "gru", "lora"])
 def test_each_group_by_itself_changes_no_order_parameter(name):
-    symmetries = find_symmetries(ZOO[name].build(), ZOO[name].batch())
+    symmetries = found(name)
     tensors = generic(ZOO[name].build(), torch.float64)
     before = measured(symmetries, tensors)
     for group in symmetries:
@@ -76,7 +83,7 @@ def test_each_group_by_itself_changes_no_order_parameter(name):
 
 @pytest.mark.parametrize("name", FEW)
 def test_in_single_precision_too(name):
-    symmetries = find_symmetries(ZOO[name].build(), ZOO[name].batch())
+    symmetries = found(name)
     tensors = generic(ZOO[name].build(), torch.float32)
     assert_same(measured(symmetries, moved(tensors, symmetries)), measured(symmetries, tensors))
 
@@ -84,7 +91,7 @@ def test_in_single_precision_too(name):
 @pytest.mark.parametrize("name", ["mlp relu", "conv stack", "gpt2"])
 def test_in_the_raw_gauge_they_do_change(name, monkeypatch):
     """What the gauge is for: without it the same elements change what is measured of permutations."""
-    symmetries = find_symmetries(ZOO[name].build(), ZOO[name].batch())
+    symmetries = found(name)
     permutations = symmetries.select([group for group in symmetries if group.kind == "permutation"])
     tensors = generic(ZOO[name].build(), torch.float64)
     monkeypatch.setattr(indicators, "find_gauge", lambda *_: Gauge())

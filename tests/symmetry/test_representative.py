@@ -66,7 +66,7 @@ def test_a_gain_that_is_zero_leaves_nothing_of_what_reads_it():
     model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3))
     with torch.no_grad():
         model[1].weight[2] = 0
-    symmetries, tensors, gauge = found(model, torch.randn(6, 5))
+    symmetries, _, gauge = found(model, torch.randn(6, 5))
     group = next(group for group in symmetries if group.kind == "rescaling")
     assert gauge.living[group.name].tolist() == [unit != 2 for unit in range(7)]
 

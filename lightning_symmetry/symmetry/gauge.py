@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from lightning_symmetry.symmetry.actions import KINDS, Action, Block, transform
@@ -33,13 +34,26 @@ class Acting:
 
 
 @dataclass(frozen=True)
+class Centred:
+    """That a mean is taken away along a dimension: of the entries, or of those times a gain that is not folded away.
+
+    Attributes:
+        dim: The dimension.
+        gain: The gain, along that dimension.
+    """
+
+    dim: int
+    gain: Block | None
+
+
+@dataclass(frozen=True)
 class Gauge:
     """How to read the representative off the parameters. Made by `find_gauge`.
 
     Attributes:
         scaled: By what each block is scaled.
         mixed: Which rotations in GL(n) act on each block.
-        centred: The dimensions of a block along which the mean is taken away once it is scaled.
+        centred: The means that are taken away from a block.
         translations: The translations that move each tensor.
         shifts: What each translation adds, ``(n_rows, n)``.
         received: Biases with all that others have folded into them.
@@ -55,7 +69,7 @@ class Gauge:
 
     scaled: Mapping[Block, tuple[Acting, ...]] = field(default_factory=dict)
     mixed: Mapping[Block, tuple[Acting, ...]] = field(default_factory=dict)
-    centred: Mapping[Block, tuple[int, ...]] = field(default_factory=dict)
+    centred: Mapping[Block, tuple[Centred, ...]] = field(default_factory=dict)
     translations: Mapping[str, tuple[tuple[str, Action, tuple[str, ...]], ...]] = field(default_factory=dict)
     shifts: Mapping[str, Tensor] = field(default_factory=dict)
     received: Mapping[str, Tensor] = field(default_factory=dict)
@@ -77,11 +91,16 @@ class Gauge:
             unmixed: The name of a rotation to leave out.
         """
         part = block.of(self._shifted(block.tensor, tensors))
+        for mean in self.centred.get(block, ()):
+            if mean.gain is not None:
+                gain = spread(mean.gain.of(tensors[mean.gain.tensor]).to(part), (mean.dim,), part.ndim)
+                part = part - (part * gain).mean(mean.dim, keepdim=True) * torch.where(gain == 0, 0.0, 1 / gain)
         for each in self.scaled.get(block, ()):
             for factors in self._factors(each):
                 part = part * spread(factors.to(part), each.dims, part.ndim)
-        for dim in self.centred.get(block, ()):
-            part = part - part.mean(dim, keepdim=True)
+        for mean in self.centred.get(block, ()):
+            if mean.gain is None:
+                part = part - part.mean(mean.dim, keepdim=True)
         for each in self.mixed.get(block, ()):
             if each.by in self.mixtures and each.by != unmixed:
                 in_front = tuple(range(len(each.dims)))

@@ -22,7 +22,7 @@ from torch import Tensor
 from lightning_symmetry.symmetry.actions import KINDS, Action, Block
 from lightning_symmetry.symmetry.balancing import Part, Sum, alive, balance, part_of
 from lightning_symmetry.symmetry.centring import absorbed_by, shifts_of
-from lightning_symmetry.symmetry.gauge import Acting, Gauge, Tensors, gather, spread
+from lightning_symmetry.symmetry.gauge import Acting, Centred, Gauge, Tensors, gather, spread
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.mixing import MOST_SWEEPS, meeting, mixtures_of, rooted_sums
 
@@ -40,11 +40,14 @@ def find_gauge(symmetries: Symmetries, tensors: Tensors, start: Gauge | None = N
     """
     with torch.no_grad():
         groups = _by_kind(symmetries)
-        shifts, received = shifts_of([group for group in groups["translation"] if not group.folds], tensors)
-        gauge = replace(_structure(symmetries), shifts=shifts, received=received)
+        folds = [fold for group in symmetries for fold in group.folds]
+        pivots = {fold.pivot for fold in folds if fold.kind == "translation"}
+        shifts, received = shifts_of([each for each in groups["translation"] if not each.folds], pivots, tensors)
+        absorbed = frozenset(block for group in groups["translation"] for block in absorbed_by(group, pivots))
+        gauge = replace(_structure(symmetries), shifts=shifts, received=received, absorbed=absorbed)
         for group in groups["rescaling"]:
             gauge = _folded(gauge, group, groups["sign"], tensors)
-        gauge = replace(gauge, centred=_centred(gauge, groups["translation"]))
+        gauge = replace(gauge, centred=_centred(gauge, groups["translation"], symmetries.blocks))
         scaling = [*groups["rescaling"], *groups["scale"]]
         levels = {group.name: _level(group, symmetries, tensors) for group in scaling}
         gauge = replace(gauge, living=_living(gauge, levels, tensors))
@@ -81,7 +84,6 @@ def _structure(symmetries: Symmetries) -> Gauge:
         scaled={block: tuple(each) for block, each in scaled.items()},
         mixed={block: tuple(each) for block, each in mixed.items()},
         translations={name: tuple(each) for name, each in translations.items()},
-        absorbed=frozenset(block for group in symmetries for block in absorbed_by(group)),
     )
 
 
@@ -166,16 +168,19 @@ def _folded(gauge: Gauge, group: SymmetryGroup, signs: Sequence[SymmetryGroup], 
     )
 
 
-def _centred(gauge: Gauge, translations: Iterable[SymmetryGroup]) -> dict[Block, tuple[int, ...]]:
-    """The means that nothing sees once the gain before them is folded away, by block."""
-    centred: dict[Block, tuple[int, ...]] = {}
-    blocks = {(block.tensor, block.views): block for block in gauge.scaled}
+def _centred(
+    gauge: Gauge, translations: Iterable[SymmetryGroup], blocks: Iterable[Block]
+) -> dict[Block, tuple[Centred, ...]]:
+    """The means that nothing sees behind a norm: of its gain times the map that reads it."""
+    centred: dict[Block, tuple[Centred, ...]] = {}
+    known = {(block.tensor, block.views): block for block in blocks}
     for group in translations:
-        pivots = [fold.pivot for fold in group.folds if fold.kind == "rescaling"]
-        for action in group.actions if group.folds and gauge.folded.issuperset(pivots) else ():
+        gains = [fold.pivot for fold in group.folds if fold.kind == "rescaling"]
+        for action in group.actions if group.folds else ():
             seen = action.block  # with a dimension of one position in front, and no name for the one of the mean
-            block = blocks[seen.tensor, seen.views[:-1]]
-            centred[block] = (*centred.get(block, ()), seen.axes.index("") - 1)
+            block = known[seen.tensor, seen.views[:-1]]
+            gain = gains[0] if gains and gains[0] not in gauge.folded else None
+            centred[block] = (*centred.get(block, ()), Centred(seen.axes.index("") - 1, gain))
     return centred
 
 

@@ -12,7 +12,7 @@ from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.symmetry.gauge import Gauge
 from tests.zoo import ZOO
 
-FEW = ("mlp tanh", "unet", "llama", "lstm")
+FEW = ("mlp tanh", "unet", "encoder post-norm", "llama", "lstm")
 """Models that between them have groups of all kinds and forms."""
 
 

@@ -61,6 +61,16 @@ def test_the_gain_and_the_bias_of_a_norm_are_folded_into_the_next_map():
     torch.testing.assert_close(read(gauge, symmetries, tensors, "2.bias"), tensors["2.bias"] + weight @ bias)
 
 
+def test_the_mean_that_a_norm_hides_is_taken_away_behind_a_gain_that_stays():
+    """Post-norm: the norm is read by a map and by the stream, so that its gain cannot be folded, but its bias can."""
+    case = ZOO["encoder post-norm"]
+    symmetries, tensors, gauge = found(case.build(), case.batch())
+    gain = tensors["encoder.layers.0.norm1.weight"]
+    weight = read(gauge, symmetries, tensors, "encoder.layers.0.linear1.weight")
+    torch.testing.assert_close((weight * gain).mean(1), torch.zeros(22).double())
+    assert torch.equal(read(gauge, symmetries, tensors, "encoder.layers.0.norm1.bias"), torch.zeros(12).double())
+
+
 def test_a_gain_that_is_zero_leaves_nothing_of_what_reads_it():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3))

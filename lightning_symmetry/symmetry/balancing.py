@@ -121,7 +121,7 @@ def balance(sums: Sequence[Sum], levels: Mapping[str, Tensor], start: Mapping[st
         options={
             "initial_trust_radius": radius,
             "max_trust_radius": 100 * radius,
-            "gtol": 1e-10 * radius,
+            "gtol": 1e-9 * radius,
             "maxiter": MOST_STEPS,
         },
     )

@@ -114,6 +114,9 @@ def _joined(groups: Sequence[SymmetryGroup], moved: Mapping[str, set[str]]) -> l
 def _least(
     groups: Sequence[SymmetryGroup], lessened: Mapping[str, Sequence[Action]], tensors: Tensors
 ) -> dict[str, Tensor]:
+    if len(groups) == 1:
+        (group,) = groups
+        return {group.name: _least_of_one(group, lessened[group.name], tensors)}
     right = _flat([-_adjoint(group, lessened[group.name], tensors) for group in groups])
     sizes = [group.n_rows * group.size for group in groups]
 
@@ -127,12 +130,19 @@ def _least(
 
     if not np.isfinite(right).all():
         return named(np.full_like(right, np.nan))
-    if len(groups) == 1:
-        (group,) = groups
-        ones = torch.ones(group.n_rows, group.size, dtype=torch.float64)
-        return named(right / normal(_flat([ones])))
     operator = LinearOperator((len(right), len(right)), matvec=normal, dtype=np.float64)
     return named(cg(operator, right, rtol=1e-13, maxiter=1000)[0])
+
+
+def _least_of_one(group: SymmetryGroup, actions: Sequence[Action], tensors: Tensors) -> Tensor:
+    """Minus the mean over all entries that one number moves, each times its degree."""
+    moved, total = 0.0, torch.zeros(group.n_rows, group.size, dtype=torch.float64)
+    for action in actions:
+        for part, degree in along(tensors[action.block.tensor], action, [row for row, _ in group.rows]):
+            contents = part.contents
+            moved += degree**2 * contents.shape[-1]
+            total -= degree * contents.double().sum(-1).cpu()
+    return total / moved
 
 
 def _flat(values: Sequence[Tensor]) -> NDArray[np.float64]:

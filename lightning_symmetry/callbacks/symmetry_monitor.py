@@ -23,10 +23,12 @@ class SymmetryMonitor(Monitor):
     between them is unbroken, and the network has fewer effective parameters. So it is with units that are dead, the
     symmetric state of signs and rescalings, and with directions that a product of two maps has lost, that of rotations.
     For every group it logs, at one row a measurement, ``symmetry/INDICATOR/GROUP``: ``broken_fraction`` (0: fully
-    symmetric, 1: fully broken), and by the kind of the group ``distinct_units``, ``effective_units``,
-    ``relative_distance`` and the quantiles of ``nearest_distance``, the early warning of a merger; ``alive_units``; or
-    ``product_rank``. Of the whole model it logs ``symmetry/broken_fraction`` (the mean over groups) and
-    ``complexity/effective_parameters``.
+    symmetric, 1: fully broken), and by the kind of the group ``distinct_units``, ``distinct_alive_units``,
+    ``effective_units``, ``relative_distance`` and the quantiles of ``nearest_distance``, the early warning of a merger;
+    ``alive_units``; or ``product_rank`` and ``effective_share``, the share of the parameters of two maps that this rank
+    leaves. Of the whole model it logs ``symmetry/broken_fraction`` (the mean over groups) and
+    ``complexity/effective_parameters``. All of them are taken in one gauge: what a symmetry of the model does to its
+    parameters changes none.
 
     Args:
         kinds: The kinds of symmetry to find; None for all: ``"permutation"``, ``"sign"``,

@@ -1,7 +1,7 @@
 """The mathematics: pure functions from tensors to tensors, which know no Trainer."""
 
 from lightning_symmetry.functional.activations import dormant_fraction, token_rank_residual
-from lightning_symmetry.functional.continuous import alive_units, product_rank
+from lightning_symmetry.functional.continuous import alive_units, living_units, product_rank
 from lightning_symmetry.functional.feature_spectrum import (
     alpha_req,
     covariance_participation_ratio,
@@ -11,6 +11,7 @@ from lightning_symmetry.functional.feature_spectrum import (
     moments,
     nesum,
 )
+from lightning_symmetry.functional.matching import Inner, Product
 from lightning_symmetry.functional.neural_collapse import nc1, nc2_equiangularity, nc2_equinorm, nc3, nc4
 from lightning_symmetry.functional.order_parameters import (
     broken_fraction,
@@ -40,6 +41,8 @@ from lightning_symmetry.functional.spectrum import (
 from lightning_symmetry.functional.units import Units
 
 __all__ = [
+    "Inner",
+    "Product",
     "Units",
     "alive_units",
     "alpha_req",
@@ -57,6 +60,7 @@ __all__ = [
     "frobenius_norm",
     "isotropy",
     "linear_cka",
+    "living_units",
     "moments",
     "nc1",
     "nc2_equiangularity",

@@ -33,12 +33,35 @@ def alive_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: flo
         >>> alive_units(torch.tensor([[3.0], [0.0], [2.0]]), torch.tensor([[1.0], [5.0], [0.0]]))
         tensor(1., dtype=torch.float64)
     """
+    living = living_units(incoming, outgoing, tolerance)
+    finite = incoming.isfinite().all() & (outgoing.isfinite().all() if outgoing is not None else True)
+    return torch.where(finite, living.sum().double(), torch.nan)
+
+
+def living_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: float = 1e-2) -> Tensor:
+    """Which units are alive: those that `alive_units` counts.
+
+    Args:
+        incoming: ``(n_units, dim)``, as for `alive_units`.
+        outgoing: ``(n_units, dim)``, as for `alive_units`.
+        tolerance: In (0, 1).
+
+    Returns:
+        ``(n_units,)`` of truth values.
+
+    Raises:
+        ValueError: As `alive_units`.
+
+    Example:
+        >>> living_units(torch.tensor([[3.0], [0.0]]))
+        tensor([ True, False])
+    """
     _check(tolerance, incoming, *([] if outgoing is None else [outgoing]))
     strengths = _norms(incoming)
     if outgoing is not None:
         strengths = (strengths * _norms(outgoing)).sqrt()
-    alive = (strengths > tolerance * strengths.square().mean().sqrt()).sum().double()
-    return torch.where(strengths.isfinite().all(), alive, torch.nan)
+    living: Tensor = strengths > tolerance * strengths.square().mean().sqrt()
+    return living
 
 
 def product_rank(incoming: Tensor, outgoing: Tensor, tolerance: float = 1e-2) -> Tensor:

@@ -31,6 +31,7 @@ CLOSE = 1e-2
 PERMUTATION_INDICATORS = (
     "broken_fraction",
     "distinct_units",
+    "distinct_alive_units",
     "effective_units",
     "relative_distance",
     "nearest_distance_min",
@@ -176,17 +177,21 @@ def effective_units(units: Tensor | Units) -> Tensor:
     return _measure(_as_units(units), _effective_units, ())
 
 
-def permutation_indicators(units: Tensor | Units, tolerance: float = 1e-2) -> dict[str, Tensor]:
+def permutation_indicators(
+    units: Tensor | Units, tolerance: float = 1e-2, alive: Tensor | None = None
+) -> dict[str, Tensor]:
     """All order parameters of a permutation group that a monitor logs, from one pass over the pairs.
 
     Args:
         units: ``(n_units, dim)``, or `Units`.
         tolerance: The distance up to which two units count as merged, in (0, 1).
+        alive: ``(n_units,)``: which units are alive, where more is known of it than that the joint vector of a dead
+            unit is at most the tolerance times the root mean square over units.
 
     Returns:
-        0-d tensors: `broken_fraction`, `distinct_units`, `effective_units`, `relative_distance` under their names, and
-        of `nearest_distances` the least, the 5 % quantile and the median as ``nearest_distance_min``,
-        ``nearest_distance_q05`` and ``nearest_distance_median``.
+        0-d tensors: `broken_fraction`, `distinct_units`, `effective_units`, `relative_distance` under their names, the
+        clusters that hold an alive unit as ``distinct_alive_units``, and of `nearest_distances` the least, the 5 %
+        quantile and the median as ``nearest_distance_min``, ``nearest_distance_q05`` and ``nearest_distance_median``.
 
     Raises:
         ValueError: If ``tolerance`` is outside (0, 1), or ``units`` has not the shape of units.
@@ -194,16 +199,25 @@ def permutation_indicators(units: Tensor | Units, tolerance: float = 1e-2) -> di
     Example:
         >>> indicators = permutation_indicators(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
         >>> {name: round(value.item(), 3) for name, value in indicators.items()}  # doctest: +NORMALIZE_WHITESPACE
-        {'broken_fraction': 0.782, 'distinct_units': 3.0, 'effective_units': 1.876, 'relative_distance': 0.592,
-         'nearest_distance_min': 0.0, 'nearest_distance_q05': 0.0, 'nearest_distance_median': 0.204}
+        {'broken_fraction': 0.782, 'distinct_units': 3.0, 'distinct_alive_units': 3.0, 'effective_units': 1.876,
+         'relative_distance': 0.592, 'nearest_distance_min': 0.0, 'nearest_distance_q05': 0.0,
+         'nearest_distance_median': 0.204}
     """
     _check_tolerance(tolerance)
 
     def all_values(geometry: PairGeometry) -> Tensor:
         gram = None if _is_thin(geometry) else geometry.gram()
-        nearest, sizes = _neighbours(geometry, tolerance, gram)
+        nearest, clusters = _neighbours(geometry, tolerance, gram)
         quantiles = nearest.quantile(nearest.new_tensor([0.0, 0.05, 0.5]))
-        scalars = (_broken(sizes), _distinct(sizes), _effective_units(geometry, gram), _relative_distance(geometry))
+        norms = geometry.squared_norms
+        living = norms > tolerance**2 * norms.mean() if alive is None else alive
+        scalars = (
+            _broken(clusters),
+            _distinct(clusters),
+            _distinct(clusters[living.cpu()]),
+            _effective_units(geometry, gram),
+            _relative_distance(geometry, gram),
+        )
         return torch.stack([scalar.to(quantiles) for scalar in (*scalars, *quantiles)])
 
     values = _measure(_as_units(units), all_values, (len(PERMUTATION_INDICATORS),), tolerance)
@@ -243,7 +257,7 @@ def _pair_distances(geometry: PairGeometry) -> Tensor:
 
 
 def _neighbours(geometry: PairGeometry, tolerance: float = 0.0, gram: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The distance of each unit to its nearest one, ``(n_units,)``, and the sizes of the clusters, ``(n_clusters,)``.
+    """The distance of each unit to its nearest one, ``(n_units,)``, and the number of its cluster, ``(n_units,)``.
 
     A pair is measured exactly if by the Gram matrix it is the nearest of one of its units, or if it is within the
     tolerance up to the error of that matrix. In a block with more than 8 pairs of the second sort per row, as in a
@@ -252,7 +266,7 @@ def _neighbours(geometry: PairGeometry, tolerance: float = 0.0, gram: Tensor | N
     n_units = geometry.n_units
     labels = np.arange(n_units)
     if n_units == 1:
-        return torch.ones_like(geometry.squared_norms), torch.ones(1)
+        return torch.ones_like(geometry.squared_norms), torch.zeros(1, dtype=torch.long)
     units = torch.arange(n_units, device=geometry.squared_norms.device)
     partner = torch.zeros_like(units)
     best = torch.full_like(geometry.squared_norms, math.inf)
@@ -273,7 +287,7 @@ def _neighbours(geometry: PairGeometry, tolerance: float = 0.0, gram: Tensor | N
         edge = edges <= tolerance**2
         labels = _merge(labels, i[edge], j[edge])
     nearest = torch.minimum(exact, geometry.exact_squares(units, partner)).sqrt()
-    return nearest, torch.from_numpy(np.unique(labels, return_counts=True)[1])
+    return nearest, torch.from_numpy(labels).long()
 
 
 def _merge(labels: NDArray[np.intp], i: Tensor, j: Tensor) -> NDArray[np.intp]:
@@ -284,22 +298,27 @@ def _merge(labels: NDArray[np.intp], i: Tensor, j: Tensor) -> NDArray[np.intp]:
     return merged[labels]
 
 
-def _distinct(sizes: Tensor) -> Tensor:
-    return torch.tensor(float(len(sizes)))
+def _distinct(clusters: Tensor) -> Tensor:
+    return torch.tensor(float(len(clusters.unique())))
 
 
-def _broken(sizes: Tensor) -> Tensor:
-    log_orders = torch.lgamma(sizes.double() + 1)
-    log_order = torch.lgamma(sizes.sum().double() + 1)
+def _broken(clusters: Tensor) -> Tensor:
+    log_orders = torch.lgamma(clusters.bincount().double() + 1)
+    log_order = torch.lgamma(torch.tensor(len(clusters) + 1.0, dtype=torch.float64))
     return 1 - log_orders.sum() / log_order if log_order > 0 else torch.ones(())
 
 
-def _relative_distance(geometry: PairGeometry) -> Tensor:
+def _relative_distance(geometry: PairGeometry, gram: Tensor | None = None) -> Tensor:
+    """By the mean over the group; where units have signs, and of what is inner, by the formula in m_ij."""
     n_units = geometry.n_units
     total = geometry.squared_norms.sum()
     distance = torch.zeros_like(total)
-    if geometry.inner_squares is not None:
-        distance += geometry.inner_squares.sum() / (2 * n_units)  # each pair is there twice
+    if geometry.has_signs:
+        for _, squares, _ in geometry.mirror_blocks(gram):
+            distance += squares.triu(1).sum() / n_units
+        return torch.where(total > 0, distance / total, 0.0).clamp(0.0, 1.0).sqrt()
+    for squares in geometry.inner_squares.values():
+        distance += squares.sum() / (2 * n_units)  # each pair is there twice
     for part in geometry.parts:
         distance += _scatter(part)
     for tensor in geometry.coupled:
@@ -320,7 +339,7 @@ def _effective_units(geometry: PairGeometry, gram: Tensor | None = None) -> Tens
     norms = geometry.squared_norms.sqrt()
     weights = torch.where(norms > 0, norms.reciprocal(), 0.0)[:, None]
     if _is_thin(geometry):  # the same eigenvalues but for zeros, from the smaller side
-        directions = torch.cat(geometry.vectors, 1) * weights
+        directions = torch.cat([vectors for _, vectors in geometry.vectors], 1) * weights
         similarity = directions.T @ directions
     else:
         similarity = (geometry.gram() if gram is None else gram) * weights * weights.T
@@ -328,4 +347,4 @@ def _effective_units(geometry: PairGeometry, gram: Tensor | None = None) -> Tens
 
 
 def _is_thin(geometry: PairGeometry) -> bool:
-    return geometry.inner_squares is None and geometry.dimension < geometry.n_units
+    return not geometry.inner_squares and not geometry.has_signs and geometry.dimension < geometry.n_units

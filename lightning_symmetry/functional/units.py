@@ -5,13 +5,16 @@ transposition tau, leaves the model as it is; theta = tau theta is its mirror. T
 
     m_ij^2 = 1/2 |theta - tau theta|^2,    d_ij = m_ij / sqrt(2 |theta_M|^2)  in [0, 1],
 
-theta_M the entries that tau moves. Three layouts of parameters (`Units`) differ in what tau does to them:
+theta_M the entries that tau moves. Layouts of parameters (`Units`) differ in what tau does to them:
 
 - parts, W (n, dim): tau exchanges rows. m^2 = |w_i - w_j|^2 and |theta_M|^2 = |w_i|^2 + |w_j|^2.
 - coupled, B (n, n, r), both axes being the units': tau exchanges rows and columns. With w_i = (row i, column i) the
   formulas for parts meet the 2 x 2 block where rows and columns cross twice; there m^2 is too large by
   |(B_ii + B_jj) - (B_ij + B_ji)|^2, and |theta_M|^2 by |B_ii|^2 + |B_jj|^2 + |B_ij|^2 + |B_ji|^2.
-- inner, U (n, m, r): the m rows within a unit may be permuted too, so m^2 = min over pi of sum_k |U_ik - U_jpi(k)|^2.
+- inner, what may also be permuted, flipped or rotated within each unit: see `lightning_symmetry.functional.matching`.
+
+Where a unit may be flipped by itself, as through tanh, m_ij is the least over the signs of unit j. Each tensor says
+by which signs it is flipped: a number whose bit k is set where it is odd under sign k.
 
 Every m_ij^2 comes out of one Gram matrix of the joint vectors, built tensor by tensor and a block of rows at a time.
 Where units nearly agree, |w_i|^2 + |w_j|^2 - 2 w_i . w_j is the rounding error of its terms;
@@ -20,18 +23,17 @@ Where units nearly agree, |w_i|^2 + |w_j|^2 - 2 w_i . w_j is the rounding error 
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 from torch import Tensor
 
+from lightning_symmetry.functional.matching import Inner, matched_squares
 from lightning_symmetry.functional.precision import binary_scale, for_measuring, working_dtype
+from lightning_symmetry.functional.signs import Costs, at_signs, bits_of, least_over_signs
 
 BLOCK_ELEMENTS = 2**20
 """How many entries an intermediate array may hold."""
@@ -45,8 +47,11 @@ class Units:
         parts: Each ``(n_units, dim)``: slices that move with their unit, dim free to differ.
         coupled: Each ``(n_units, n_units, dim)``: parameters that hold the axis of the units twice, as a recurrent
             matrix does.
-        inner: Each ``(n_units, n_inner, dim)``: slices whose rows may also be permuted within each unit, as the hidden
-            rows of an expert; each tensor by a permutation of its own. Costs an assignment of n_inner rows per pair.
+        inner: Each an `Inner`, or ``(n_units, n_inner, dim)``: slices whose rows may also be permuted within each unit,
+            as the hidden rows of an expert; each by a permutation of its own. Costs an assignment of n_inner rows per
+            pair.
+        signs: By which signs of its own a unit flips each of the parts; none of them if empty.
+        coupled_signs: The same of the coupled tensors, for the unit of the row and for that of the column.
 
     Raises:
         ValueError: If there is no tensor or no unit, or if shapes disagree.
@@ -58,35 +63,52 @@ class Units:
 
     parts: tuple[Tensor, ...] = ()
     coupled: tuple[Tensor, ...] = ()
-    inner: tuple[Tensor, ...] = ()
+    inner: tuple[Tensor | Inner, ...] = ()
+    signs: tuple[int, ...] = ()
+    coupled_signs: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tensors:
             raise ValueError("Units needs at least one tensor: give parts=(tensor,), one row per unit.")
         n_units = self.tensors[0].shape[0] if self.tensors[0].ndim else 0
+        rows = [tensor for tensor in self.inner if isinstance(tensor, Tensor)]
         agree = (
             n_units > 0
             and all(tensor.ndim == 2 and tensor.shape[0] == n_units for tensor in self.parts)
             and all(tensor.ndim == 3 and tensor.shape[:2] == (n_units, n_units) for tensor in self.coupled)
-            and all(tensor.ndim == 3 and tensor.shape[0] == n_units for tensor in self.inner)
+            and all(tensor.ndim == 3 for tensor in rows)
+            and all(tensor.shape[0] == n_units for tensor in self.tensors)
         )
         if not agree:
-            shapes = {name: [tuple(tensor.shape) for tensor in getattr(self, name)] for name in self.__annotations__}
+            shapes = {
+                "parts": [tuple(tensor.shape) for tensor in self.parts],
+                "coupled": [tuple(tensor.shape) for tensor in self.coupled],
+                "inner": [tuple(tensor.shape) for inner in self.inner for tensor in _tensors_of(inner)],
+            }
             raise ValueError(
                 "units must agree on n_units >= 1 in all tensors: parts (n_units, dim), coupled (n_units, n_units, "
                 f"dim), inner (n_units, n_inner, dim); got {shapes}. Move the axis of the units to the front and "
                 "flatten the others."
             )
+        for name, given in (("signs", self.parts), ("coupled_signs", self.coupled)):
+            if len(getattr(self, name)) not in (0, len(given)):
+                raise ValueError(
+                    f"{name} must be empty, or one for each of {len(given)} tensors: {getattr(self, name)}"
+                )
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors: parts, coupled, inner."""
-        return (*self.parts, *self.coupled, *self.inner)
+        return (*self.parts, *self.coupled, *(tensor for inner in self.inner for tensor in _tensors_of(inner)))
 
     @property
     def n_units(self) -> int:
         """The number of units."""
         return len(self.tensors[0])
+
+
+def _tensors_of(inner: Tensor | Inner) -> tuple[Tensor, ...]:
+    return inner.tensors if isinstance(inner, Inner) else (inner,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,25 +120,34 @@ class PairGeometry:
     Args:
         parts: Each ``(n_units, dim)``.
         coupled: Each ``(n_units, n_units, dim)``.
-        inner_norms: The share of the inner tensors in |w_i|^2, ``(n_units,)``.
-        inner_squares: Their share in m_ij^2, ``(n_units, n_units)``; None if there are none.
+        inner_norms: The share of what is inner in |w_i|^2, ``(n_units,)``.
+        inner_squares: Its share in m_ij^2, ``(n_units, n_units)``, for each choice of the signs that flip it, told by
+            a number with the bits of those that are -1; empty if there is none.
+        signs: By which signs each of the parts is flipped.
+        coupled_signs: The same of the coupled tensors.
     """
 
     parts: tuple[Tensor, ...]
     coupled: tuple[Tensor, ...]
     inner_norms: Tensor
-    inner_squares: Tensor | None
+    inner_squares: Mapping[int, Tensor]
+    signs: tuple[int, ...]
+    coupled_signs: tuple[tuple[int, int], ...]
 
     @cached_property
-    def vectors(self) -> tuple[Tensor, ...]:
-        """The joint vectors but for inner tensors, each ``(n_units, dim)``: parts, and rows and columns if coupled."""
-        views = (view for tensor in self.coupled for view in (tensor, tensor.transpose(0, 1)))
-        return (*self.parts, *(view.flatten(1) for view in views))
+    def vectors(self) -> tuple[tuple[int, Tensor], ...]:
+        """The joint vectors but for what is inner, each ``(n_units, dim)``, with the signs that flip them."""
+        views = (
+            (sign, view.flatten(1))
+            for tensor, signs in zip(self.coupled, self.coupled_signs, strict=True)
+            for sign, view in zip(signs, (tensor, tensor.transpose(0, 1)), strict=True)
+        )
+        return (*zip(self.signs, self.parts, strict=True), *views)
 
     @cached_property
     def squared_norms(self) -> Tensor:
         """|w_i|^2, ``(n_units,)``; in it each entry of a coupled tensor counts once per axis."""
-        return sum((_squared_norm(vectors, 1) for vectors in self.vectors), start=self.inner_norms)
+        return sum((_squared_norm(vectors, 1) for _, vectors in self.vectors), start=self.inner_norms)
 
     @property
     def n_units(self) -> int:
@@ -125,8 +156,13 @@ class PairGeometry:
 
     @property
     def dimension(self) -> int:
-        """The dimension of the joint vectors but for inner tensors."""
-        return sum(vectors.shape[1] for vectors in self.vectors)
+        """The dimension of the joint vectors but for what is inner."""
+        return sum(vectors.shape[1] for _, vectors in self.vectors)
+
+    @property
+    def has_signs(self) -> bool:
+        """Whether units may be flipped."""
+        return bits_of((*self.inner_squares, *(sign for sign, _ in self.vectors))) > 0
 
     @property
     def gram_resolution(self) -> float:
@@ -134,14 +170,24 @@ class PairGeometry:
         return 4 * torch.finfo(self.inner_norms.dtype).eps * math.sqrt(self.dimension + 4)
 
     def gram_rows(self, start: int, stop: int) -> Tensor:
-        """Inner products of units start to stop with those from start on, ``(stop - start, n_units - start)``."""
-        products = self.inner_norms.new_zeros(stop - start, self.n_units - start)
-        for vectors in self.vectors:
-            products.addmm_(vectors[start:stop], vectors[start:].T)
-        if self.inner_squares is not None:
-            norms = self.inner_norms[start:stop, None] + self.inner_norms[start:]
-            products += (norms - self.inner_squares[start:stop, start:]) / 2
+        """Inner products of units start to stop with those from start on, ``(stop - start, n_units - start)``.
+
+        Under the best signs, and the best matching within the units.
+        """
+        return self._best(self._products(start, stop), start, stop)
+
+    def _products(self, start: int, stop: int) -> dict[int, Tensor]:
+        """Inner products of the joint vectors but for what is inner, by the signs that flip them."""
+        products = {0: self.inner_norms.new_zeros(stop - start, self.n_units - start)}
+        for sign, vectors in self.vectors:
+            total = products.setdefault(sign, torch.zeros_like(products[0]))
+            total.addmm_(vectors[start:stop], vectors[start:].T)
         return products
+
+    def _best(self, products: Mapping[int, Tensor], start: int, stop: int) -> Tensor:
+        norms = (self.inner_norms[start:stop, None] + self.inner_norms[start:]) / 2
+        inner = {choice: squares[start:stop, start:] / 2 - norms for choice, squares in self.inner_squares.items()}
+        return -_least({sign: (-total, total) for sign, total in products.items()}, inner)
 
     def gram(self) -> Tensor:
         """Inner products of all units, ``(n_units, n_units)``."""
@@ -152,6 +198,37 @@ class PairGeometry:
             gram[start:, start:stop] = rows.T
         return gram
 
+    def mirror_blocks(self, gram: Tensor | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """m_ij^2 and |theta_M|^2 for a block of rows and the columns from its first one on.
+
+        Args:
+            gram: What `gram` returned, if it is there already.
+
+        Yields:
+            The first row of a block, and two tensors ``(n_rows, n_units - first row)``, of use where j > i.
+        """
+        signed = self.has_signs and bool(self.coupled)
+        for start, stop in self._blocks():
+            norms = self.squared_norms[start:stop, None] + self.squared_norms[start:]
+            products = self._products(start, stop) if signed else {}
+            moved, too_large = norms, torch.zeros_like(norms)
+            for tensor, (of_row, of_column) in zip(self.coupled, self.coupled_signs, strict=True):
+                diagonal = tensor.diagonal().T
+                own, other = diagonal[start:stop, None], diagonal[start:]
+                above, below = tensor[start:stop, start:], tensor[start:, start:stop].transpose(0, 1)
+                moved = moved - sum(entries.square().sum(-1) for entries in (own, other, above, below))
+                too_large += (own + other - above - below).square().sum(-1)
+                if signed:
+                    products[of_row] -= (own * below + above * other).sum(-1)
+                    products[of_column] -= (own * above + below * other).sum(-1)
+                    crossed = products.setdefault(of_row ^ of_column, torch.zeros_like(norms))
+                    crossed += (own * other + above * below).sum(-1)
+            if signed:
+                yield start, moved - 2 * self._best(products, start, stop), moved
+            else:
+                best = self.gram_rows(start, stop) if gram is None else gram[start:stop, start:]
+                yield start, norms - 2 * best - too_large, moved
+
     def square_blocks(self, gram: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
         """The upper triangle of d_ij^2, up to `gram_resolution`, in blocks of rows.
 
@@ -161,19 +238,10 @@ class PairGeometry:
         Yields:
             The first row of a block, and d_ij^2 for its rows and the columns from that row on; inf where j <= i.
         """
-        for start, stop in self._blocks():
-            products = self.gram_rows(start, stop) if gram is None else gram[start:stop, start:]
-            moved = self.squared_norms[start:stop, None] + self.squared_norms[start:]
-            squares = moved - 2 * products
-            for tensor in self.coupled:
-                diagonal = tensor.diagonal().T
-                above, below = tensor[start:stop, start:], tensor[start:, start:stop].transpose(0, 1)
-                crossing = (diagonal[start:stop, None], diagonal[start:], above, below)
-                squares -= (crossing[0] + crossing[1] - above - below).square().sum(2)
-                moved -= sum(entries.square().sum(-1) for entries in crossing)
-            squares = _relative(squares, moved)
-            past = torch.ones_like(squares, dtype=torch.bool).tril_()
-            yield start, squares.masked_fill_(past, math.inf)
+        for start, squares, moved in self.mirror_blocks(gram):
+            relative = _relative(squares, moved)
+            past = torch.ones_like(relative, dtype=torch.bool).tril_()
+            yield start, relative.masked_fill_(past, math.inf)
 
     def exact_squares(self, i: Tensor, j: Tensor) -> Tensor:
         """d_ij^2 of some pairs, i != j, from the differences of their vectors: exactly 0 for equal units.
@@ -185,26 +253,35 @@ class PairGeometry:
         Returns:
             ``(n_pairs,)``.
         """
-        size = max(1, BLOCK_ELEMENTS // max([1, *(vectors.shape[1] for vectors in self.vectors)]))
+        size = max(1, BLOCK_ELEMENTS // max([1, *(vectors.shape[1] for _, vectors in self.vectors)]))
         batches = [slice(start, start + size) for start in range(0, len(i), size)]
         return torch.cat([self.inner_norms[:0], *(self._exact_squares(i[batch], j[batch]) for batch in batches)])
 
     def _exact_squares(self, i: Tensor, j: Tensor) -> Tensor:
         moved = self.squared_norms[i] + self.squared_norms[j]
-        squares = torch.zeros_like(moved) if self.inner_squares is None else self.inner_squares[i, j]
-        for vectors in self.parts:
-            squares = squares + _squared_norm(vectors[i] - vectors[j], 1)
+        costs: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def add(sign: int, first: Tensor, second: Tensor, dim: int | tuple[int, ...]) -> None:
+            same = _squared_norm(first - second, dim)
+            opposite = _squared_norm(first + second, dim) if sign else same
+            known = costs.get(sign, (0.0, 0.0))
+            costs[sign] = (known[0] + same, known[1] + opposite)
+
+        for sign, vectors in zip(self.signs, self.parts, strict=True):
+            add(sign, vectors[i], vectors[j], 1)
         pairs = torch.arange(len(i), device=i.device)
-        for tensor in self.coupled:
-            for view in (tensor, tensor.transpose(0, 1)):
-                difference = view[i] - view[j]
-                difference[pairs, i] = difference[pairs, j] = 0.0
-                squares = squares + _squared_norm(difference, (1, 2))
+        for tensor, signs in zip(self.coupled, self.coupled_signs, strict=True):
+            for sign, view in zip(signs, (tensor, tensor.transpose(0, 1)), strict=True):
+                first, second = view[i], view[j]
+                for end in (i, j):
+                    first[pairs, end] = second[pairs, end] = 0.0
+                add(sign, first, second, (1, 2))
             crossing = (tensor[i, i], tensor[j, j], tensor[i, j], tensor[j, i])
-            for first, second in (crossing[:2], crossing[2:]):
-                squares = squares + _squared_norm(first - second, 1)
+            for one, other in (crossing[:2], crossing[2:]):
+                add(signs[0] ^ signs[1], one, other, 1)
             moved = moved - sum(_squared_norm(entries, 1) for entries in crossing)
-        return _relative(squares, moved)
+        inner = {choice: squares[i, j] for choice, squares in self.inner_squares.items()}
+        return _relative(torch.zeros_like(moved) + _least(costs, inner), moved)
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
         width = self.n_units * max([1, *(tensor.shape[2] for tensor in self.coupled)])
@@ -231,31 +308,29 @@ def pair_geometry(units: Units, resolution: float = 1.0) -> PairGeometry | None:
     dtype = working_dtype(*units.tensors)
     if resolution**2 < 64 * torch.finfo(dtype).eps:
         dtype = torch.float64
-    parts, coupled, inner = (
-        tuple(for_measuring(torch.view_as_real(t).flatten(-2) if t.is_complex() else t, dtype) for t in layout)
-        for layout in (units.parts, units.coupled, units.inner)
-    )
-    extremes = [torch.linalg.vector_norm(t, math.inf) for t in (*parts, *coupled, *inner) if t.numel()]
+    prepared = [for_measuring(torch.view_as_real(t).flatten(-2) if t.is_complex() else t, dtype) for t in units.tensors]
+    extremes = [torch.linalg.vector_norm(t, math.inf) for t in prepared if t.numel()]
     magnitude = torch.stack(extremes).amax().item() if extremes else 0.0
     if not math.isfinite(magnitude):
         return None
     if magnitude > 1e6 or 0 < magnitude < 1e-6:  # elsewhere squares are in range, and no copy is needed
         scale = binary_scale(magnitude)
-        parts, coupled, inner = (tuple(t / scale for t in layout) for layout in (parts, coupled, inner))
-    nothing = (*parts, *coupled, *inner)[0].new_zeros(units.n_units)
-    inner_norms = sum((_squared_norm(t, (1, 2)) for t in inner), start=nothing)
-    inner_squares = sum((_matched_squares(t) for t in inner), start=nothing) if inner else None
-    return PairGeometry(parts, coupled, inner_norms, inner_squares)
+        prepared = [t / scale for t in prepared]
+    rest = iter(prepared)
+    parts = tuple(next(rest) for _ in units.parts)
+    coupled = tuple(next(rest) for _ in units.coupled)
+    inner = [each.of(rest) if isinstance(each, Inner) else Inner((next(rest),)) for each in units.inner]
+    norms, squares = matched_squares(inner, prepared[0].new_zeros(units.n_units))
+    signs = units.signs or (0,) * len(parts)
+    coupled_signs = units.coupled_signs or ((0, 0),) * len(coupled)
+    return PairGeometry(parts, coupled, norms, squares, signs, coupled_signs)
 
 
-def _matched_squares(inner: Tensor) -> Tensor:
-    """Min over permutations pi of sum_k |U_ik - U_jpi(k)|^2 for all i, j: ``(n, m, r)`` to ``(n, n)``."""
-    rows = inner.double().cpu().numpy()
-    squares = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for i, j in itertools.combinations(range(len(rows)), 2):
-        cost = cdist(rows[i], rows[j], "sqeuclidean")
-        squares[i, j] = squares[j, i] = float(cost[linear_sum_assignment(cost)].sum())
-    return squares.to(inner)
+def _least(costs: Costs, inner: Mapping[int, Tensor]) -> Tensor:
+    """The least total cost over all signs: those that flip what is inner one choice after another."""
+    bits = bits_of(inner)
+    totals = [cost + least_over_signs(at_signs(costs, bits, choice)) for choice, cost in inner.items()]
+    return reduce(torch.minimum, totals) if totals else least_over_signs(costs)
 
 
 def _squared_norm(tensor: Tensor, dim: int | tuple[int, ...]) -> Tensor:

@@ -14,11 +14,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.continuous import alive_units, product_rank
+from lightning_symmetry.functional.continuous import living_units, product_rank
 from lightning_symmetry.functional.order_parameters import PERMUTATION_INDICATORS, permutation_indicators
 from lightning_symmetry.functional.spectrum import spectral_indicators
-from lightning_symmetry.measurement.units import sides_of, units_of
+from lightning_symmetry.measurement.units import in_front, sides_of, units_of
+from lightning_symmetry.symmetry.gauge import Gauge
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+from lightning_symmetry.symmetry.mixing import sides_of_rotation
+from lightning_symmetry.symmetry.representative import find_gauge
 
 Tensors = Mapping[str, Tensor]
 
@@ -49,69 +52,144 @@ def key_names(names: Iterable[str]) -> dict[str, str]:
     return keys
 
 
+class SharedGauge:
+    """The gauge that the pieces of one measurement share, found when the first asks; the next search starts from it.
+
+    Args:
+        symmetries: All groups of the model.
+    """
+
+    def __init__(self, symmetries: Symmetries) -> None:
+        self.symmetries = symmetries
+        self._gauge: Gauge | None = None
+        self._found_at: tuple[Tensors, tuple[int, ...]] | None = None
+
+    def at(self, tensors: Tensors) -> Gauge:
+        """The gauge of a model's parameters."""
+        versions = tuple(tensor._version for tensor in tensors.values())
+        if (
+            self._gauge is None
+            or self._found_at is None
+            or self._found_at[0] is not tensors
+            or self._found_at[1] != versions
+        ):
+            self._gauge = find_gauge(self.symmetries, tensors, self._gauge)
+            self._found_at = (tensors, versions)
+        return self._gauge
+
+
 def symmetry_pieces(symmetries: Symmetries, tolerance: float, among: Symmetries | None = None) -> list[Piece]:
-    """One piece for each group that has a symmetric state: its order parameters.
+    """One piece for each group that has a symmetric state: its order parameters, in the gauge of the model.
 
     Where a group acts by itself in each of several rows, they are means over the rows.
 
     Args:
         symmetries: The groups to measure.
         tolerance: The relative size up to which units count as equal, or as zero.
-        among: All groups of the model: those within a unit tell how two units are compared.
+        among: All groups of the model: they make up its gauge, and those within a unit tell how two are compared.
     """
     keys = key_names(group.name for group in symmetries)
+    gauge = SharedGauge(among or symmetries)
     pieces = []
     for group in symmetries:
-        if group.kind in _ORDER_PARAMETERS:
+        if has_order_parameters(group, symmetries):
             indicators, measure = _ORDER_PARAMETERS[group.kind]
             pieces.append(
                 Piece(
                     keys=tuple(f"symmetry/{indicator}/{keys[group.name]}" for indicator in indicators),
-                    measure=partial(measure, group, among or symmetries, tolerance),
+                    measure=partial(measure, group, gauge, tolerance),
                 )
             )
     return pieces
 
 
-def _permutation(group: SymmetryGroup, symmetries: Symmetries, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
-    rows = [permutation_indicators(units, tolerance) for units in units_of(group, symmetries, tensors)]
+def _permutation(group: SymmetryGroup, shared: SharedGauge, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
+    gauge = shared.at(tensors)
+    rows = [
+        permutation_indicators(units, tolerance, _living(group, shared, row, tolerance, tensors))
+        for row, units in enumerate(units_of(group, shared.symmetries, gauge, tensors))
+    ]
     values = {indicator: torch.stack([row[indicator] for row in rows]) for indicator in PERMUTATION_INDICATORS}
     return [value.amin() if indicator.endswith("_min") else value.mean() for indicator, value in values.items()]
 
 
-def _death(group: SymmetryGroup, symmetries: Symmetries, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
-    """A sign leaves the norm of a unit as it was, a rescaling the product of the norms of its two sides."""
-    alive = []
-    for row in range(group.n_rows):
-        outgoing = sides_of(group, tensors, row, -1) if group.kind == "rescaling" else None
-        alive.append(alive_units(sides_of(group, tensors, row, 1), outgoing, tolerance))
-    mean = torch.stack(alive).mean()
+def _living(group: SymmetryGroup, shared: SharedGauge, row: int, tolerance: float, tensors: Tensors) -> Tensor | None:
+    """Which units something lets live of what rescales them, or else of what flips them; None where nothing does."""
+    for kind in ("rescaling", "sign"):
+        of_kind = [each for each in shared.symmetries if each.kind == kind and each.axis == group.axis]
+        alive = [
+            _alive(each, shared.at(tensors), row, tolerance, tensors) for each in of_kind if each.rows == group.rows
+        ]
+        if alive:
+            return torch.stack(alive).any(0)
+    return None
+
+
+def _alive(group: SymmetryGroup, gauge: Gauge, row: int, tolerance: float, tensors: Tensors) -> Tensor:
+    """Which units are alive: a sign leaves the norm of a unit as it was, a rescaling the product of its two sides'."""
+    outgoing = sides_of(group, gauge, tensors, row, -1) if group.kind == "rescaling" else None
+    return living_units(sides_of(group, gauge, tensors, row, 1), outgoing, tolerance)
+
+
+def _death(group: SymmetryGroup, shared: SharedGauge, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
+    gauge = shared.at(tensors)
+    finite = torch.stack([tensors[name].isfinite().all() for name in group.parameters]).all()
+    alive = torch.stack([_alive(group, gauge, row, tolerance, tensors).sum() for row in range(group.n_rows)])
+    mean = torch.where(finite, alive.double().mean(), torch.nan)
     return [mean / group.size, mean]
 
 
-def _rank(group: SymmetryGroup, symmetries: Symmetries, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
-    ranks = [
-        product_rank(sides_of(group, tensors, row, 1), sides_of(group, tensors, row, -1), tolerance)
-        for row in range(group.n_rows)
-    ]
-    mean = torch.stack(ranks).mean()
-    return [mean / group.size, mean]
+def _rank(group: SymmetryGroup, shared: SharedGauge, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
+    """The rank of the product; and the share of the parameters of two maps that maps of this rank have."""
+    if group.form:
+        return _stream_rank(group, shared.at(tensors), tolerance, tensors)
+    left, right = (
+        side.reshape(group.n_rows, group.size, -1) for side in sides_of_rotation(shared.at(tensors), group, tensors)
+    )
+    ranks = torch.stack([product_rank(*sides, tolerance) for sides in zip(left, right, strict=True)])
+    width = left.shape[-1] + right.shape[-1]
+    shares = ranks * (width - ranks) / (group.size * (width - group.size)) if width > group.size else ranks / group.size
+    return [ranks.mean() / group.size, ranks.mean(), shares.mean()]
+
+
+def _stream_rank(group: SymmetryGroup, gauge: Gauge, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
+    """The rank of all that writes to a stream, side by side; of one whose mean nothing sees, at most n - 1."""
+    gram = torch.zeros(group.n_rows, group.size, group.size, dtype=torch.float64)
+    for action in group.actions:
+        for dim, degree in enumerate(action.degrees):
+            if degree > 0 and action.block.tensor in group.parameters:
+                writes = in_front(gauge.of(action.block, tensors), action.block, group, [dim])
+                gram += (writes @ writes.mT).double().cpu()
+    if not bool(gram.isfinite().all()):
+        return [torch.full((), torch.nan)] * 3
+    values = torch.linalg.eigvalsh(gram)
+    ranks = (values > tolerance**2 * values.amax(-1, keepdim=True)).sum(-1).double()
+    broken = ranks.mean() / (group.size - (group.form == "orthogonal, mean kept"))
+    return [broken, ranks.mean(), ranks.mean() / group.size]
+
+
+def has_order_parameters(group: SymmetryGroup, symmetries: Symmetries) -> bool:
+    """Whether a group has a symmetric state of its own: a rotation of planes has none but that of their scales."""
+    is_axis = any(group.axis in block.axes for block in symmetries.blocks)
+    return group.kind in _ORDER_PARAMETERS and (is_axis or not group.form)
 
 
 _ORDER_PARAMETERS: Mapping[str, tuple[Sequence[str], Callable[..., Sequence[Tensor]]]] = {
     "permutation": (PERMUTATION_INDICATORS, _permutation),
     "sign": (("broken_fraction", "alive_units"), _death),
     "rescaling": (("broken_fraction", "alive_units"), _death),
-    "rotation": (("broken_fraction", "product_rank"), _rank),
+    "rotation": (("broken_fraction", "product_rank", "effective_share"), _rank),
 }
 
 
 def symmetry_aggregates(
     symmetries: Symmetries, numel: Mapping[str, int], values: Mapping[str, float]
 ) -> dict[str, float]:
-    """The mean broken fraction, and the number of parameters that the distinct units leave.
+    """The mean broken fraction, and the number of parameters that are effective.
 
-    Every block of a parameter counts its entries times, for each of its axes, the share of units that are distinct.
+    Every block of a parameter counts its entries times, for each of its axes, the share of units that are distinct and
+    alive; for the axis of a rotation (d, between maps of m and p) the share (m r + r p - r^2) / (m d + d p - d^2) that
+    maps of rank r have of the parameters of such maps.
 
     Args:
         symmetries: The groups that were measured.
@@ -122,17 +200,22 @@ def symmetry_aggregates(
     broken = [
         values[f"symmetry/broken_fraction/{keys[group.name]}"]
         for group in symmetries
-        if group.kind in _ORDER_PARAMETERS
+        if has_order_parameters(group, symmetries)
     ]
     if not broken:
         return {}
-    distinct = {
-        group.axis: values[f"symmetry/distinct_units/{keys[group.name]}"] / group.size
+    shares = {
+        group.axis: values[f"symmetry/distinct_alive_units/{keys[group.name]}"] / group.size
         for group in symmetries
         if group.kind == "permutation"
     }
+    shares |= {
+        group.axis: values[f"symmetry/effective_share/{keys[group.name]}"]
+        for group in symmetries
+        if group.kind == "rotation" and has_order_parameters(group, symmetries)
+    }
     lost = sum(
-        block.numel * (1 - math.prod(distinct.get(axis, 1.0) for axis in block.axes))
+        block.numel * (1 - math.prod(shares.get(axis, 1.0) for axis in block.axes))
         for block in symmetries.blocks
         if block.tensor in numel
     )

@@ -1,63 +1,98 @@
-"""The joint vectors of the units that a group acts on, read off the blocks of a model's parameters.
+"""The joint vectors of the units that a group acts on, read off the blocks of a model's parameters in its gauge.
 
-Each block gives a part of every unit. Running statistics move with the units, but are no part of them.
+Each block gives a part of every unit. What other groups permute, flip or rotate within each unit is told apart, to be
+matched: the rows within an expert, the coordinates within a head. Running statistics move with the units, but are no
+part of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from lightning_symmetry.functional.matching import Inner, Product
 from lightning_symmetry.functional.units import Units
-from lightning_symmetry.symmetry.actions import Block
+from lightning_symmetry.symmetry.actions import Action, Block
+from lightning_symmetry.symmetry.gauge import Gauge
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 
 MOST_MATCHING = 1e9
 """The largest n_units^2 x n_inner^3 at which the inner parts of two units are matched to one another."""
 
+Tensors = Mapping[str, Tensor]
+
 
 def units_of(
-    group: SymmetryGroup, symmetries: Iterable[SymmetryGroup], tensors: Mapping[str, Tensor]
+    group: SymmetryGroup, symmetries: Iterable[SymmetryGroup], gauge: Gauge, tensors: Tensors
 ) -> Iterator[Units]:
     """The units that a permutation group exchanges, for each row in which it acts by itself.
 
-    An axis that groups permute or rotate within each unit, as the coordinates within a head, is compared under the
-    permutations of its positions.
+    Args:
+        group: The permutation group.
+        symmetries: All groups of the model.
+        gauge: The gauge of the parameters.
+        tensors: The model's parameters and buffers by name.
     """
-    inner_axes = dict.fromkeys(
-        other.axis
-        for other in symmetries
-        if group.axis in dict(other.rows) and other.kind in ("permutation", "rotation")
-    )
-    parts: list[Tensor] = []
-    coupled: list[Tensor] = []
-    inner: dict[str, list[Tensor]] = {}
+    symmetries = list(symmetries)
+    own_signs = [sign for sign in _signs_on(group.axis, symmetries, gauge) if sign.rows == group.rows]
+    within = [other for other in symmetries if group.axis in dict(other.rows)]
+    inner: dict[str, _Inner] = {}
+    parts: list[tuple[Tensor, int]] = []
+    coupled: list[tuple[Tensor, tuple[int, int]]] = []
+    halves: dict[tuple[str, Action], dict[int, Tensor]] = {}
+    where_of: dict[tuple[str, Action], tuple[SymmetryGroup, list[str]]] = {}
     for block in group.blocks:
-        if block.tensor not in group.parameters:
+        if block.tensor not in group.parameters or block in gauge.folded:
             continue
-        units = block.dims(group.axis)[:2]
-        within = [axis for axis in inner_axes if len(block.dims(axis)) == 1]
-        if len(units) == 2:
-            coupled.append(_in_front(block, tensors, group, units))
-        elif len(within) == 1:
-            inner.setdefault(within[0], []).append(_in_front(block, tensors, group, [*units, *block.dims(within[0])]))
+        entries = gauge.of(block, tensors)
+        own = block.dims(group.axis)[:2]
+        signs = tuple(_flips(own_signs, block, dim) for dim in own)
+        rows = [other.axis for other in within if other.kind == "permutation" and len(block.dims(other.axis)) == 1]
+        products = [_Side(other, degree) for other, degree in _products(within, rows, block)]
+        plane = _plane_of(within, block)
+        if len(signs) == 2:
+            coupled.append((in_front(entries, block, group, own), (signs[0], signs[1])))
+        elif plane is not None and len(rows) <= 1:
+            turning, action, component = plane
+            dims = [*own, *(block.dims(row)[0] for row in rows), block.dims(turning.rows[-1][0])[0]]
+            half = in_front(entries, block, group, dims)
+            halves.setdefault((turning.name, action), {})[component] = half if rows else half.unsqueeze(2)
+            where_of[turning.name, action] = (turning, rows)
+        elif len(rows) <= 1 and len(products) == 1:
+            (product,) = products
+            dims = [*own, *(block.dims(row)[0] for row in rows), block.dims(product.group.axis)[0]]
+            side = in_front(entries, block, group, dims)
+            where = inner.setdefault(rows[0] if rows else product.group.name, _Inner())
+            where.add(product, side if rows else side.unsqueeze(2))
+        elif len(rows) == 1:
+            flips = _flips(_signs_on(rows[0], within, gauge), block, block.dims(rows[0])[0])
+            dims = [*own, block.dims(rows[0])[0]]
+            where = inner.setdefault(rows[0], _Inner())
+            where.rows.setdefault((signs[0], flips), []).append(in_front(entries, block, group, dims))
         else:
-            parts.append(_in_front(block, tensors, group, units))
-    joined = [torch.cat(several, dim=-1) for several in inner.values()]
+            parts.append((in_front(entries, block, group, own), signs[0]))
+    for (name, action), both in halves.items():
+        turning, rows = where_of[name, action]
+        side = torch.stack([both[0], both[1]], -1)
+        inner.setdefault(rows[0] if rows else name, _Inner()).add(_Side(turning, max(action.degrees, key=abs)), side)
+    joined = _of_whole_products(inner)
     for row in range(group.n_rows):
         yield Units(
-            parts=tuple(part[row] for part in parts),
-            coupled=tuple(part[row] for part in coupled),
-            inner=tuple(part[row] for part in joined),
+            parts=tuple(part[row] for part, _ in parts),
+            coupled=tuple(part[row] for part, _ in coupled),
+            inner=tuple(each.at(row) for each in joined),
+            signs=tuple(sign for _, sign in parts),
+            coupled_signs=tuple(signs for _, signs in coupled),
         )
 
 
-def sides_of(group: SymmetryGroup, tensors: Mapping[str, Tensor], row: int, sign: int) -> Tensor:
-    """The parts of all units in which their axis has degrees of one sign: ``(n_units, dim)``."""
+def sides_of(group: SymmetryGroup, gauge: Gauge, tensors: Tensors, row: int, sign: int) -> Tensor:
+    """The parts of all units in which their axis has degrees of one sign: ``(n_units, dim)``, in the gauge."""
     parts = [
-        _in_front(action.block, tensors, group, [dim])[row]
+        in_front(gauge.of(action.block, tensors), action.block, group, [dim])[row]
         for action in group.actions
         for dim, degree in enumerate(action.degrees)
         if degree * sign > 0 and action.block.tensor in group.parameters
@@ -68,16 +103,114 @@ def sides_of(group: SymmetryGroup, tensors: Mapping[str, Tensor], row: int, sign
 
 def too_large_to_match(group: SymmetryGroup, symmetries: Iterable[SymmetryGroup]) -> bool:
     """Whether comparing the units under the permutations within each would take too long."""
-    inner = [
-        other.size
-        for other in symmetries
-        if group.axis in dict(other.rows) and other.kind in ("permutation", "rotation")
-    ]
+    inner = [other.size for other in symmetries if group.axis in dict(other.rows) and other.kind == "permutation"]
     return group.kind == "permutation" and any(group.size**2 * size**3 > MOST_MATCHING for size in inner)
 
 
-def _in_front(block: Block, tensors: Mapping[str, Tensor], group: SymmetryGroup, own: Sequence[int]) -> Tensor:
+@dataclass(frozen=True)
+class _Side:
+    """That a block is on one side of a product: a rotation, or signs each of a position of its own."""
+
+    group: SymmetryGroup
+    degree: float
+
+
+@dataclass
+class _Inner:
+    """What is inside the units along one axis: rows by the signs that flip them, and the sides of products."""
+
+    rows: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
+    sides: dict[str, tuple[list[Tensor], list[Tensor]]] = field(default_factory=dict)
+    mixed: dict[str, bool] = field(default_factory=dict)
+
+    def add(self, product: _Side, side: Tensor) -> None:
+        """One side of a product, ``(n_rows, n_units, n_inner or 1, d, dim)``; ``(..., dim, 2)`` of planes."""
+        self.mixed[product.group.name] = product.group.kind == "rotation" and not product.group.form
+        both = self.sides.setdefault(product.group.name, ([], []))
+        if product.degree >= 0:
+            both[0].append(side)
+        if product.degree <= 0:
+            both[1].append(side)
+
+    def at(self, row: int) -> Inner:
+        """What is inside the units of one row."""
+        return Inner(
+            rows=tuple(torch.cat([each[row] for each in several], -1) for several in self.rows.values()),
+            signs=tuple(self.rows),
+            products=tuple(
+                Product(_joined(left, row), _joined(right, row), self.mixed[name])
+                for name, (left, right) in self.sides.items()
+                if left and right
+            ),
+        )
+
+
+def _joined(sides: Sequence[Tensor], row: int) -> tuple[Tensor, ...]:
+    """Those with rows of their own side by side, and those that all rows share."""
+    by_rows: dict[int, list[Tensor]] = {}
+    for side in sides:
+        by_rows.setdefault(side.shape[2], []).append(side[row])
+    return tuple(torch.cat(several, 3) for several in by_rows.values())
+
+
+def _of_whole_products(inner: Mapping[str, _Inner]) -> list[_Inner]:
+    """A product with rows on one of its sides belongs to these rows."""
+    for name, each in inner.items():
+        for axis, other in inner.items():
+            if name in other.sides and axis != name:
+                for mine, theirs in zip(each.sides.pop(name, ([], [])), other.sides[name], strict=True):
+                    theirs.extend(mine)
+    return [each for each in inner.values() if each.rows or any(left and right for left, right in each.sides.values())]
+
+
+def _products(
+    within: Sequence[SymmetryGroup], rows: Sequence[str], block: Block
+) -> Iterator[tuple[SymmetryGroup, float]]:
+    """The rotations within a unit that act on a block, and the signs of positions that no permutation moves."""
+    for other in within:
+        if other.kind == "rotation" and not other.form and len(block.dims(other.axis)) == 1:
+            degree = _degree(other, block)
+            if degree:
+                yield other, degree
+        elif other.kind == "sign" and other.axis not in rows and len(block.dims(other.axis)) == 1:
+            permuted = any(each.kind == "permutation" and each.axis == other.axis for each in within)
+            if _degree(other, block) and not permuted:
+                scaling = [each for each in within if each.kind == "rescaling" and each.axis == other.axis]
+                yield other, next((degree for each in scaling if (degree := _degree(each, block))), 0)
+
+
+def _plane_of(within: Sequence[SymmetryGroup], block: Block) -> tuple[SymmetryGroup, Action, int] | None:
+    """The rotation of planes, with the action, of which a block holds the first coordinates (0) or the second (1)."""
+    for other in within:
+        if other.kind == "rotation" and other.form:
+            for action in other.actions:
+                *before, narrowed = action.block.views[:-1]
+                if block.tensor == action.block.tensor and block.views[:-1] == tuple(before):
+                    return other, action, int(block.views[-1][1] != narrowed[1])
+    return None
+
+
+def _degree(group: SymmetryGroup, block: Block) -> float:
+    return next((max(action.degrees, key=abs) for action in group.actions if action.block == block), 0)
+
+
+def _signs_on(axis: str, symmetries: Iterable[SymmetryGroup], gauge: Gauge) -> list[SymmetryGroup]:
+    return [
+        each for each in symmetries if each.kind == "sign" and each.axis == axis and each.name not in gauge.resolved
+    ]
+
+
+def _flips(signs: Sequence[SymmetryGroup], block: Block, dim: int) -> int:
+    """Which of the signs flip a block along a dimension, as bits."""
+    return sum(
+        1 << place
+        for place, sign in enumerate(signs)
+        if any(action.block == block and action.degrees[dim] % 2 for action in sign.actions)
+    )
+
+
+def in_front(entries: Tensor, block: Block, group: SymmetryGroup, own: Sequence[int]) -> Tensor:
     """A block with its rows as one dimension in front, then dimensions of its own, then all others as one."""
     rows = [block.dims(row)[0] for row, _ in group.rows]
-    part = block.of(tensors[block.tensor]).movedim([*rows, *own], list(range(len(rows) + len(own))))
+    part = entries.movedim([*rows, *own], list(range(len(rows) + len(own))))
     return part.reshape(group.n_rows, *part.shape[len(rows) : len(rows) + len(own)], -1)

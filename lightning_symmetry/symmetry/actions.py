@@ -312,7 +312,7 @@ FORMS: Mapping[str, Kind] = {
 
 def transform(tensor: Tensor, action: Action, rows: Sequence[str], kind: Kind, element: Tensor) -> None:
     """Let a group element act on one block of a tensor, in place."""
-    for part, degree in _along(tensor, action, rows):
+    for part, degree in along(tensor, action, rows):
         moved = part.contents if element.dtype == torch.long else part.contents.to(element.dtype)
         part.write(kind.act(moved, element.to(tensor.device), degree))
 
@@ -322,7 +322,7 @@ def derive(
 ) -> None:
     """Add the derivative of the action along a direction of the Lie algebra to one block of a derivative, in place."""
     assert kind.derive is not None
-    pairs = zip(_along(tensor, action, rows), _along(derivative, action, rows), strict=True)
+    pairs = zip(along(tensor, action, rows), along(derivative, action, rows), strict=True)
     for (part, degree), (change, _) in pairs:
         moved = kind.derive(part.contents.to(direction.dtype), direction.to(tensor.device), degree)
         change.write(change.contents + moved)
@@ -354,7 +354,7 @@ def carry(tensor: Tensor, carried: Carried, tensors: Mapping[str, Tensor], axes:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A block in the form ``(n_rows, n, rest)``, with the way back."""
 
     block: Tensor
@@ -366,17 +366,20 @@ class _Part:
 
     @property
     def contents(self) -> Tensor:
+        """The block in this form, a copy where its memory has another order."""
         shape = self._in_front.shape
         rows = shape[: len(self.dims) - 1].numel()
         return self._in_front.reshape(rows, shape[len(self.dims) - 1], -1)
 
     def write(self, contents: Tensor) -> None:
+        """Put contents in the place of the block."""
         self._in_front.copy_(contents.reshape(self._in_front.shape))
 
 
-def _along(tensor: Tensor, action: Action, rows: Sequence[str]) -> Iterator[tuple[_Part, float]]:
+def along(tensor: Tensor, action: Action, rows: Sequence[str]) -> Iterator[tuple[Part, float]]:
+    """The block of an action, once for each dimension that is the axis of its group, with the degree there."""
     block = action.block.of(tensor)
     row_dims = tuple(action.block.dims(row)[0] for row in rows)
     for dim, degree in enumerate(action.degrees):
         if degree:
-            yield _Part(block, (*row_dims, dim)), degree
+            yield Part(block, (*row_dims, dim)), degree

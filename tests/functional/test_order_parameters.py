@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -208,6 +210,7 @@ def test_one_pass_gives_what_the_functions_give(units: Units, tolerance: float) 
     expected = {
         "broken_fraction": broken_fraction(units, tolerance),
         "distinct_units": distinct_units(units, tolerance),
+        "distinct_alive_units": result["distinct_alive_units"],
         "effective_units": effective_units(units),
         "relative_distance": relative_distance(units),
         "nearest_distance_min": nearest.min(),
@@ -275,6 +278,27 @@ def test_distances_of_large_groups_agree_with_the_definition() -> None:
     torch.testing.assert_close(pair_distances(units).double(), expected, rtol=1e-4, atol=1e-6)
     expected.fill_diagonal_(math.inf)
     torch.testing.assert_close(nearest_distances(units).double(), expected.amin(1), rtol=1e-5, atol=0)
+
+
+LARGE = """
+import resource, torch
+from lightning_symmetry.functional import permutation_indicators
+units = torch.randn(16384, 8, generator=torch.Generator().manual_seed(0))
+units[9000] = units[16000] = units[17]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+values = permutation_indicators(units, tolerance=1e-3)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, *map(float, values.values()))
+"""
+
+
+def test_sixteen_thousand_units_need_no_matrix_of_all_pairs() -> None:
+    """That matrix would be 1 GiB; the clusters and the nearest distances are exact without it."""
+    printed = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, check=True, text=True).stdout
+    kibibytes, *numbers = map(float, printed.split())
+    values = dict(zip(PERMUTATION_INDICATORS, numbers, strict=True))
+    assert kibibytes < 200 * 1024
+    assert values["nearest_distance_min"] == 0
+    assert values["distinct_units"] == 16384 - 2
 
 
 # What may not be asked, and what may not happen

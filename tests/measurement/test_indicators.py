@@ -19,6 +19,7 @@ from lightning_symmetry.measurement.indicators import (
 )
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.units import units_of
+from lightning_symmetry.symmetry.gauge import Gauge
 from tests.models import ConvNet, Transformer, mlp
 
 
@@ -70,7 +71,7 @@ def test_two_units_of_a_trained_net_made_equal():
 def test_units_are_the_slices_of_every_parameter_that_moves_with_them():
     model, inputs = trained_mlp()
     group = find_symmetries(model, inputs)[0]
-    (units,) = units_of(group, [], snapshot(model))
+    (units,) = units_of(group, [], Gauge(), snapshot(model))
     by_hand = torch.cat([model[0].weight, model[0].bias[:, None], model[2].weight.T], dim=1).detach()
     assert torch.equal(torch.cat(units.parts, dim=1), by_hand)
     assert torch.allclose(nearest_distances(units), nearest_distances(by_hand))
@@ -122,7 +123,8 @@ def test_a_unit_is_dead_when_nothing_comes_in_or_nothing_goes_out():
     values = measured(model, symmetries)
     assert values["symmetry/alive_units/0_rescaling"] == 9
     assert values["symmetry/broken_fraction/0_rescaling"] == pytest.approx(9 / 11)
-    assert values["symmetry/distinct_units/0"] == 11
+    assert values["symmetry/distinct_units/0"] == 10  # both are zero in the gauge
+    assert values["symmetry/distinct_alive_units/0"] == 9
 
 
 def test_two_names_that_differ_in_dots_alone_have_two_keys():

@@ -1,0 +1,256 @@
+"""The search for the gauge, the representative of an orbit, in an order in which no step undoes one before.
+
+1. *Shifts*: what others absorb is zero, and all else at the point of least norm that translations reach.
+2. *Gains*: a unit that is rescaled against a vector, as a norm's gain is against the maps that read it, has the
+   vector folded into these. Means that nothing sees are taken away behind it.
+3. *Scales* of all other axes together, at the least norm: see `lightning_symmetry.symmetry.balancing`. A dead unit,
+   with nothing on one of its sides, is zero there.
+4. *Rotations* are balanced: see `lightning_symmetry.symmetry.mixing`.
+
+What is left are signs, permutations and rotations by orthogonal matrices, which leave inner products alone or are
+matched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightning_symmetry.symmetry.actions import KINDS, Action, Block
+from lightning_symmetry.symmetry.balancing import Part, Sum, alive, balance, part_of
+from lightning_symmetry.symmetry.centring import absorbed_by, shifts_of
+from lightning_symmetry.symmetry.gauge import Acting, Centred, Gauge, Tensors, gather, spread
+from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+from lightning_symmetry.symmetry.mixing import MOST_SWEEPS, meeting, mixtures_of, rooted_sums
+
+
+def find_gauge(symmetries: Symmetries, tensors: Tensors, start: Gauge | None = None) -> Gauge:
+    """The gauge of a model's parameters.
+
+    Args:
+        symmetries: All groups of the model.
+        tensors: Its parameters and buffers by name.
+        start: The gauge of parameters nearby, from which the scales are found in fewer steps.
+
+    Returns:
+        The gauge.
+    """
+    with torch.no_grad():
+        groups = _by_kind(symmetries)
+        folds = [fold for group in symmetries for fold in group.folds]
+        pivots = {fold.pivot for fold in folds if fold.kind == "translation"}
+        shifts, received = shifts_of([each for each in groups["translation"] if not each.folds], pivots, tensors)
+        absorbed = frozenset(block for group in groups["translation"] for block in absorbed_by(group, pivots))
+        gauge = replace(_structure(symmetries), shifts=shifts, received=received, absorbed=absorbed)
+        for group in groups["rescaling"]:
+            gauge = _folded(gauge, group, groups["sign"], tensors)
+        gauge = replace(gauge, centred=_centred(gauge, groups["translation"], symmetries.blocks))
+        scaling = [*groups["rescaling"], *groups["scale"]]
+        levels = {group.name: _level(group, symmetries, tensors) for group in scaling}
+        gauge = replace(gauge, living=_living(gauge, levels, tensors))
+        free = {name: level for name, level in levels.items() if name not in gauge.logarithms}
+        rotations = [group for group in groups["rotation"] if not group.form]
+        return _balanced(gauge, rotations, free, start, tensors)
+
+
+def _by_kind(symmetries: Iterable[SymmetryGroup]) -> Mapping[str, list[SymmetryGroup]]:
+    groups: dict[str, list[SymmetryGroup]] = {kind: [] for kind in KINDS}
+    for group in symmetries:
+        groups[group.kind].append(group)
+    return groups
+
+
+def _structure(symmetries: Symmetries) -> Gauge:
+    """What acts on each block, with nothing scaled or mixed yet."""
+    moved = {name for group in symmetries for name in group.parameters}
+    every = symmetries.blocks or dict.fromkeys(block for group in symmetries for block in group.blocks)
+    blocks = dict.fromkeys(block for block in every if block.tensor in moved)
+    scaled: dict[Block, list[Acting]] = {}
+    mixed: dict[Block, list[Acting]] = {}
+    translations: dict[str, list[tuple[str, Action, tuple[str, ...]]]] = {}
+    for group in symmetries:
+        for action in group.actions:
+            if group.kind == "translation" and not group.folds:
+                acting = (group.name, action, tuple(row for row, _ in group.rows))
+                translations.setdefault(action.block.tensor, []).append(acting)
+            elif group.kind in ("rescaling", "scale", "rotation") and not group.form:
+                on = mixed if group.kind == "rotation" else scaled
+                for block, each in _acting(group, action, blocks):
+                    on.setdefault(block, []).append(each)
+    return Gauge(
+        scaled={block: tuple(each) for block, each in scaled.items()},
+        mixed={block: tuple(each) for block, each in mixed.items()},
+        translations={name: tuple(each) for name, each in translations.items()},
+    )
+
+
+def _acting(group: SymmetryGroup, action: Action, blocks: Mapping[Block, None]) -> Iterator[tuple[Block, Acting]]:
+    """The blocks of a partition that an action moves, with the dimensions; a tensor as a whole has none."""
+    if action.block in blocks:
+        rows = [action.block.dims(row)[0] for row, _ in group.rows]
+        for dim, degree in enumerate(action.degrees):
+            if degree:
+                yield action.block, Acting(group.name, degree, (*rows, dim))
+    elif _is_whole(group):
+        for block in blocks:
+            if block.tensor == action.block.tensor:
+                yield block, Acting(group.name, max(action.degrees, key=abs), ())
+
+
+def _is_whole(group: SymmetryGroup) -> bool:
+    return group.kind == "scale" and group.size == 1 and not group.rows
+
+
+def _shape(group: SymmetryGroup) -> tuple[int, ...]:
+    return () if _is_whole(group) else (*(length for _, length in group.rows), group.size)
+
+
+def _level(group: SymmetryGroup, symmetries: Symmetries, tensors: Tensors) -> Tensor:
+    """The squared norm that balancing gives to what a norm divides by its size: one for each unit that it holds."""
+    level = torch.zeros(_shape(group), dtype=torch.float64)
+    if group.kind != "scale":
+        return level
+    if not _is_whole(group):
+        return level + 1
+    grown = {action.block.tensor for action in group.actions if max(action.degrees, key=abs) > 0}
+    grown &= set(group.parameters)
+    sizes: list[dict[str, int]] = []
+    for name in grown:
+        blocks = [block for block in symmetries.blocks if block.tensor == name]
+        shapes = [zip(block.axes, block.shape(tensors[name].shape), strict=True) for block in blocks]
+        sizes.append({axis: size for shape in shapes for axis, size in shape if axis})
+    common = set.intersection(*map(set, sizes)) if sizes else set()
+    return level + max((sizes[0][axis] for axis in common), default=1)
+
+
+def _folded(gauge: Gauge, group: SymmetryGroup, signs: Sequence[SymmetryGroup], tensors: Tensors) -> Gauge:
+    """Fold the vectors on one side of a rescaling, a norm's gain and bias, into the maps on the other side."""
+    sides: dict[bool, list[Action]] = {True: [], False: []}
+    for action in group.actions:
+        if action.block.tensor in group.parameters and action.block not in gauge.absorbed:
+            sides[max(action.degrees, key=abs) > 0].append(action)
+    of_vectors = {
+        side: bool(actions) and all(len(action.degrees) == 1 + len(group.rows) for action in actions)
+        for side, actions in sides.items()
+    }
+    if of_vectors[True] == of_vectors[False]:
+        return gauge
+    vectors = sides[of_vectors[True]]
+    degrees = {max(action.degrees, key=abs) for action in vectors}
+    if len(degrees) > 1 or any(len(gauge.scaled[action.block]) > 1 for action in vectors):
+        return gauge
+    squares = torch.zeros(_shape(group), dtype=torch.float64)
+    for action in vectors:
+        (each,) = gauge.scaled[action.block]
+        squares = squares + gather(gauge.of(action.block, tensors).double().square().cpu(), each.dims)
+    logarithms = torch.where(squares > 0, -squares.log() / (2 * degrees.pop()), 0.0)
+    gauge = replace(gauge, logarithms={**gauge.logarithms, group.name: logarithms})
+    moved = set(group.blocks)
+    flips = [sign for sign in signs if {block for block in sign.blocks if block.tensor in sign.parameters} == moved]
+    if len(vectors) > 1 or not flips or flips[0].rows != group.rows:
+        return gauge
+    flip = flips[0]
+    (each,) = gauge.scaled[vectors[0].block]
+    sign = gather(gauge.of(vectors[0].block, tensors).double().cpu(), each.dims).sign()
+    scaled = dict(gauge.scaled)
+    for action in flip.actions:
+        for block, acting in _acting(flip, action, dict.fromkeys(flip.blocks)):
+            scaled[block] = (*scaled[block], acting)
+    return replace(
+        gauge,
+        scaled=scaled,
+        signs={**gauge.signs, flip.name: torch.where(sign == 0, 1.0, sign)},
+        folded=gauge.folded | {vectors[0].block},
+        resolved=gauge.resolved | {flip.name},
+    )
+
+
+def _centred(
+    gauge: Gauge, translations: Iterable[SymmetryGroup], blocks: Iterable[Block]
+) -> dict[Block, tuple[Centred, ...]]:
+    """The means that nothing sees behind a norm: of its gain times the map that reads it."""
+    centred: dict[Block, tuple[Centred, ...]] = {}
+    known = {(block.tensor, block.views): block for block in blocks}
+    for group in translations:
+        gains = [fold.pivot for fold in group.folds if fold.kind == "rescaling"]
+        for action in group.actions if group.folds else ():
+            seen = action.block  # with a dimension of one position in front, and no name for the one of the mean
+            block = known[seen.tensor, seen.views[:-1]]
+            gain = gains[0] if gains and gains[0] not in gauge.folded else None
+            centred[block] = (*centred.get(block, ()), Centred(seen.axes.index("") - 1, gain))
+    return centred
+
+
+def _living(gauge: Gauge, levels: Mapping[str, Tensor], tensors: Tensors) -> dict[str, Tensor]:
+    """Which units have something on either side, or are given a level. Dead ones may leave others dead."""
+    living = {name: torch.ones_like(level, dtype=torch.bool) for name, level in levels.items()}
+    while True:
+        sides = {name: (torch.zeros_like(level), torch.zeros_like(level)) for name, level in levels.items()}
+        for block, scaled in gauge.scaled.items():
+            squares = replace(gauge, living=living).of(block, tensors).double().square()
+            for each in scaled:
+                if each.by in sides:
+                    sides[each.by][each.degree < 0].add_(gather(squares, each.dims).cpu())
+        now = {
+            name: living[name] & ~(above <= 0) & (~(below <= 0) | (levels[name] > 0))
+            for name, (above, below) in sides.items()
+        }
+        if all(torch.equal(now[name], living[name]) for name in now):
+            return living
+        living = now
+
+
+def _balanced(
+    gauge: Gauge,
+    rotations: Sequence[SymmetryGroup],
+    levels: Mapping[str, Tensor],
+    start: Gauge | None,
+    tensors: Tensors,
+) -> Gauge:
+    """The scales that are free, and the rotations: these once more where two of them meet in a map that is scaled."""
+    again = any(each.by in levels for block in meeting(gauge) for each in gauge.scaled.get(block, ()))
+    known = {} if start is None else {name: start.logarithms[name] for name in levels if name in start.logarithms}
+    fixed = gauge.logarithms
+    for _ in range(MOST_SWEEPS if again else 1):
+        unscaled = replace(gauge, logarithms=fixed)
+        sums = [
+            *_plain_sums(unscaled, levels, tensors),
+            *rooted_sums(unscaled, rotations, levels, tensors),
+        ]
+        living = alive(sums, levels)
+        sums = [_masked(each, living) for each in sums]
+        found, steps = balance(sums, {name: level * living[name] for name, level in levels.items()}, known)
+        change = max((float((found[name] - known.get(name, 0.0)).abs().max()) for name in found), default=0.0)
+        known = found
+        gauge = replace(
+            gauge,
+            logarithms={**fixed, **found},
+            living={**gauge.living, **{name: gauge.living[name] & living[name] for name in living}},
+            steps=gauge.steps + steps,
+        )
+        gauge = replace(gauge, mixtures=mixtures_of(gauge, rotations, tensors))
+        if change < 1e-10:
+            break
+    return gauge
+
+
+def _plain_sums(gauge: Gauge, levels: Mapping[str, Tensor], tensors: Tensors) -> Iterator[Sum]:
+    """The squares of all blocks that are scaled and not rotated; of those where rotations meet, as they are rotated."""
+    rotated = meeting(gauge)
+    for block, scaled in gauge.scaled.items():
+        free = [each for each in scaled if each.by in levels]
+        if free and (block not in gauge.mixed or block in rotated):
+            yield Sum((part_of(gauge.of(block, tensors).double().square(), free),))
+
+
+def _masked(each: Sum, living: Mapping[str, Tensor]) -> Sum:
+    parts = []
+    for part in each.parts:
+        squares = part.squares
+        for scaled in part.scaled:
+            squares = squares * spread(living[scaled.by].double(), scaled.dims, squares.ndim)
+        parts.append(Part(squares, part.scaled))
+    return replace(each, parts=tuple(parts))

@@ -1,0 +1,100 @@
+"""Every order parameter is the same at all parameters that the symmetries of a model make equivalent."""
+
+import functools
+
+import pytest
+import torch
+
+from lightning_symmetry import find_symmetries
+from lightning_symmetry.measurement import indicators
+from lightning_symmetry.measurement.indicators import symmetry_pieces
+from lightning_symmetry.measurement.snapshot import snapshot
+from lightning_symmetry.symmetry.gauge import Gauge
+from tests.zoo import ZOO
+
+FEW = ("mlp tanh", "unet", "encoder post-norm", "llama", "lstm")
+"""Models that between them have groups of all kinds and forms."""
+
+
+@functools.cache
+def found(name):
+    return find_symmetries(ZOO[name].build(), ZOO[name].batch())
+
+
+def generic(model, dtype):
+    """The model's tensors, every parameter a little off where it was made."""
+    generator = torch.Generator().manual_seed(7)
+    tensors = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in snapshot(model).items()
+    }
+    for name, _ in model.named_parameters():
+        noise = torch.randn(tensors[name].shape, generator=generator, dtype=torch.float64)
+        tensors[name] = tensors[name] + 0.1 * noise.to(dtype)
+    return tensors
+
+
+def moved(tensors, groups, seed=5):
+    """The tensors that random elements of the groups leave, one after another."""
+    generator = torch.Generator().manual_seed(seed)
+    for group in groups:
+        tensors = group.transform(tensors, generator)
+    return tensors
+
+
+def measured(symmetries, tensors):
+    """All order parameters, from a gauge that is found anew."""
+    values = {}
+    for piece in symmetry_pieces(symmetries, 1e-2):
+        values |= dict(zip(piece.keys, map(float, piece.measure(tensors)), strict=True))
+    return values
+
+
+def assert_same(after, before):
+    assert after.keys() == before.keys()
+    for key, value in before.items():
+        assert after[key] == pytest.approx(value, rel=1e-5, abs=1e-9), key
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_all_groups_at_once_change_no_order_parameter(name):
+    symmetries = found(name)
+    tensors = generic(ZOO[name].build(), torch.float64)
+    assert_same(measured(symmetries, moved(tensors, symmetries)), measured(symmetries, tensors))
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_the_groups_of_each_kind_change_no_order_parameter(name):
+    symmetries = found(name)
+    tensors = generic(ZOO[name].build(), torch.float64)
+    before = measured(symmetries, tensors)
+    for kind in dict.fromkeys((group.kind, group.form) for group in symmetries):
+        some = [group for group in symmetries if (group.kind, group.form) == kind]
+        assert_same(measured(symmetries, moved(tensors, some)), before)
+
+
+@pytest.mark.parametrize("name", ["mlp relu", "gru", "lora"])
+def test_each_group_by_itself_changes_no_order_parameter(name):
+    symmetries = found(name)
+    tensors = generic(ZOO[name].build(), torch.float64)
+    before = measured(symmetries, tensors)
+    for group in symmetries:
+        assert_same(measured(symmetries, moved(tensors, [group])), before)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_in_single_precision_too(name):
+    symmetries = found(name)
+    tensors = generic(ZOO[name].build(), torch.float32)
+    assert_same(measured(symmetries, moved(tensors, symmetries)), measured(symmetries, tensors))
+
+
+@pytest.mark.parametrize("name", ["mlp relu", "conv stack", "gpt2"])
+def test_in_the_raw_gauge_they_do_change(name, monkeypatch):
+    """What the gauge is for: without it the same elements change what is measured of permutations."""
+    symmetries = found(name)
+    permutations = symmetries.select([group for group in symmetries if group.kind == "permutation"])
+    tensors = generic(ZOO[name].build(), torch.float64)
+    monkeypatch.setattr(indicators, "find_gauge", lambda *_: Gauge())
+    before, after = (measured(permutations, each) for each in (tensors, moved(tensors, symmetries)))
+    changes = [abs(after[key] - value) / value for key, value in before.items() if "relative_distance" in key]
+    assert max(changes) > 1e-3

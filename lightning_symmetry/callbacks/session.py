@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import sysconfig
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -208,9 +211,18 @@ class Session:
         self._failures = PATIENCE if self._plan is None else self._failures + 1
         self._budget.due = max(self._budget.due, step + 1)
         self._recorder.errors += 1
-        message = f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {error}{_line_of(error)}"
         told = {"where": self._name, "message": message}
         self._recorder.events(step, "error", [told], alert="error" in self._alert_on)
         if here_alone or self._ranks.rank == 0:
             fate = "stands down" if self._standing_down else "goes on"
             warn(f"{self._name} failed at step {step} and {fate}; training is not affected. {message}")
+
+
+def _line_of(error: BaseException) -> str:
+    """Where in the user's own code an error came from: the last line that is of no installed package and not ours."""
+    installed = (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), str(Path(__file__).parents[1]))
+    lines = [
+        line for line in traceback.extract_tb(error.__traceback__) if not line.filename.startswith((*installed, "<"))
+    ]
+    return f" ({lines[-1].filename}, line {lines[-1].lineno}, in {lines[-1].name})" if lines else ""

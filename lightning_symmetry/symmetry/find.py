@@ -12,7 +12,7 @@ from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.proposals import propose
 from lightning_symmetry.symmetry.step import Step
 from lightning_symmetry.symmetry.tracing import trace
-from lightning_symmetry.symmetry.verification import verify
+from lightning_symmetry.symmetry.verification import Verified, verify
 
 
 def find_symmetries(
@@ -52,16 +52,16 @@ def find_symmetries(
     step = Step(model, batch)
     tape = trace(step)
     proposals = propose(tape, step.parameters, tuple(KINDS) if kinds is None else kinds)
-    groups = proposals.groups
-    rejected: list[SymmetryGroup] = []
+    verified = Verified(proposals.groups)
     if sum(parameter.numel() for parameter in step.parameters.values()) <= verify_up_to:
-        groups, rejected = verify(step, groups)
+        verified = verify(step, proposals.groups)
     return Symmetries(
-        groups=tuple(groups),
+        groups=tuple(verified.groups),
         blocks=proposals.blocks,
-        share=_share(groups, proposals.blocks, step),
-        rejected=tuple(group.name for group in rejected),
+        share=_share(verified.groups, proposals.blocks, step),
+        rejected=tuple(group.name for group in verified.rejected),
         without_rule=proposals.without_rule,
+        one_batch=verified.one_batch,
     )
 
 

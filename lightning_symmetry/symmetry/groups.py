@@ -73,10 +73,11 @@ class SymmetryGroup:
     @property
     def dimension(self) -> int:
         """The dimension of its Lie algebra; 0 for a discrete group."""
-        return self.n_rows * self._kind.dimension(self.size)
+        return self.n_rows * self.acts_as.dimension(self.size)
 
     @property
-    def _kind(self) -> Kind:
+    def acts_as(self) -> Kind:
+        """How its elements are drawn, and act on a block."""
         return FORMS[self.form] if self.form else KINDS[self.kind]
 
     @property
@@ -102,7 +103,7 @@ class SymmetryGroup:
         Raises:
             KeyError: A tensor that the group moves is missing.
         """
-        kind = self._kind
+        kind = self.acts_as
         element = kind.element(self.n_rows, self.size, generator)
         moved, folded = self._folded(tensors)
         for action in self.actions:
@@ -121,7 +122,7 @@ class SymmetryGroup:
         Returns:
             A tensor of the same shape for each parameter and buffer that the group moves.
         """
-        kind = self._kind
+        kind = self.acts_as
         moved, folded = self._folded(tensors)
         tangent = {name: torch.zeros_like(moved[name]) for name in self._changed}
         if kind.direction is not None:
@@ -211,6 +212,7 @@ class Symmetries(Sequence[SymmetryGroup]):
         rejected: The names of groups that were proposed, but changed what the model computes.
         without_rule: The operations whose axes could not be followed, with how often each was met: what they touch is
             taken to have no symmetry.
+        one_batch: Why the groups were verified on one batch alone; None where they were on a second one too.
     """
 
     groups: tuple[SymmetryGroup, ...]
@@ -218,6 +220,7 @@ class Symmetries(Sequence[SymmetryGroup]):
     share: float = 0.0
     rejected: tuple[str, ...] = ()
     without_rule: Mapping[str, int] = field(default_factory=dict)
+    one_batch: str | None = None
 
     @overload
     def __getitem__(self, index: int) -> SymmetryGroup: ...
@@ -252,6 +255,8 @@ class Symmetries(Sequence[SymmetryGroup]):
             lines.write(f"; {len(self.rejected)} proposed and rejected: {_listed(self.rejected)}")
         if self.without_rule:
             lines.write(f"; operations not followed: {_listed(tuple(self.without_rule))}")
+        if self.one_batch is not None:
+            lines.write(f"; verified on one batch alone: {self.one_batch}")
         return lines.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
@@ -268,6 +273,7 @@ class Symmetries(Sequence[SymmetryGroup]):
             plain["share"],
             tuple(plain["rejected"]),
             dict(plain["without_rule"]),
+            plain.get("one_batch"),
         )
 
 

@@ -4,12 +4,17 @@ What the model keeps besides (metric states, counters, caches) is fenced off: ea
 tree that shares every parameter and buffer, until they are swapped for those given. The copy's trainer answers nothing
 back: its loggers swallow what they are given, its optimizers and schedulers are copies that move nothing. Random
 streams of Python, NumPy and torch are put back where they were.
+
+Gradients are recorded only for a step that asks for some, as one with a gradient penalty does: they cost the memory of
+all activations. What a step that asks for none differentiates by itself is a loss, and no more is done about it.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,6 +34,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Tensors = dict[str, Tensor]
+_MAX_SHARED = 100
+"""How many things of a module that cannot be copied are shared with its copies."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Step:
         parameters: The model's parameters by name, tied ones once, detached from the model's graph but not copied.
         buffers: Its buffers by name.
         batch: The batch.
+        gradients: Whether the step asks for gradients; known once it is rehearsed.
+        written: The names of the parameters and buffers that the step changes in place; known once it is rehearsed.
 
     Raises:
         ValueError: The model has no parameters.
@@ -60,8 +69,13 @@ class Step:
         if not self.parameters:
             raise ValueError(f"model {type(model).__name__} has no parameters, so it has no parameter symmetries")
         self.batch = batch
+        self.gradients = False
+        self.written: frozenset[str] = frozenset()
         self._model = model
-        self._aliases = {id(tensor): tensor.detach() for tensor in (*model.parameters(), *model.buffers())}
+        self._trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._shared: dict[int, Any] = {
+            id(tensor): tensor.detach() for tensor in (*model.parameters(), *model.buffers())
+        }
 
     def __call__(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Any) -> Outputs:
         """Run the step. Of what it returns only tensors of real or complex numbers count.
@@ -69,28 +83,39 @@ class Step:
         Raises:
             ValueError: The step returned no such tensor.
         """
-        call = (_TrainingStep if hasattr(self._model, "training_step") else _Call)(self._model, self._aliases)
+        call = (_TrainingStep if hasattr(self._model, "training_step") else _Call)(self._model, self._shared)
         tensors = {f"module.{name}": tensor for name, tensor in {**parameters, **buffers}.items()}
-        returned, forward = functional_call(call, tensors, (copy.deepcopy(batch),))
-        outputs = Outputs(_numbers(returned), _numbers(forward))
+        if self.gradients:
+            tensors |= {f"module.{name}": parameters[name].detach().requires_grad_() for name in self._trained}
+        with _Differentiating(self.gradients) as differentiating:
+            returned, forward = functional_call(call, tensors, (copy.deepcopy(batch),))
+        outputs = Outputs(_numbers([returned, differentiating.losses]), _numbers(forward))
         if not outputs.preserved:
             name = type(self._model).__name__
             raise ValueError(f"one step of {name} returned no tensor of floating point to compare: {returned!r}")
         return outputs
 
-    def rehearse(self) -> None:
-        """Run the step once as it is, so that what it keeps outside of its model is kept before anything is traced.
+    def alone(self, copied: Callable[[Tensor], Tensor] = Tensor.clone) -> AbstractContextManager[None]:
+        """Where to run the step: `undisturbed`, with gradients if it asks for them."""
+        return undisturbed(self.gradients, copied)
 
-        A table that a function caches must hold an ordinary tensor. A step that reaches its model from outside, past
-        the copy that it is run on, is found out here.
+    def rehearse(self) -> None:
+        """Run the step once as it is, to learn what it asks for and what it changes.
+
+        What it keeps outside of its model is then kept before anything is traced: a table that a function caches must
+        hold an ordinary tensor. A step that reaches its model from outside, past the copy that it is run on, is found
+        out here.
 
         Raises:
             RuntimeError: The step changed buffers of the model itself; they have their values again.
         """
         before = cloned(self.buffers)
         try:
-            with undisturbed():
-                self(cloned(self.parameters), cloned(self.buffers), self.batch)
+            try:
+                given = self._try(before)
+            except Exception:
+                self.gradients = True
+                given = self._try(before)
         finally:
             changed = [name for name, buffer in self.buffers.items() if not _identical(buffer, before[name])]
             for name in changed:
@@ -101,6 +126,15 @@ class Step:
                 f"it was run on: {', '.join(changed)}. They have their values again. Something in the model refers to "
                 "it from outside, as `self.f = lambda x: self.net(x)` does; make it a method"
             )
+        was = {**self.parameters, **before}
+        self.written = frozenset(name for name, tensor in given.items() if not _identical(tensor, was[name]))
+
+    def _try(self, buffers: Tensors) -> Tensors:
+        """Run the step, and return the parameters and buffers that it was given, as it left them."""
+        parameters, buffers = cloned(self.parameters), cloned(buffers)
+        with self.alone():
+            self(parameters, buffers, self.batch)
+        return {**parameters, **buffers}
 
 
 def cloned(tensors: Mapping[str, Tensor]) -> Tensors:
@@ -109,9 +143,15 @@ def cloned(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Run a step alone, with no gradient, in plain operations without fused shortcuts, and leave no trace of it."""
+def undisturbed(gradients: bool = False, copied: Callable[[Tensor], Tensor] = Tensor.clone) -> Iterator[None]:
+    """Run a step alone, in plain operations without fused shortcuts, and leave no trace of it, not even a warning.
+
+    Args:
+        gradients: Whether gradients are recorded.
+        copied: What `copy.deepcopy` makes of a tensor.
+    """
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
         random_streams = isolate_rng()
         random_streams.__enter__()
         stack.callback(random_streams.__exit__, None, None, None)  # alone it would forget them at an exception
@@ -124,8 +164,9 @@ def undisturbed() -> Iterator[None]:
             enable(False)
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_Cloning())
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # modes hold for one thread
+        stack.enter_context(Copying(copied))
         alone = stack.enter_context(_Alone())
         stack.callback(alone.put_back)
         yield
@@ -161,21 +202,72 @@ class _Alone(TorchDispatchMode):
             generator.set_state(state)
 
 
-class _Cloning(TorchFunctionMode):
-    """Makes `copy.deepcopy` clone any tensor, also one with a gradient's history, or without memory of its own."""
+class Copying(TorchFunctionMode):
+    """Lets `copy.deepcopy` copy any tensor, also one with a gradient's history, or without memory of its own."""
+
+    def __init__(self, copied: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._copied = copied
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return args[0].clone() if function is Tensor.__deepcopy__ else function(*args, **(kwargs or {}))
+        return self._copied(args[0]) if function is Tensor.__deepcopy__ else function(*args, **(kwargs or {}))
+
+
+class _Differentiating(TorchFunctionMode):
+    """Keeps the losses that a step differentiates by itself; it does so only where gradients are recorded."""
+
+    def __init__(self, gradients: bool) -> None:
+        super().__init__()
+        self.losses: list[Tensor] = []
+        self._gradients = gradients
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is Tensor.backward:
+            self.losses.append(args[0].detach())
+            if not self._gradients:
+                return None
+        return function(*args, **(kwargs or {}))
+
+
+def _copy(original: Any, shared: dict[int, Any], swapped: Mapping[int, Any] | None = None) -> Any:
+    """A deep copy, but for what is shared, or swapped, by its id.
+
+    What cannot be copied, as a lock, is shared from then on.
+
+    Raises:
+        RuntimeError: What cannot be copied would be changed by being used.
+    """
+    for _ in range(_MAX_SHARED):
+        try:
+            return copy.deepcopy(original, {**shared, **(swapped or {})})
+        except Exception as error:
+            stuck = _last_deepcopied(error)
+            if isinstance(stuck, (Iterator, Tensor, nn.Module)):
+                raise RuntimeError(
+                    f"the module keeps a {type(stuck).__name__}, which cannot be copied, so that a step run beside the "
+                    f"training would change it ({error}). Make it anew in each step; to draw numbers, keep a "
+                    "torch.Generator, which can be copied"
+                ) from error
+            shared[id(stuck)] = stuck
+    return copy.deepcopy(original, {**shared, **(swapped or {})})
+
+
+def _last_deepcopied(error: Exception) -> Any:
+    """What `copy.deepcopy` was given when it failed, the innermost."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code is copy.deepcopy.__code__]
+    return frames[-1].f_locals["x"]
 
 
 class _Call(nn.Module):
     """Calls a copy of a module as its user would; the copy holds aliases of its parameters and buffers."""
 
-    def __init__(self, model: nn.Module, aliases: Mapping[int, Tensor]) -> None:
+    def __init__(self, model: nn.Module, shared: dict[int, Any]) -> None:
         super().__init__()
-        self.module = copy.deepcopy(model, dict(aliases))
+        self.module = _copy(model, shared)
 
     def forward(self, batch: Any) -> tuple[Any, Any]:
         if isinstance(batch, Mapping):
@@ -189,28 +281,28 @@ class _Call(nn.Module):
 class _TrainingStep(nn.Module):
     """Calls the training step of a copy of a LightningModule, whose trainer answers nothing."""
 
-    def __init__(self, model: Any, aliases: Mapping[int, Tensor]) -> None:
+    def __init__(self, model: Any, shared: dict[int, Any]) -> None:
         super().__init__()
         trainer = getattr(model, "_trainer", None)
         silent = copy.copy(trainer)
-        shared: dict[int, Any] = {**aliases, id(trainer): silent}
         module: Any
         if trainer is None:
-            module = copy.deepcopy(model, shared)
+            module = _copy(model, shared)
             _lend_optimizers(module)
         else:
             optimizers, schedulers = trainer.optimizers, trainer.lr_scheduler_configs
-            shared |= {id(state): state for optimizer in optimizers for state in tree_leaves(dict(optimizer.state))}
-            module, optimizers, schedulers = copy.deepcopy((model, optimizers, schedulers), shared)
+            states = {id(state): state for optimizer in optimizers for state in tree_leaves(dict(optimizer.state))}
+            module, optimizers, schedulers = _copy(
+                (model, optimizers, schedulers), shared, {**states, id(trainer): silent}
+            )
             _silence(silent, module, [_idle(optimizer) for optimizer in optimizers], schedulers)
             module.trainer = silent
         self.module = module
         self._silent = silent
-        self._losses: list[Tensor] = []
         self._forward: list[Any] = []
         for name in ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer", "clip_gradients"):
             setattr(module, name, _nothing)
-        module.manual_backward = lambda loss, *args, **kwargs: self._losses.append(loss)
+        module.manual_backward = lambda loss, *args, **kwargs: loss.backward(*args, **kwargs)
         self._original_forward = module.forward
         module.forward = self._recorded_forward
 
@@ -219,7 +311,7 @@ class _TrainingStep(nn.Module):
         arguments = (batch, 0, 0) if "dataloader_idx" in accepted else (batch, 0)[: max(len(accepted), 1)]
         with self._precision():
             returned = self.module.training_step(*arguments)
-        return [returned, *self._losses], list(self._forward)
+        return returned, list(self._forward)
 
     def _precision(self) -> AbstractContextManager[Any]:
         """The types of numbers in which the trainer runs its steps."""
@@ -273,9 +365,10 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 
 def _identical(left: Tensor, right: Tensor) -> bool:
-    return bool(torch.isclose(left, right, rtol=0.0, atol=0.0, equal_nan=True).all())
+    return torch.equal(left, right) or bool(torch.isclose(left, right, rtol=0.0, atol=0.0, equal_nan=True).all())
 
 
 def _numbers(returned: Any) -> list[Tensor]:
     leaves = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
-    return [leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex()]
+    numbers = [leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex()]
+    return [leaf.detach() if leaf.requires_grad else leaf for leaf in numbers]

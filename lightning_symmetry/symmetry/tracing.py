@@ -8,7 +8,8 @@ by its mean, so that dropout is the identity: the mask that it would draw tells 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +18,12 @@ from torch import Tensor
 from torch._decomp import core_aten_decompositions
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
-from torch.func import functionalize
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lightning_symmetry.symmetry.step import Step, cloned, undisturbed
+from lightning_symmetry.symmetry.step import Step
 
 aten = torch.ops.aten
 
@@ -85,18 +86,69 @@ class Tape:
 
 
 def trace(step: Step) -> Tape:
-    """Run one step and write down its operations."""
+    """Run one step and write down its operations.
+
+    Buffers that the step reads and changes move with a symmetry, as statistics of what the parameters give do.
+    """
     step.rehearse()
     recorder = _Recorder()
-    parameters, buffers = cloned(step.parameters), cloned(step.buffers)
-    with undisturbed(), enable_python_dispatcher(), recorder:
+    parameters, buffers = (
+        {name: tensor.clone() if name in step.written else tensor.detach() for name, tensor in tensors.items()}
+        for tensors in (step.parameters, step.buffers)
+    )
+    moving = {name for name in step.written.intersection(buffers) if buffers[name].is_floating_point()}
+    with step.alone(_functional_copy), enable_python_dispatcher(), recorder:
         leaves = {name: recorder.depending(tensor, name) for name, tensor in parameters.items()}
-        leaves |= {name: recorder.value(tensor, name) for name, tensor in buffers.items()}
-        outputs = functionalize(lambda *given: step(*given).preserved, remove="mutations_and_views")(
-            parameters, buffers, step.batch
-        )
-        returned = [recorder.value(output) for output in outputs]
-    return Tape(_with_lengths(_living(recorder.operations, returned)), leaves, returned)
+        for name, tensor in buffers.items():
+            leaves[name] = recorder.depending(tensor, name) if name in moving else recorder.value(tensor, name)
+        with _functionalized():
+            inputs = [{name: _functional(tensor) for name, tensor in some.items()} for some in (parameters, buffers)]
+            outputs = step(inputs[0], inputs[1], step.batch)
+            returned = [recorder.value(_plain(output)) for output in outputs.preserved]
+    operations = _with_lengths(_living(recorder.operations, returned))
+    read = {id(value) for operation in operations for value in operation.inputs}
+    for name in moving:
+        if id(leaves[name]) not in read:
+            leaves[name].constant = buffers[name]
+    return Tape(operations, leaves, returned)
+
+
+@contextmanager
+def _functionalized() -> Iterator[None]:
+    """Views and mutations of functional tensors are made functional, below autograd: backward passes are traced too."""
+    torch._enable_functionalization(reapply_views=False)
+    try:
+        with _Reading():
+            yield
+    finally:
+        torch._disable_functionalization()
+
+
+class _Reading(TorchFunctionMode):
+    """Lets NumPy and Python read a functional tensor, which has no memory of its own."""
+
+    _READS = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = map(_plain, args) if function in self._READS else args
+        return function(*given, **(kwargs or {}))
+
+
+def _functional(tensor: Tensor) -> Tensor:
+    return tensor if torch._is_functional_tensor(tensor) else torch._to_functional_tensor(tensor)
+
+
+def _functional_copy(tensor: Tensor) -> Tensor:
+    return _functional(tensor.clone())
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    if not torch._is_functional_tensor(tensor):
+        return tensor
+    torch._sync(tensor)  # type: ignore[attr-defined]
+    return torch._from_functional_tensor(tensor)
 
 
 def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Operation]:
@@ -192,7 +244,7 @@ def _decomposition(operation: OpOverload) -> Callable[..., Any] | None:
     return _DECOMPOSITIONS.get(operation, operation.decompose if composite else None)
 
 
-def _functional(operation: OpOverload) -> OpOverload | None:
+def _out_of_place(operation: OpOverload) -> OpOverload | None:
     """The operation that returns what another one writes into its first argument.
 
     Composite operations that change a tensor of their own escape functionalization.
@@ -238,7 +290,7 @@ class _Recorder(TorchDispatchMode):
                 result = decomposition(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        functional = _functional(operation)
+        functional = _out_of_place(operation)
         if functional is not None and not self._shares_memory(args[0]):
             return self._write(args[0], functional, args, kwargs)
         result = operation(*args, **kwargs)

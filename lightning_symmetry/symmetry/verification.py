@@ -4,13 +4,16 @@ The labelling only proposes. A proposal is right when a random element of the gr
 moves them and changes nothing that the model returns. Generic means that every parameter is perturbed by independent
 noise: at initialisation much is zero, one or equal, and would let false groups pass. The model itself is rerun, not the
 tape, so that routing and control flow are live; whatever in it asks for float32 is given float64.
+
+The step is run on two batches, the second made of the first: see `second_batch`. A group must pass on both.
+
+One copy of the parameters in float64 is all that is held; for each trial it is made anew from the model's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import accumulate
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,9 +22,11 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from lightning_symmetry.symmetry.actions import transform
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.laws import SMALL
-from lightning_symmetry.symmetry.step import Outputs, Step, Tensors, cloned, undisturbed
+from lightning_symmetry.symmetry.second_batch import second_batches
+from lightning_symmetry.symmetry.step import Outputs, Step, Tensors
 from lightning_symmetry.symmetry.tracing import typical_draw
 
 TOLERANCE = 1e-8
@@ -30,105 +35,209 @@ MOVEMENT = 1e-2
 """The least relative distance that an element of a group must move the parameters by."""
 
 
-def verify(
-    step: Step, groups: Sequence[SymmetryGroup], seed: int = 0
-) -> tuple[list[SymmetryGroup], list[SymmetryGroup]]:
+@dataclass(frozen=True)
+class Verified:
+    """What became of proposed groups.
+
+    Attributes:
+        groups: Those that passed, each with `verified` and `preserves` set.
+        rejected: Those that failed.
+        one_batch: Why they were tried on the batch given alone; None where they were tried on a second one too.
+    """
+
+    groups: list[SymmetryGroup]
+    rejected: list[SymmetryGroup] = field(default_factory=list)
+    one_batch: str | None = None
+
+
+def verify(step: Step, groups: Sequence[SymmetryGroup], seed: int = 0) -> Verified:
     """Sort proposed groups into those that leave the step as it was, and those that do not.
 
     All are tried jointly; only where that fails, halves are tried until the culprits are alone. Groups that hold only
     as far as the small constant of a norm is zero are tried with that constant at zero.
-
-    Returns:
-        The groups that passed, each with `verified` and `preserves` set, and those that failed.
     """
-    generator = Generator().manual_seed(seed)
-    parameters = _generic(step.parameters, generator)
-    buffers = {name: _lifted(buffer) for name, buffer in step.buffers.items()}
+    trials = _Trials(step, seed)
     passed: dict[str, SymmetryGroup] = {}
+    one_batch = None
     for exact in (True, False):
         some = [group for group in groups if group.exact is exact]
         if some:
-            trial = _Trial(step, parameters, buffers, _InFloat64(exact), generator)
-            kept = _passing(some, trial.preserves)
-            with_output = {group.name for group in trial.preserving_forward(kept)}
+            one_batch = trials.begin(exact) or one_batch
+            kept = _passing(some, trials.preserves)
+            with_output = {group.name for group in trials.preserving_forward(kept)}
             for group in kept:
                 preserves = "output" if group.name in with_output else "loss"
                 passed[group.name] = replace(group, verified=True, preserves=preserves)
-    return (
+    return Verified(
         [passed[group.name] for group in groups if group.name in passed],
         [group for group in groups if group.name not in passed],
+        one_batch,
     )
 
 
-class _Trial:
-    """A step at generic parameters, to be compared with itself at parameters that groups have moved."""
+class _Trials:
+    """A step at generic parameters, compared with itself at parameters that groups have moved."""
 
-    def __init__(
-        self, step: Step, parameters: Tensors, buffers: Tensors, precision: _InFloat64, generator: Generator
-    ) -> None:
+    def __init__(self, step: Step, seed: int) -> None:
         self._step = step
-        self._parameters = parameters
-        self._buffers = buffers
-        self._precision = precision
-        self._generator = generator
-        self._reference = self._run(parameters, buffers)
-        moved = {**parameters, **buffers}.items()
-        self._squared_norms = {name: _squared_norm(tensor) for name, tensor in moved if not _is_whole(tensor)}
-        self._last: tuple[list[SymmetryGroup], Outputs] | None = None
+        self._seed = seed
+        self._elements = Generator().manual_seed(seed)
+        self._tensors: Tensors = {
+            name: torch.empty_like(tensor, dtype=_lifted(tensor.dtype))
+            for name, tensor in {**step.parameters, **step.buffers}.items()
+        }
+        self._moved_before = set(self._tensors)
+        self._make_generic()
+        numbers = {name: tensor for name, tensor in self._tensors.items() if not _is_whole(tensor)}
+        self._squared_norms = {name: _squared_norm(tensor) for name, tensor in numbers.items()}
+
+    def begin(self, exact: bool) -> str | None:
+        """Run the step as it is, on the batch given and on the first second one that it accepts.
+
+        Args:
+            exact: False to take the small constants of norms for zero.
+
+        Returns:
+            Why there is no second batch; None where there is one.
+        """
+        self._precision = _InFloat64(exact)
+        self._last: tuple[list[SymmetryGroup], list[Outputs]] | None = None
+        for second in second_batches(self._step.batch):
+            self._batches = [self._step.batch, second]
+            try:
+                self._reference = self._run_generic()
+            except Exception as error:
+                why = f"the step fails on another one: {type(error).__name__}: {error}"
+                continue
+            outputs, others = (reference.preserved for reference in self._reference)
+            if _finite(outputs) and not _finite(others):
+                why = "what the step returns is not finite on another one"
+            elif _same(others, outputs):
+                why = "what the step returns is the same on another one"
+            else:
+                return None
+        self._batches = [self._step.batch]
+        self._reference = self._run_generic()
+        return why
 
     def preserves(self, groups: Sequence[SymmetryGroup]) -> bool:
         """Whether random elements of all groups move their tensors, and leave what the step returns as it was."""
-        moved = self._moved(groups)
-        return moved is not None and _same(moved.preserved, self._reference.preserved)
+        moved = self._moved(groups, self._batches)
+        pairs = zip(moved, self._reference, strict=False)
+        return bool(moved) and all(_same(outputs.preserved, reference.preserved) for outputs, reference in pairs)
 
     def preserving_forward(self, groups: Sequence[SymmetryGroup]) -> list[SymmetryGroup]:
         """Those that leave what the model's `forward` returned as it was; none where the step did not call it."""
-        forward = self._reference.forward
 
         def preserves_forward(some: Sequence[SymmetryGroup]) -> bool:
-            moved = self._moved(some)
-            return moved is not None and _same(moved.forward, forward)
+            moved = self._moved(some, self._batches[:1])
+            pairs = zip(moved, self._reference, strict=False)
+            return bool(moved) and all(_same(outputs.forward, reference.forward) for outputs, reference in pairs)
 
-        return _passing(groups, preserves_forward) if forward else []
+        if not self._reference[0].forward:
+            return []
+        if preserves_forward(groups):
+            return list(groups)
+        suspects = [group for group in groups if self._may_move_forward(group)]
+        others = [group for group in groups if not self._may_move_forward(group)]
+        return [*_passing(others, preserves_forward), *_passing(suspects, preserves_forward)]
 
-    def _moved(self, groups: Sequence[SymmetryGroup]) -> Outputs | None:
-        """What the step gives at parameters that random elements have moved; None where one of them moves nothing."""
+    def _may_move_forward(self, group: SymmetryGroup) -> bool:
+        """Whether it may be a translation of what `forward` returned, as logits under a softmax: tried apart."""
+        lengths = {tensor.shape[-1] for tensor in self._reference[0].forward if tensor.dim()}
+        shapes = (self._tensors[name].shape for name in group.parameters)
+        return group.kind == "translation" and any(not lengths.isdisjoint(shape) for shape in shapes)
+
+    def _moved(self, groups: Sequence[SymmetryGroup], batches: Sequence[Any]) -> list[Outputs]:
+        """What the step gives where random elements have moved the parameters; nothing where one moves nothing."""
         if self._last is not None and list(groups) == self._last[0]:
             return self._last[1]
-        tensors = {**self._parameters, **self._buffers}
-        for group in groups:
-            before, tensors = tensors, group.transform(tensors, self._generator)
-            if not self._has_moved(group, before, tensors):
-                return None
-        parameters = {name: tensors[name] for name in self._parameters}
-        moved = self._run(parameters, {name: tensors[name] for name in self._buffers})
+        self._make_generic()
+        self._moved_before.update(name for group in groups for name in (*group.parameters, *group.buffers))
+        if not all(_move(group, self._tensors, self._squared_norms, self._elements) for group in groups):
+            return []
+        moved = self._run(batches)
         self._last = (list(groups), moved)
         return moved
 
-    def _has_moved(self, group: SymmetryGroup, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
-        """Whether an element moved the tensors of its group far enough; most have with the first tensor."""
-        names = (*group.parameters, *group.buffers)
-        enough = max(MOVEMENT**2 * sum(self._squared_norms[name] for name in names), 1e-300)
-        moved = accumulate(_squared_norm(after[name] - before[name]) for name in names)
-        return any(distance >= enough for distance in moved)
+    def _make_generic(self) -> None:
+        """Make those tensors anew that were moved since they were made."""
+        for number, name in enumerate(self._tensors):
+            if name in self._moved_before:
+                original = self._step.parameters.get(name)
+                if original is None:
+                    self._tensors[name].copy_(self._step.buffers[name])
+                else:
+                    _make_generic(self._tensors[name], original, self._seed + number)
+        self._moved_before.clear()
 
-    def _run(self, parameters: Tensors, buffers: Tensors) -> Outputs:
+    def _run_generic(self) -> list[Outputs]:
+        """What the step gives at generic parameters, in memory of its own."""
+        self._make_generic()
+        return [
+            Outputs([tensor.clone() for tensor in outputs.preserved], [tensor.clone() for tensor in outputs.forward])
+            for outputs in self._run(self._batches)
+        ]
+
+    def _run(self, batches: Sequence[Any]) -> list[Outputs]:
         default = torch.get_default_dtype()
         try:
             torch.set_default_dtype(torch.float64)
-            with undisturbed(), self._precision:
-                return self._step(cloned(parameters), cloned(buffers), self._step.batch)
+            return [self._run_on(batch) for batch in batches]
         finally:
             torch.set_default_dtype(default)
 
+    def _run_on(self, batch: Any) -> Outputs:
+        parameters, buffers = (
+            {name: self._tensors[name].clone() if name in self._step.written else self._tensors[name] for name in names}
+            for names in (self._step.parameters, self._step.buffers)
+        )
+        with self._step.alone(), self._precision:
+            return self._step(parameters, buffers, batch)
 
-def _passing(
-    groups: Sequence[SymmetryGroup], passes: Callable[[Sequence[SymmetryGroup]], object]
+
+def _move(group: SymmetryGroup, tensors: Tensors, squared_norms: Mapping[str, float], generator: Generator) -> bool:
+    """Let a random element of a group act, in place: whether it moved the group's tensors far enough.
+
+    Where it acts on each tensor by itself they are moved one after the other, and copied only until it has moved far
+    enough, which most have with the smallest. Where the change of one depends on another, all are copied.
+    """
+    names = sorted((*group.parameters, *group.buffers), key=lambda name: tensors[name].numel())
+    enough = max(MOVEMENT**2 * sum(squared_norms[name] for name in names), 1e-300)
+    distance = 0.0
+    if group.folds or group.carried:
+        moved = group.transform(tensors, generator)
+        for name in names:
+            distance += _squared_norm(tensors[name].sub_(moved[name]))
+            tensors[name].copy_(moved[name])
+        return distance >= enough
+    element = group.acts_as.element(group.n_rows, group.size, generator)
+    for name in names:
+        before = tensors[name].clone() if distance < enough else None
+        for action in group.actions:
+            if action.block.tensor == name:
+                transform(tensors[name], action, [row for row, _ in group.rows], group.acts_as, element)
+        if before is not None:
+            distance += _squared_norm(before.sub_(tensors[name]))
+    return distance >= enough
+
+
+def _passing(groups: Sequence[SymmetryGroup], passes: Callable[[Sequence[SymmetryGroup]], bool]) -> list[SymmetryGroup]:
+    """Those groups that pass, found by halving."""
+    return list(groups) if not groups or passes(groups) else _passing_of_halves(groups, passes)
+
+
+def _passing_of_halves(
+    groups: Sequence[SymmetryGroup], passes: Callable[[Sequence[SymmetryGroup]], bool]
 ) -> list[SymmetryGroup]:
-    if not groups or passes(groups):
-        return list(groups)
+    """Those of some that do not all pass: so where the first half passes, a culprit is in the second."""
     middle = len(groups) // 2
-    return [*_passing(groups[:middle], passes), *_passing(groups[middle:], passes)] if middle else []
+    if not middle:
+        return []
+    first, second = groups[:middle], groups[middle:]
+    if len(second) > 1 and passes(first):
+        return [*first, *_passing_of_halves(second, passes)]
+    return [*_passing(first, passes), *_passing(second, passes)]
 
 
 def relative_change(moved: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
@@ -158,16 +267,19 @@ def _is_whole(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex())
 
 
-def _generic(parameters: Tensors, generator: Generator) -> Tensors:
-    """Perturb every parameter by noise of a tenth of its own size, or of 0.1 where it is smaller than 1."""
-    generic = {}
-    for name, parameter in parameters.items():
-        lifted = _lifted(parameter)
-        if not _is_whole(lifted):
-            noise = torch.randn(lifted.shape, generator=generator, dtype=lifted.dtype).to(lifted.device)
-            lifted = lifted + 0.1 * noise * lifted.abs().square().mean().sqrt().clamp(min=0.1, max=1.0)
-        generic[name] = lifted
-    return generic
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _make_generic(generic: Tensor, parameter: Tensor, seed: int) -> None:
+    """Fill with a parameter and noise of a tenth of its own size, or of 0.1 where it is smaller than 1."""
+    if _is_whole(parameter):
+        generic.copy_(parameter)
+        return
+    generator = Generator(generic.device).manual_seed(seed)
+    (torch.view_as_real(generic) if generic.is_complex() else generic).uniform_(-1, 1, generator=generator)
+    size = float(torch.linalg.vector_norm(parameter, dtype=generic.dtype)) / max(parameter.numel(), 1) ** 0.5
+    generic.mul_(0.1 * 3**0.5 * min(max(size, 0.1), 1.0)).add_(parameter)
 
 
 class _InFloat64(TorchDispatchMode):

@@ -42,7 +42,7 @@ def session(rank, others, pieces):
 def test_the_rank_that_failed_says_why_and_rank_zero_that_it_did():
     nothing = torch.zeros(6, dtype=torch.float64)
     one_failure = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
-    with pytest.warns(UserWarning, match="Monitor failed at step 0 and goes on; .* FloatingPointError: no"):
+    with pytest.warns(UserWarning, match=r"at step 0 and goes on; .* FloatingPointError: no \(.*session.py, line .*\)"):
         session(1, nothing, [GOOD, BAD]).step_begins(0, nn.Linear(2, 2), None)
     with pytest.warns(UserWarning, match="another rank failed; its log says why"):
         session(0, one_failure, [GOOD, BAD]).step_begins(0, nn.Linear(2, 2), None)

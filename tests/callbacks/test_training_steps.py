@@ -2,10 +2,18 @@
 
 import dataclasses
 import functools
+import queue
+import threading
 
+import numpy as np
 import pytest
 import torch
+import torchmetrics
+from lightning.pytorch import LightningModule
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from transformers.modeling_outputs import CausalLMOutput
 
 from tests.callbacks.test_untouched_training import assert_identical
 from tests.callbacks.trainings import Net, outcome
@@ -132,13 +140,130 @@ class KeepsLog(Net):
         return super().training_step(batch, batch_idx)
 
 
-@pytest.mark.parametrize("build", [caching, InPlace, StepsSchedulers, Manual, Counting, Drawing, KeepsLog])
-def test_its_symmetries_are_found_and_its_training_is_untouched(tmp_path, build):
+class Locking(Net):
+    """Keeps what cannot be copied: a lock, and a queue that has some."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {"lock": threading.Lock(), "losses": queue.Queue()}
+
+    def training_step(self, batch, batch_idx):
+        with self.kept["lock"]:
+            loss = super().training_step(batch, batch_idx)
+            self.kept["losses"].put(float(loss))
+        assert self.kept["losses"].qsize() == self.trainer.global_step + 1
+        return loss
+
+
+class Casting(Net):
+    """Computes in half of the precision by itself."""
+
+    def forward(self, images):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(images)
+
+
+class WithNumPy(Net):
+    """Reads its outputs as numbers of NumPy and Python."""
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        logits = self(images)
+        self.log("largest", float(logits.detach().numpy().max()))
+        self.log("first", logits[0].tolist()[0])
+        self.log("confused", float((np.asarray(logits.detach()).argmax(1) != labels.numpy()).mean()))
+        return F.cross_entropy(logits, labels)
+
+
+class WithMetrics(Net):
+    """Keeps metrics, updates them in each step, and returns a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=3)
+        self.metrics = torchmetrics.MetricCollection([torchmetrics.F1Score("multiclass", num_classes=3)])
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        logits = self(images)
+        self.accuracy(logits, labels)
+        self.log("accuracy", self.accuracy, on_epoch=True)
+        self.log_dict(self.metrics(logits, labels))
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits.detach(), "labels": labels}
+
+
+class Frozen(Net):
+    """Trains its head alone."""
+
+    def __init__(self):
+        super().__init__()
+        for module in (self.conv, self.norm, self.hidden):
+            module.requires_grad_(False)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.head.parameters(), lr=0.1)
+
+
+class WeightNormed(Net):
+    def __init__(self):
+        super().__init__()
+        parametrizations.weight_norm(self.conv)
+        parametrizations.weight_norm(self.hidden)
+
+
+class SpectrallyNormed(Net):
+    def __init__(self):
+        super().__init__()
+        parametrizations.spectral_norm(self.conv)
+        parametrizations.spectral_norm(self.hidden)
+
+
+class Orthogonal(Net):
+    """The head is a product of reflections: to permute its columns is no permutation of what they are made of."""
+
+    def __init__(self):
+        super().__init__()
+        parametrizations.orthogonal(self.head)
+
+
+class Tied(LightningModule):
+    """An autoencoder that maps back by the weights by which it maps in, and returns a ModelOutput."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.inner, self.outer = nn.Linear(36, 9), nn.Linear(9, 9), nn.Linear(9, 9)
+        self.outer.weight = self.inner.weight
+
+    def training_step(self, batch, batch_idx):
+        images = batch[0].flatten(1)
+        hidden = self.outer(torch.tanh(self.inner(self.encoder(images))))
+        decoded = F.linear(hidden, self.encoder.weight.T)
+        return CausalLMOutput(loss=F.mse_loss(decoded, images), logits=decoded)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+UNITS = [("conv", 6), ("hidden", 8)]
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        *((build, UNITS) for build in (caching, InPlace, StepsSchedulers, Manual, Counting, Drawing, KeepsLog)),
+        *((build, UNITS) for build in (Locking, Casting, WithNumPy, WithMetrics, Frozen)),
+        *((build, UNITS) for build in (WeightNormed, SpectrallyNormed)),
+        (Orthogonal, [("conv", 6)]),
+        (Tied, [("encoder", 9)]),
+    ],
+)
+def test_its_symmetries_are_found_and_its_training_is_untouched(tmp_path, build, expected):
     without, _, _ = outcome(tmp_path / "without", 0, False, build)
     with_monitors, (monitor, _), _ = outcome(tmp_path / "with", 0, True, build)
-    groups = {group.name: group.size for group in monitor.symmetries if group.kind == "permutation"}
-    assert groups == {"conv": 6, "hidden": 8}
+    groups = [(group.axis.partition(".")[0], group.size) for group in monitor.symmetries if group.kind == "permutation"]
+    assert groups == expected
     assert all(group.verified for group in monitor.symmetries)
+    assert not monitor.symmetries.rejected
     assert_identical(with_monitors, without)
 
 

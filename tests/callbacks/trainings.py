@@ -67,7 +67,8 @@ class Losses(Callback):
         self.values = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.values.append(outputs["loss"].detach().clone())
+        if outputs:  # a step that optimizes by hand need return nothing
+            self.values.append(outputs["loss"].detach().clone())
 
 
 def data(n=48, batch_size=8):

@@ -44,8 +44,8 @@ class Sample:
             lambda leaf: next(rest) if isinstance(leaf, torch.Tensor) else leaf, (self.args, self.kwargs)
         )
         result = self.operation(*args, **kwargs)
-        outputs = list(result) if isinstance(result, (tuple, list)) else [result]
-        return outputs, inputs
+        outputs = result if isinstance(result, (tuple, list)) else [result]
+        return [output for output in outputs if output is not None], inputs
 
     @cached_property
     def result(self):
@@ -399,6 +399,23 @@ def transforms():
     yield Sample(aten.view_as_real_copy.default, (torch.complex(real(3, 5), real(3, 5)),))
 
 
+def convolution_gradients():
+    for sample in convolutions():
+        (made,), (input, weight, *_) = sample.result
+        settings = (*sample.args[3:], [True, True, made.dim() < 5])
+        yield Sample(aten.convolution_backward.default, (real(*made.shape), input, weight, [made.size(1)], *settings))
+
+
+def space_gradients():
+    made, indices = aten.max_pool2d_with_indices(image := real(2, 3, 8, 10), [2, 3])
+    window = ([2, 3], [2, 3], [0, 0], [1, 1], False)
+    yield Sample(aten.max_pool2d_with_indices_backward.default, (real(*made.shape), image, *window, indices))
+    yield Sample(aten.avg_pool2d_backward.default, (real(*made.shape), image, *window[:3], False, True, None))
+    yield Sample(aten._adaptive_avg_pool2d_backward.default, (real(2, 3, 5, 4), image))
+    yield Sample(aten.upsample_bilinear2d_backward.default, (real(2, 3, 8, 9), [8, 9], [2, 3, 4, 5], False))
+    yield Sample(aten.upsample_nearest2d_backward.default, (real(2, 3, 8, 9), [8, 9], [2, 3, 4, 5]))
+
+
 FAMILIES = (
     pointwise,
     contractions,
@@ -412,6 +429,8 @@ FAMILIES = (
     writes,
     spaces,
     transforms,
+    convolution_gradients,
+    space_gradients,
 )
 
 

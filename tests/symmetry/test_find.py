@@ -360,7 +360,8 @@ def test_leaving_one_parameter_out_of_a_group_is_noticed(seed):
                 parameters=tuple(name for name in group.parameters if name != forgotten),
             )
             others = [other for other in groups if other is not group]
-            passed, failed = verify(step, [broken, *others])
+            verified = verify(step, [broken, *others])
+            passed, failed = verified.groups, verified.rejected
             assert [each.name for each in failed] == [group.name]
             assert [each.name for each in passed] == [other.name for other in others]
 

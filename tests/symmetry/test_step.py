@@ -92,6 +92,53 @@ def test_a_module_may_keep_a_tensor_with_a_gradients_history():
     assert found(module) == ["net.0"]
 
 
+def test_a_step_that_asks_for_gradients_leaves_none():
+    class Differentiating(Module):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            loss.backward()
+            assert self.net[0].weight.grad is not None
+            return loss
+
+    module = Differentiating()
+    step = Step(module, BATCH)
+    step.rehearse()
+    assert step.gradients
+    assert found(module) == ["net.0"]
+    assert module.net[0].weight.grad is None
+    assert torch.is_grad_enabled()
+
+
+def test_a_step_that_optimizes_by_hand_need_not_record_gradients():
+    class Manual(Module):
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx).backward()
+
+    step = Step(Manual(), BATCH)
+    step.rehearse()
+    assert not step.gradients
+    assert found(Manual()) == ["net.0"]
+
+
+def test_what_a_step_changes_in_place_is_told():
+    class Writing(Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+            self.register_buffer("other", torch.zeros(()))
+
+        def training_step(self, batch, batch_idx):
+            self.count += 1
+            self.net[2].bias.data.clamp_(-0.01, 0.01)
+            return super().training_step(batch, batch_idx)
+
+    module = Writing()
+    step = Step(module, BATCH)
+    step.rehearse()
+    assert step.written == {"count", "net.2.bias"}
+    assert module.count == 0
+
+
 def test_a_generator_outside_of_the_module_is_put_back():
     generator = torch.Generator().manual_seed(1)
 

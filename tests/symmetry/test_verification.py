@@ -1,10 +1,17 @@
 """What a proposed group is put to, and at which parameters."""
 
+import pytest
 import torch
+import transformers
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lightning_symmetry.symmetry.find import find_symmetries
-from lightning_symmetry.symmetry.verification import _generic
+from lightning_symmetry.symmetry.groups import Symmetries
+from lightning_symmetry.symmetry.verification import _make_generic
 
 
 class Complex(nn.Module):
@@ -25,6 +32,91 @@ def test_complex_parameters_are_perturbed_and_their_groups_verified_in_double_pr
     symmetries = find_symmetries(model, torch.randn(6, 5), kinds=["permutation"])
     assert [(group.name, group.size, group.verified) for group in symmetries] == [("inner", 7, True)]
     assert not symmetries.rejected
-    generic = _generic({"inner": model.inner.detach()}, torch.Generator())["inner"]
-    assert generic.dtype == torch.complex128
-    assert (generic - model.inner).abs().min() > 0
+    generic = torch.empty(5, 7, dtype=torch.complex128)
+    _make_generic(generic, model.inner.detach(), seed=0)
+    difference = generic - model.inner.detach()
+    assert difference.real.abs().min() > 0
+    assert difference.imag.abs().min() > 0
+
+
+class Recurrent(nn.Module):
+    """Reads its inputs and a state, of which the first batch has zeros alone."""
+
+    def __init__(self, at_zero_alone):
+        super().__init__()
+        self.read, self.recall, self.out = nn.Linear(5, 7), nn.Linear(4, 7, bias=False), nn.Linear(7, 3)
+        self.at_zero_alone = at_zero_alone
+
+    def forward(self, inputs, state):
+        if self.at_zero_alone and state.any():
+            raise ValueError("the state is not zero")
+        return self.out(F.gelu(self.read(inputs) + self.recall(state)))
+
+
+@pytest.mark.parametrize("at_zero_alone", [True, False])
+def test_a_false_group_that_passes_on_the_batch_given_is_rejected_on_a_second_one(at_zero_alone):
+    """What reads zeros may be anything. A step that refuses a second batch shows that the first lets this pass."""
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Recurrent(at_zero_alone), (torch.randn(6, 5), torch.zeros(6, 4)))
+    groups = {(group.kind, group.name, group.size) for group in symmetries}
+    true, false = ("permutation", "read", 7), ("rotation", "recall.rotation", 4)
+    if at_zero_alone:
+        assert groups == {true, false}
+        assert symmetries.one_batch == "the step fails on another one: ValueError: the state is not zero"
+        assert "verified on one batch alone: the step fails on another one" in str(symmetries)
+        assert Symmetries.from_dict(symmetries.to_dict()) == symmetries
+    else:
+        assert groups == {true}
+        assert symmetries.rejected == ("recall.rotation",)
+        assert symmetries.one_batch is None
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        (lambda inputs: inputs.sum() * 0, "what the step returns is the same on another one"),
+        (lambda inputs: torch.nan if inputs.ne(1).any() else 1.0, "what the step returns is not finite on another one"),
+    ],
+)
+def test_the_reason_for_one_batch_is_told(step, reason):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, inputs):
+            return self.layer(torch.ones(3)) * (1 + step(inputs))
+
+    symmetries = find_symmetries(Scaled(), torch.ones(4, 3))
+    assert symmetries.one_batch == reason
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made and alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak = {}, 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.alive = {key: held for key, held in self.alive.items() if not held[0].expired()}
+        self.peak = max(self.peak, sum(n_bytes for _, n_bytes in self.alive.values()))
+        return result
+
+
+def test_less_than_four_copies_of_the_parameters_are_held_at_once():
+    config = transformers.GPT2Config(
+        vocab_size=500, n_positions=16, n_embd=96, n_layer=3, n_head=4, use_cache=False, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    tokens = torch.randint(0, 500, (2, 7), generator=torch.Generator().manual_seed(0))
+    with Live() as live:
+        symmetries = find_symmetries(model, {"input_ids": tokens, "labels": tokens})
+    assert all(group.verified for group in symmetries)
+    copy = sum(4 * parameter.numel() for parameter in model.parameters())
+    assert 2 * copy < live.peak < 4 * copy

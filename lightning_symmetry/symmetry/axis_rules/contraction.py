@@ -2,6 +2,7 @@
 
 import torch
 
+from lightning_symmetry.symmetry.axis_rules.language import unread
 from lightning_symmetry.symmetry.axis_rules.registry import axis_rule, axis_table
 
 aten = torch.ops.aten
@@ -29,13 +30,32 @@ def _(bias, left, right, **scales):
 
 @axis_rule(aten.convolution.default)
 def _(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
-    n_space = len(input.shape) - 2
-    window = " _" * n_space
+    space = _space(weight, stride, padding)
+    vector = "" if bias is None else ", (g o)"
+    return f"n (g i){space}, {_kernel('i', weight, transposed)}{vector} -> n (g o){space}", {"g": groups}
+
+
+@axis_rule(aten.convolution_backward.default)
+def _(grad, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, output_mask):
+    """The gradients of what is read, j, need the kernel alone; those of the kernel, what was read."""
+    space = _space(weight, stride, padding)
+    read = f"n (g i){space}" if output_mask[1] else unread(input.shape, "u")
+    kernel = _kernel("j", weight, transposed) if output_mask[0] else unread(weight.shape, "v")
+    gradients = (f"n (g j){space}", _kernel("i", weight, transposed), "(g o)")
+    wanted = ", ".join(pattern for pattern, asked_for in zip(gradients, output_mask, strict=True) if asked_for)
+    return f"n (g o){space}, {read}, {kernel} -> {wanted}", {"g": groups}
+
+
+def _space(weight, stride, padding):
+    """A kernel of one position acts on each position of what it reads by itself."""
+    n_space = len(weight.shape) - 2
     steps, pads = (list(given) * (n_space // len(given)) for given in (stride, padding))  # one number for all, or each
-    space = "".join(
-        f" s{k}" if setting == (1, 1, 0) else " _"  # a kernel of one position acts on each by itself
+    return "".join(
+        f" s{k}" if setting == (1, 1, 0) else " _"
         for k, setting in enumerate(zip(weight.shape[2:], steps, pads, strict=True))
     )
-    kernel = f"(g i) o{window}" if transposed else f"(g o) i{window}"
-    vector = "" if bias is None else ", (g o)"
-    return f"n (g i){space}, {kernel}{vector} -> n (g o){space}", {"g": groups}
+
+
+def _kernel(read, weight, transposed):
+    window = " _" * (len(weight.shape) - 2)
+    return f"(g {read}) o{window}" if transposed else f"(g o) {read}{window}"

@@ -153,6 +153,11 @@ def joined(letters: Sequence[str]) -> str:
     return letters[0] if len(letters) == 1 else f"({' + '.join(letters)})"
 
 
+def unread(shape: Sequence[int], letter: str) -> str:
+    """The pattern of a tensor of which an operation reads nothing but the shape."""
+    return " ".join(f"{letter}{k}" for k in range(len(shape)))
+
+
 def _charge(held: Sequence[Place] | None, place: int) -> Charge | None:
     """The charge at a place of an axis; None where the axis is not held, or no better than broadcast."""
     return None if held is None or held[place].charge is UNIFORM else held[place].charge

@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_symmetry.symmetry.axis_rules.language import joined
+from lightning_symmetry.symmetry.axis_rules.language import joined, unread
 from lightning_symmetry.symmetry.axis_rules.registry import axis_rule
 
 aten = torch.ops.aten
@@ -26,10 +26,25 @@ def _(input, *settings, **more):
     aten.avg_pool2d.default,
     aten.upsample_bicubic2d.default,
     aten.upsample_bilinear2d.default,
+    aten.upsample_bilinear2d_backward.default,
     aten.upsample_nearest2d.default,
+    aten.upsample_nearest2d_backward.default,
 )
 def _(input, *settings, **more):
     return _over_space(input, 2)
+
+
+@axis_rule(aten.avg_pool2d_backward.default, aten._adaptive_avg_pool2d_backward.default)
+def _(grad, input, *settings, **more):
+    kept = " ".join(f"a{k}" for k in range(len(grad.shape) - 2))
+    return f"{kept} _ _, {unread(input.shape, 'u')} -> {kept} _ _"
+
+
+@axis_rule(aten.max_pool2d_with_indices_backward.default)
+def _(grad, input, *settings, **more):
+    """Each number goes where it is said to, in whatever order they stand."""
+    kept = " ".join(f"a{k}" for k in range(len(grad.shape) - 2))
+    return f"{kept} h w, {unread(input.shape, 'u')}, {kept} h w -> {kept} _ _"
 
 
 @axis_rule(

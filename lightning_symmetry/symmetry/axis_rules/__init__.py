@@ -12,7 +12,8 @@ The language is that of `language`. An operation without a rule is asked by expe
 """
 
 from lightning_symmetry.symmetry.axis_rules import contraction, indexing, normalization, pointwise, reduction, spatial
-from lightning_symmetry.symmetry.axis_rules.language import Binding, Contraction, Rule, parse
+from lightning_symmetry.symmetry.axis_rules.binding import Binding, Contraction
+from lightning_symmetry.symmetry.axis_rules.language import Rule, parse
 from lightning_symmetry.symmetry.axis_rules.registry import axis_rule, axis_table, registered, rule_of
 
 __all__ = [

@@ -210,8 +210,8 @@ class Symmetries(Sequence[SymmetryGroup]):
         blocks: The partition of every parameter along the model's axes, those included that no group acts on.
         share: The share of the parameters' entries that at least one group moves, from 0 to 1.
         rejected: The names of groups that were proposed, but changed what the model computes.
-        without_rule: The operations whose axes could not be followed, with how often each was met: what they touch is
-            taken to have no symmetry.
+        without_rule: The operations whose axes could not be followed, with how many axes each leaves out: what they
+            touch is taken to have no symmetry.
         one_batch: Why the groups were verified on one batch alone; None where they were on a second one too.
     """
 
@@ -254,7 +254,8 @@ class Symmetries(Sequence[SymmetryGroup]):
         if self.rejected:
             lines.write(f"; {len(self.rejected)} proposed and rejected: {_listed(self.rejected)}")
         if self.without_rule:
-            lines.write(f"; operations not followed: {_listed(tuple(self.without_rule))}")
+            left_out = [f"no rule for {name}: {count} axes left out" for name, count in self.without_rule.items()]
+            lines.write(f"; {_listed(left_out)}")
         if self.one_batch is not None:
             lines.write(f"; verified on one batch alone: {self.one_batch}")
         return lines.getvalue()

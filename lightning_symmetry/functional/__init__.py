@@ -1,6 +1,14 @@
 """The mathematics: pure functions from tensors to tensors, which know no Trainer."""
 
 from lightning_symmetry.functional.activations import dormant_fraction, token_rank_residual
+from lightning_symmetry.functional.charges import (
+    angular_speed,
+    effective_learning_rate,
+    mean_component,
+    rescaling_charges,
+    rescaling_imbalance,
+    rotation_imbalance,
+)
 from lightning_symmetry.functional.continuous import alive_units, living_units, product_rank
 from lightning_symmetry.functional.feature_spectrum import (
     alpha_req,
@@ -46,6 +54,7 @@ __all__ = [
     "Units",
     "alive_units",
     "alpha_req",
+    "angular_speed",
     "broken_fraction",
     "canonical_alignment",
     "condition_number",
@@ -53,6 +62,7 @@ __all__ = [
     "covariance_stable_rank",
     "distinct_units",
     "dormant_fraction",
+    "effective_learning_rate",
     "effective_rank",
     "effective_units",
     "entropy_rank",
@@ -61,6 +71,7 @@ __all__ = [
     "isotropy",
     "linear_cka",
     "living_units",
+    "mean_component",
     "moments",
     "nc1",
     "nc2_equiangularity",
@@ -77,6 +88,9 @@ __all__ = [
     "perplexity",
     "product_rank",
     "relative_distance",
+    "rescaling_charges",
+    "rescaling_imbalance",
+    "rotation_imbalance",
     "singular_values",
     "spectral_indicators",
     "spectral_norm",

@@ -54,7 +54,8 @@ def verify(step: Step, groups: Sequence[SymmetryGroup], seed: int = 0) -> Verifi
     """Sort proposed groups into those that leave the step as it was, and those that do not.
 
     All are tried jointly; only where that fails, halves are tried until the culprits are alone. Groups that hold only
-    as far as the small constant of a norm is zero are tried with that constant at zero.
+    as far as the small constant of a norm is zero are tried with that constant at zero, and translations that may
+    change what `forward` returns, though not the loss, apart from all others.
     """
     trials = _Trials(step, seed)
     passed: dict[str, SymmetryGroup] = {}
@@ -63,11 +64,14 @@ def verify(step: Step, groups: Sequence[SymmetryGroup], seed: int = 0) -> Verifi
         some = [group for group in groups if group.exact is exact]
         if some:
             one_batch = trials.begin(exact) or one_batch
-            kept = _passing(some, trials.preserves)
-            with_output = {group.name for group in trials.preserving_forward(kept)}
-            for group in kept:
-                preserves = "output" if group.name in with_output else "loss"
-                passed[group.name] = replace(group, verified=True, preserves=preserves)
+            for suspect in (True, False):
+                kept = _passing(
+                    [group for group in some if trials.may_move_forward(group) is suspect], trials.preserves
+                )
+                with_output = {group.name for group in trials.preserving_forward(kept)}
+                for group in kept:
+                    preserves = "output" if group.name in with_output else "loss"
+                    passed[group.name] = replace(group, verified=True, preserves=preserves)
     return Verified(
         [passed[group.name] for group in groups if group.name in passed],
         [group for group in groups if group.name not in passed],
@@ -134,16 +138,10 @@ class _Trials:
             pairs = zip(moved, self._reference, strict=False)
             return bool(moved) and all(_same(outputs.forward, reference.forward) for outputs, reference in pairs)
 
-        if not self._reference[0].forward:
-            return []
-        if preserves_forward(groups):
-            return list(groups)
-        suspects = [group for group in groups if self._may_move_forward(group)]
-        others = [group for group in groups if not self._may_move_forward(group)]
-        return [*_passing(others, preserves_forward), *_passing(suspects, preserves_forward)]
+        return _passing(groups, preserves_forward) if self._reference[0].forward else []
 
-    def _may_move_forward(self, group: SymmetryGroup) -> bool:
-        """Whether it may be a translation of what `forward` returned, as logits under a softmax: tried apart."""
+    def may_move_forward(self, group: SymmetryGroup) -> bool:
+        """Whether it may be a translation of what `forward` returned, as of logits under a softmax."""
         lengths = {tensor.shape[-1] for tensor in self._reference[0].forward if tensor.dim()}
         shapes = (self._tensors[name].shape for name in group.parameters)
         return group.kind == "translation" and any(not lengths.isdisjoint(shape) for shape in shapes)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
-from lightning_symmetry.symmetry.verification import _make_generic
+from lightning_symmetry.symmetry.verification import _InFloat64, _make_generic
 
 
 class Complex(nn.Module):
@@ -120,3 +120,26 @@ def test_less_than_four_copies_of_the_parameters_are_held_at_once():
     assert all(group.verified for group in symmetries)
     copy = sum(4 * parameter.numel() for parameter in model.parameters())
     assert 2 * copy < live.peak < 4 * copy
+
+
+class Grouped(nn.Module):
+    """Rows in stretches, each with a map of its own, as tokens sorted by their experts."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 16)
+        self.experts = nn.Parameter(torch.randn(3, 16, 8))
+
+    def forward(self, rows):
+        ends = torch.tensor([2, 2, 7], dtype=torch.int32)
+        return torch.ops.aten._grouped_mm(F.relu(self.first(rows)), self.experts, ends)
+
+
+def test_products_by_expert_are_verified_in_float64_though_their_kernel_refuses_it():
+    torch.manual_seed(0)
+    model, rows = Grouped(), torch.randn(9, 8)
+    symmetries = find_symmetries(model, rows)  # its axes are left out, and named
+    assert list(symmetries.without_rule) == ["aten._grouped_mm.default"]
+    with _InFloat64():
+        lifted = model(rows)
+    torch.testing.assert_close(lifted[:7], model(rows)[:7].double(), rtol=1e-4, atol=1e-4)

@@ -204,13 +204,13 @@ def _nullspace(
     rows: dict[Unknown, dict[Unknown, Fraction]] = {}
     for form in forms:
         for pivot in [key for key in form if key in rows]:
-            _eliminate(form, pivot, rows[pivot], reduce)
+            eliminate(form, pivot, rows[pivot], reduce)
         if form:
             pivot = max(form, key=lambda key: rank.get(key, len(rank)))
             inverse = 1 / form[pivot]
             form = {key: reduce(value * inverse) for key, value in form.items()}
             for row in rows.values():
-                _eliminate(row, pivot, form, reduce)
+                eliminate(row, pivot, form, reduce)
             rows[pivot] = form
     solutions = []
     for free in unknowns:
@@ -230,24 +230,24 @@ class Span(Generic[K]):
         """Take a vector up; False if it is a combination of those before."""
         form = {key: Fraction(value) for key, value in vector.items() if value}
         for pivot in [key for key in form if key in self._rows]:
-            _eliminate(form, pivot, self._rows[pivot], lambda value: value)
+            eliminate(form, pivot, self._rows[pivot])
         if not form:
             return False
         pivot = next(iter(form))
         form = {key: value / form[pivot] for key, value in form.items()}
         for row in self._rows.values():
-            _eliminate(row, pivot, form, lambda value: value)
+            eliminate(row, pivot, form)
         self._rows[pivot] = form
         return True
 
 
-def _eliminate(
+def eliminate(
     form: dict[K, Fraction],
     pivot: K,
     row: Mapping[K, Fraction],
-    reduce: Callable[[Fraction], Fraction],
+    reduce: Callable[[Fraction], Fraction] = lambda value: value,
 ) -> None:
-    """Subtract the multiple of a row that takes its pivot out of a form."""
+    """Subtract the multiple of a row that takes its pivot, which is one there, out of a form."""
     factor = form.get(pivot)
     if factor:
         for key, value in row.items():

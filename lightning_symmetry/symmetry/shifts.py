@@ -13,16 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from graphlib import CycleError, TopologicalSorter
 
-from lightning_symmetry.symmetry.charges import Image, Key, Unknown
+from lightning_symmetry.symmetry.charges import Image, Key, Unknown, eliminate
 
 Map = tuple[Key, Key]
 """A linear map, by its unknowns along the axis that it reads, and along that which it writes."""
 
 Path = tuple[Map, ...]
 """The linear maps that a shift goes through, the first first."""
-
-Taken = Mapping[tuple[Key, Path], Fraction]
-"""How much a leaf takes of the shifts of others, gone through linear maps."""
 
 Form = dict[Unknown, Fraction]
 
@@ -62,7 +59,7 @@ class _System:
         """Take an equation up, solved for the last of its leaves."""
         form = self._in_leaves(form)
         for pivot in [key for key in form if key in self._rows]:
-            _subtract(form, form[pivot], self._rows[pivot])
+            eliminate(form, pivot, self._rows[pivot])
         matched = [key for key in form if key in self._rank]
         if not matched:
             if form:
@@ -75,7 +72,7 @@ class _System:
         for other in list(self._having[pivot]):
             row = self._rows[other]
             if pivot in row:
-                _subtract(row, row[pivot], form)
+                eliminate(row, pivot, form)
                 self._note(other, form)
         self._rows[pivot] = form
         self._note(pivot, form)
@@ -156,10 +153,6 @@ def wholes(key: Key) -> Iterator[Key]:
         yield key
 
 
-def _subtract(form: Form, factor: Fraction, row: Mapping[Unknown, Fraction]) -> None:
-    for key, value in row.items():
-        rest = form.get(key, Fraction(0)) - factor * value
-        if rest:
-            form[key] = rest
-        else:
-            form.pop(key, None)
+def root(key: Key) -> Key:
+    """The unknown of the dimension of a leaf that an axis is a part of."""
+    return list(wholes(key))[-1]

@@ -10,7 +10,7 @@ from fractions import Fraction
 from lightning_symmetry.symmetry.actions import Block, Carried, Map, blocks_of
 from lightning_symmetry.symmetry.axes import Atom, Axis, Place
 from lightning_symmetry.symmetry.charges import Hidden, Image, Key, Unknown
-from lightning_symmetry.symmetry.shifts import Path, shifts, wholes
+from lightning_symmetry.symmetry.shifts import Path, root, shifts, wholes
 
 
 def _outer(blocks: Blocks) -> set[Key]:
@@ -19,9 +19,9 @@ def _outer(blocks: Blocks) -> set[Key]:
     for _, places in blocks:
         last: dict[Key, Key] = {}
         for key in (key_of(place) for place in places if place is not None):
-            root = list(wholes(key))[-1]
-            outer.update([last[root]] if root in last else [])
-            last[root] = key
+            dimension = root(key)
+            outer.update([last[dimension]] if dimension in last else [])
+            last[dimension] = key
     return outer
 
 
@@ -125,7 +125,7 @@ def _carried(
 def _map(blocks: Blocks, read: Key, write: Key) -> Map | None:
     """The one block that maps an axis to another; None where more do, or where a part is written to one position."""
     found = []
-    sides = (list(wholes(read))[-1], list(wholes(write))[-1])
+    sides = (root(read), root(write))
     for block, places in blocks:
         keys = {dim: list(wholes(key_of(place))) for dim, place in enumerate(places) if place is not None}
         reads, writes = (tuple(dim for dim, parts in keys.items() if parts[-1] == side) for side in sides)

@@ -177,7 +177,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Kind:
-    """How the groups of one kind act, on blocks in the form ``(n_rows, n, rest)``.
+    """How the groups of one kind act, on blocks in the form ``(n_rows, n, ...)``.
 
     Attributes:
         element: From the number of rows, n and a generator to one random element, never the identity.
@@ -249,14 +249,35 @@ def _keeping_mean(matrices: Tensor, mean: float) -> Tensor:
     return reflection @ inner @ reflection
 
 
+def _permute(block: Tensor, permutations: Tensor, degree: float) -> Tensor:
+    if len(block) == 1:  # in the order of memory, which takes a fourth of the time
+        order = sorted(range(block.ndim), key=block.stride, reverse=True)
+        index = [slice(None) if dim != 1 else permutations[0] for dim in order]
+        moved = block.permute(order)[tuple(index)]
+        return moved.permute([order.index(dim) for dim in range(block.ndim)])
+    return block[torch.arange(len(block), device=block.device)[:, None], permutations]
+
+
 def _multiply(block: Tensor, factors: Tensor, degree: float) -> Tensor:
-    multiplied: Tensor = block * factors[:, :, None] ** degree
+    multiplied: Tensor = block * _beside(factors, block) ** degree
     return multiplied
 
 
+def _add(block: Tensor, shifts: Tensor, degree: float) -> Tensor:
+    return block + degree * _beside(shifts, block)
+
+
+def _beside(element: Tensor, block: Tensor) -> Tensor:
+    """Numbers ``(n_rows, n)`` in a shape that meets a block's."""
+    return element.reshape(*element.shape, *[1] * (block.ndim - 2))
+
+
 def _mix(block: Tensor, matrices: Tensor, degree: float) -> Tensor:
-    mixed: Tensor = matrices @ block if degree > 0 else torch.linalg.solve(matrices.mT, block)
-    return mixed
+    return _turn(block, matrices if degree > 0 else torch.linalg.inv(matrices.mT), degree)
+
+
+def _turn(block: Tensor, matrices: Tensor, degree: float) -> Tensor:
+    return matrices @ block.reshape(*block.shape[:2], -1)
 
 
 _RESCALING = Kind(
@@ -269,7 +290,7 @@ _RESCALING = Kind(
 KINDS: Mapping[str, Kind] = {
     "permutation": Kind(
         element=_random_permutations,
-        act=lambda block, permutations, degree: block.gather(1, permutations[:, :, None].expand(block.shape)),
+        act=_permute,
     ),
     "sign": Kind(element=_random_signs, act=_multiply),
     "rescaling": _RESCALING,
@@ -283,7 +304,7 @@ KINDS: Mapping[str, Kind] = {
     "scale": _RESCALING,
     "translation": Kind(
         element=_random_numbers,
-        act=lambda block, shifts, degree: block + degree * shifts[:, :, None],
+        act=_add,
         direction=_random_numbers,
         derive=lambda block, shifts, degree: (degree * shifts[:, :, None]).expand(block.shape),
         dimension=lambda n: n,
@@ -294,14 +315,14 @@ KINDS: Mapping[str, Kind] = {
 FORMS: Mapping[str, Kind] = {
     "orthogonal": Kind(
         element=_random_rotations,
-        act=lambda block, rotations, degree: rotations @ block,
+        act=_turn,
         direction=_random_antisymmetric,
         derive=lambda block, direction, degree: direction @ block,
         dimension=lambda n: n * (n - 1) // 2,
     ),
     "orthogonal, mean kept": Kind(
         element=lambda n_rows, n, generator: _keeping_mean(_random_rotations(n_rows, n - 1, generator), 1.0),
-        act=lambda block, rotations, degree: rotations @ block,
+        act=_turn,
         direction=lambda n_rows, n, generator: _keeping_mean(_random_antisymmetric(n_rows, n - 1, generator), 0.0),
         derive=lambda block, direction, degree: direction @ block,
         dimension=lambda n: (n - 1) * (n - 2) // 2,
@@ -313,8 +334,8 @@ FORMS: Mapping[str, Kind] = {
 def transform(tensor: Tensor, action: Action, rows: Sequence[str], kind: Kind, element: Tensor) -> None:
     """Let a group element act on one block of a tensor, in place."""
     for part, degree in along(tensor, action, rows):
-        moved = part.contents if element.dtype == torch.long else part.contents.to(element.dtype)
-        part.write(kind.act(moved, element.to(tensor.device), degree))
+        entries = part.entries if element.dtype == torch.long else part.entries.to(element.dtype)
+        part.write(kind.act(entries, element.to(tensor.device), degree))
 
 
 def derive(
@@ -355,7 +376,7 @@ def carry(tensor: Tensor, carried: Carried, tensors: Mapping[str, Tensor], axes:
 
 @dataclass(frozen=True)
 class Part:
-    """A block in the form ``(n_rows, n, rest)``, with the way back."""
+    """A block in the form ``(n_rows, n, ...)``, with the way back."""
 
     block: Tensor
     dims: tuple[int, ...]
@@ -365,11 +386,15 @@ class Part:
         return self.block.movedim(self.dims, tuple(range(len(self.dims))))
 
     @property
+    def entries(self) -> Tensor:
+        """The block in this form, its other dimensions as they are: a view, but for rows of several axes."""
+        rows = len(self.dims) - 1
+        return self._in_front.flatten(0, rows - 1) if rows else self._in_front[None]
+
+    @property
     def contents(self) -> Tensor:
-        """The block in this form, a copy where its memory has another order."""
-        shape = self._in_front.shape
-        rows = shape[: len(self.dims) - 1].numel()
-        return self._in_front.reshape(rows, shape[len(self.dims) - 1], -1)
+        """The block as ``(n_rows, n, rest)``, a copy where its memory has another order."""
+        return self.entries.reshape(*self.entries.shape[:2], -1)
 
     def write(self, contents: Tensor) -> None:
         """Put contents in the place of the block."""

@@ -95,6 +95,8 @@ def fresh(positions: int, pinned: str | None = None, charge: Charge = NEUTRAL) -
 
 def resolve(axis: Axis) -> Axis:
     """The axis with every binding followed, nested concatenations flattened and factors of one position dropped."""
+    if all(isinstance(factor, Place) and factor.atom.bound is None and factor.size != 1 for factor in axis):
+        return axis
     factors: list[Factor] = []
     for factor in axis:
         if isinstance(factor, Concatenation):

@@ -24,7 +24,7 @@ def rows_of(tensors: Iterable[list[Axis]], leaves: Iterable[list[Axis]]) -> dict
             for together in alternatives:
                 for atom in together:
                     beside = (set(together) - {atom}) | elsewhere - {atom}
-                    known = rows.setdefault(atom, dict.fromkeys(other for other in _in_order(axes) if other in beside))
+                    known = rows[atom] if atom in rows else _in_order(axes)
                     rows[atom] = {other: None for other in known if other in beside}
     return {atom: list(found) for atom, found in rows.items()}
 

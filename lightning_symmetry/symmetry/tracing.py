@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Operation:
     kwargs: Mapping[str, Any]
     outputs: list[Value | None] = field(default_factory=list)
 
-    @property
+    @cached_property
     def inputs(self) -> list[Value]:
         """The tensors among the arguments, in order."""
         return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Value)]

@@ -275,10 +275,12 @@ def _make_generic(generic: Tensor, parameter: Tensor, seed: int) -> None:
     if _is_whole(parameter):
         generic.copy_(parameter)
         return
+    if generic.is_complex():
+        generic, parameter = torch.view_as_real(generic), torch.view_as_real(parameter)
     generator = Generator(generic.device).manual_seed(seed)
-    (torch.view_as_real(generic) if generic.is_complex() else generic).uniform_(-1, 1, generator=generator)
-    size = float(torch.linalg.vector_norm(parameter, dtype=generic.dtype)) / max(parameter.numel(), 1) ** 0.5
-    generic.mul_(0.1 * 3**0.5 * min(max(size, 0.1), 1.0)).add_(parameter)
+    noise = torch.empty_like(generic, dtype=torch.float32).uniform_(-1, 1, generator=generator)
+    size = float(torch.linalg.vector_norm(parameter)) / max(parameter.numel(), 1) ** 0.5
+    torch.add(parameter, noise, alpha=0.1 * 3**0.5 * min(max(size, 0.1), 1.0), out=generic)
 
 
 class _InFloat64(TorchDispatchMode):

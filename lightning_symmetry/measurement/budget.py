@@ -169,14 +169,14 @@ class Budget:
         """What `restore` needs to go on: plain values, that JSON can hold."""
         return {"due": self.due, "planned": self.planned, "costs": asdict(self.costs)}
 
-    def restore(self, state: Mapping[str, Any], step: int, n_pieces: int = 0) -> None:
+    def restore(self, state: Mapping[str, Any], step: int, n_pieces: int | None = None) -> None:
         """Go on from what `state` returned: the step that was due stays due, and what is measured leads up to it.
 
         Args:
             state: What `state` returned.
             step: The step that begins.
-            n_pieces: How many pieces there are to measure; where that is not known, or another number than before, all
-                is measured at the due step.
+            n_pieces: How many pieces there are to measure; where it is not known yet, or another number than before,
+                all is measured at the due step.
 
         Raises:
             KeyError: Something is missing.
@@ -189,7 +189,9 @@ class Budget:
             self.due, self.planned = next_multiple(step if due <= step else step + 1, self.every_n_steps), True
         self.gather_at = self.due
         self._agenda.clear()
-        if self.planned and self.every_n_steps is None and len(costs.pieces) == n_pieces > 0 and step < self.due:
+        if n_pieces is not None and n_pieces != len(costs.pieces):
+            self.costs = Costs()
+        elif n_pieces and self.planned and self.every_n_steps is None and step < self.due:
             bundles = bundles_of(costs, self._world_size)
             paid = _paid(costs, bundles)
             steps = earliest(paid, max(sum(paid), 1e-9) / (self.due - step), step)

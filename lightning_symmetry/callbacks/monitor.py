@@ -113,6 +113,7 @@ class Monitor(Callback):
         self._session: Session | None = None
         self._transitions = Transitions()
         self._restored: Mapping[str, Any] = {}
+        self._budget: Budget | None = None
 
     def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
         """What to measure, from the model and its first batch."""
@@ -138,8 +139,9 @@ class Monitor(Callback):
         return self._generate_state_key(include=self.include, exclude=self.exclude)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: what is known of the series that are watched for transitions."""
-        return {"transitions": self._transitions.state()}
+        """What a checkpoint keeps: what is known of the series that are watched for transitions, and the budget."""
+        budget = {} if self._budget is None else {"budget": self._budget.state()}
+        return {"transitions": self._transitions.state(), **budget}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what a checkpoint holds for the fit that begins."""
@@ -173,10 +175,11 @@ class Monitor(Callback):
             self._begin(trainer, pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Repeat no measurement that a resumed run has made already."""
+        """Go on at the steps of a run that is resumed, and repeat no measurement that it has made already."""
         with self._fenced(trainer):
-            if self._session is not None and trainer.strategy.broadcast(self._measured_last()) == steps_done(trainer):
-                self._session.skip(steps_done(trainer))
+            state, self._restored = self._restored.get("budget"), {}
+            if self._session is not None:
+                self._session.begin(steps_done(trainer), self._is_measured(trainer), state)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due, the parameters with which the step begins."""
@@ -205,7 +208,7 @@ class Monitor(Callback):
         """Make the report of what there is."""
         with self._fenced(trainer):
             if self._session is not None:
-                self._session.step_ends(None)
+                self._session.stop(steps_done(trainer), pl_module)
             self._end(trainer)
 
     @contextmanager
@@ -243,12 +246,13 @@ class Monitor(Callback):
         _RECORDERS[trainer] = recorder
         self.history = recorder.history
         self._transitions = _restored(self._restored)
-        self._restored = {}
+        share = self.max_overhead * (1 - SHARE_OF_REPORTS) / len(monitors)
+        self._budget = Budget(share, self.every_n_train_steps, trainer.world_size)
         self._session = Session(
             name=type(self).__name__,
             make_plan=lambda module, batch: self.make_plan(trainer, module, batch),
             aggregates=self.aggregates,
-            budget=Budget(self.max_overhead * (1 - SHARE_OF_REPORTS) / len(monitors), self.every_n_train_steps),
+            budget=self._budget,
             ranks=ranks_of(trainer),
             recorder=recorder,
             transitions=self._transitions,
@@ -257,10 +261,11 @@ class Monitor(Callback):
             raise_errors=self.on_error == "raise",
         )
 
-    def _measured_last(self) -> int:
-        """The last step in the history at which this monitor measured; -1 where there is none."""
+    def _is_measured(self, trainer: Any) -> bool:
+        """Whether the step that training begins with is the last in the history at which this monitor measured."""
         keys = self.history.keys(f"{self.section}/")
-        return max((self.history.series(key)[0][-1] for key in keys), default=-1)
+        last = max((self.history.series(key)[0][-1] for key in keys), default=-1)
+        return bool(trainer.strategy.broadcast(last) == steps_done(trainer))
 
     def _end(self, trainer: Any) -> None:
         self._session = None
@@ -361,9 +366,9 @@ def steps_done(trainer: Any) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
-def _loss(outputs: Any) -> float | None:
+def _loss(outputs: Any) -> Tensor | None:
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    return float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else None
+    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None
 
 
 def _watch(model: Any, aggregates: Mapping[str, float]) -> None:

@@ -174,7 +174,7 @@ class RepresentationMonitor(Monitor):
             if not layers:
                 self._session = None
                 return
-            session.skip(steps_done(trainer))
+            session.listen_first()
             self._last_step = trainer.estimated_stepping_batches
             name = classifier_name(pl_module) if "neural_collapse" in self.indicators else None
             name = None if name in inside_compiled(pl_module) else name
@@ -187,7 +187,7 @@ class RepresentationMonitor(Monitor):
                 conv_features=self.conv_features,
                 max_samples=self.max_samples,
                 kept=max(MOST_DECISIONS // trainer.world_size, 1),
-                timed=session.measuring,
+                timed=session.gathering,
             )
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -199,7 +199,7 @@ class RepresentationMonitor(Monitor):
                 return
             if self._session.gathers(step, self.window) or step >= self._last_step - self.window:
                 self._listened_at = step
-                with self._session.measuring():
+                with self._session.gathering():
                     self._listener.listen(batch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -211,14 +211,9 @@ class RepresentationMonitor(Monitor):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure what was heard since the last measurement."""
         with self._fenced(trainer):
-            session, step = self._session, steps_done(trainer)
-            if session is not None and step > session.measured_at:
-                if self._listened_at >= session.measured_at:
-                    session.hurry(step)
-                    session.step_begins(step, pl_module, None)
-                else:
-                    session.skip(step)
-        super().on_train_end(trainer, pl_module)
+            if self._session is not None:
+                heard = self._listened_at >= self._session.taken_at
+                self._session.finish(steps_done(trainer), pl_module, gathered=heard)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Listen no longer, and make the report of what there is."""
@@ -232,6 +227,10 @@ class RepresentationMonitor(Monitor):
             self._stop()
             self._listener = None
 
+    def _is_measured(self, trainer: Any) -> bool:
+        """Before the first step nothing is heard."""
+        return True
+
     def _stop(self) -> None:
         """End listening to a step.
 
@@ -240,7 +239,7 @@ class RepresentationMonitor(Monitor):
         """
         if self._listener is None:
             return
-        with self._session.measuring() if self._session is not None else nullcontext():
+        with self._session.gathering() if self._session is not None else nullcontext():
             self._listener.stop()
         error, self._listener.error = self._listener.error, None
         if error is not None:

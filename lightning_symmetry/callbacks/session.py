@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import sysconfig
+import time
 import traceback
+from collections import ChainMap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_symmetry.measurement.budget import Budget
-from lightning_symmetry.measurement.indicators import Piece, nonfinite
-from lightning_symmetry.measurement.measure import Ranks, join, measure
+from lightning_symmetry.measurement.device import device_of
+from lightning_symmetry.measurement.frozen import Memory
+from lightning_symmetry.measurement.indicators import Piece, Tensors, nonfinite
+from lightning_symmetry.measurement.measure import Measured, Measurement, Ranks, join
+from lightning_symmetry.measurement.schedule import Costs, Numbers
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.transitions import Transition, Transitions
 from lightning_symmetry.sinks.recorder import Recorder
@@ -35,6 +40,7 @@ class Plan:
         pieces: The pieces of a measurement, the same on every rank.
         aggregates: From the values of all pieces to what is told of the model as a whole.
         findings: What there is to note of the model before the first measurement: details of events by their kind.
+        prepare: From the model's tensors finds what pieces share, for those that are measured at the same step.
         take_sums: What this rank has gathered since the last measurement, of the same names and shapes on every rank;
             summed over ranks it is measured beside the model's tensors.
     """
@@ -42,6 +48,7 @@ class Plan:
     pieces: Sequence[Piece]
     aggregates: Callable[[Mapping[str, float]], dict[str, float]]
     findings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prepare: Callable[[Tensors], object] | None = None
     take_sums: Callable[[], Mapping[str, Tensor]] = dict
 
 
@@ -59,6 +66,11 @@ class Session:
         alert_on: The kinds of events of which alerts are sent.
         on_transition: Called on rank zero with each transition; None for nothing.
         raise_errors: Raise failures, instead of warning of them.
+
+    Attributes:
+        awaits_loss: Whether a measurement waits for the loss of its step.
+        measured_at: The step of the last measurement, or the one taken for measured; -1 before the first.
+        taken_at: The step at which what was gathered was taken last, likewise.
     """
 
     def __init__(
@@ -84,104 +96,235 @@ class Session:
         self._alert_on = alert_on
         self._on_transition = on_transition
         self._raise_errors = raise_errors
+        self._host = device_of(ranks.device)
+        self._memory = Memory(at_once=not self._host.lag)
         self._plan: Plan | None = None
+        self._plan_from = 0
+        self._wakes_at = 0
+        self._state: Mapping[str, Any] = {}
+        self._measurement: Measurement | None = None
+        self._gathered: Mapping[str, Tensor] | None = None
+        self._gathering = 0.0
+        self._reached: int | None = None
+        self._joined_at = 0
+        self._read: Callable[[], Measured] | None = None
         self._row: tuple[int, dict[str, float]] | None = None
+        self._loss: Callable[[], Tensor] | None = None
         self._failures = 0
-        self._measured_at = -1
+        self.awaits_loss = False
+        self.measured_at = self.taken_at = -1
         recorder.overheads.append(lambda: budget.overhead)
         recorder.counters.append(lambda: transitions.counts)
 
-    def skip(self, step: int) -> None:
-        """Take a step for measured, as a resumed run's first may be: measure next when the step after it is due."""
-        self._measured_at = step
-        self._budget.plan(step, 0.0, 0.0)
+    def begin(self, step: int, measured: bool = False, state: Mapping[str, Any] | None = None) -> None:
+        """Go on where a run stopped, or begin.
 
-    def hurry(self, step: int) -> None:
-        """Make a step due, as the last of a training is."""
-        self._budget.due, self._budget.planned = step, True
+        Args:
+            step: The step that training begins with.
+            measured: Whether it is taken for measured, as a resumed run's first may be, or one without anything to
+                measure yet; the next is then measured first.
+            state: The budget of the run that is gone on with.
+        """
+        if measured:
+            self.measured_at = self.taken_at = step
+            self._budget.plan(step, Costs(), 0.0)
+        if state:
+            try:
+                self._budget.restore(state, step)
+                self._state = state
+            except Exception as error:
+                warn(f"{self._name} cannot keep to the steps of the checkpoint: {type(error).__name__}: {error}")
+
+    def listen_first(self) -> None:
+        """Plan what to measure not at the first step, but when the first measurement is due."""
+        self._plan_from = self._wakes_at = self._budget.due
 
     def gathers(self, step: int, window: int) -> bool:
-        """Whether a measurement is due within so many steps after this one."""
-        return not self._standing_down and step >= self._budget.due - window
+        """Whether what is gathered is taken within so many steps after this one."""
+        return self._gathered is None and step >= self._budget.gather_at - window and not self._standing_down
 
-    def measuring(self) -> AbstractContextManager[None]:
-        """Count the time within as spent on measuring."""
-        return self._budget.measuring()
-
-    @property
-    def measured_at(self) -> int:
-        """The step of the last measurement, or the one taken for measured; -1 before the first."""
-        return self._measured_at
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Count the time within as spent on gathering what is measured."""
+        before = self._budget.spent
+        with self._budget.measuring():
+            yield
+        self._gathering += self._budget.spent - before
 
     def step_begins(self, step: int, model: nn.Module, batch: Any) -> dict[str, float]:
-        """Measure if the step is due; parameters without a shape yet, of lazy modules, are waited for.
+        """Measure what is due at this step; parameters without a shape yet, of lazy modules, are waited for.
 
         Returns:
             What is told of the model as a whole, the same on all ranks: NaN where that is not known; empty where
-            nothing was measured.
+            no measurement is complete.
         """
         self._budget.step_begins(step)
-        if step < self._budget.due or self._standing_down or any(map(is_lazy, model.parameters())):
+        if step < self._wakes_at or self._standing_down:
             return {}
+        if self._plan is None and any(map(is_lazy, model.parameters())):
+            return {}
+        told: dict[str, float] = {}
         with self._fenced(step), self._budget.measuring():
             if self._plan is None:
-                self._plan = self._make_plan(model, batch)
-                self._budget.settle()
-                for kind, details in self._plan.findings.items():
-                    self._recorder.event(step, kind, **details)
-            if self._budget.planned:
-                return self._measure(step, model)
-            agreed = measure([], {}, self._ranks, self._budget.step_time)
-            self._budget.replan(step, agreed.step_time)
-        return self._untold if self._plan is None else {}
+                self._make(step, model, batch)
+            told = self._work(step, model)
+        self._wakes_at = self._next_step
+        if self._reached is None and not self.awaits_loss and not self._budget.counting:
+            self._budget.start_counting()  # a run that is gone on with has measured before
+        return told if self._plan is not None else self._untold
 
-    def step_ends(self, loss: float | None) -> None:
+    def step_ends(self, loss: Tensor | None) -> None:
         """Hand on what was measured when the step began, with the loss of the step."""
-        if self._row is None:
-            return
-        with self._budget.measuring():
-            step, values = self._row
-            self._row = None
-            self._recorder.record(step, values if loss is None else {**values, "loss": loss})
-        if not self._budget.counting:
-            self._budget.start_counting()
+        if self.awaits_loss:
+            with self._budget.measuring():
+                self.awaits_loss = False
+                self._loss = None if loss is None else self._host.copied(loss.detach().clone())
+                self._hand_on()
 
-    @property
-    def awaits_loss(self) -> bool:
-        """Whether a measurement waits for the loss of its step."""
-        return self._row is not None
+    def finish(self, step: int, model: nn.Module, gathered: bool = True) -> None:
+        """Measure where training ended.
 
-    def finish(self, step: int, model: nn.Module) -> None:
-        """Measure where training ended."""
-        if self._plan is not None and step > self._measured_at and not self._standing_down:
-            with self._fenced(step), self._budget.measuring():
-                self._measure(step, model)
+        Args:
+            step: The step.
+            model: The model.
+            gathered: Whether anything was gathered since it was taken last; else what was taken is measured, if any.
+        """
+        with self._fenced(step), self._budget.measuring():
+            if self._reached is not None:
+                self._complete(step, model, lag=0)
+            if step > self.measured_at and not self._standing_down and (gathered or self._gathered is not None):
+                if self._plan is None and self._plan_from:
+                    self._make(step, model, None)
+                if self._plan is not None:
+                    if gathered:
+                        self._measurement = self._gathered = None
+                    self._measure((), step, model, due=True)
+                    self._complete(step, model, lag=0)
         self.step_ends(None)
+
+    def stop(self, step: int, model: nn.Module) -> None:
+        """Hand on what all ranks have measured, and wait for nobody: training has failed."""
+        with self._fenced(step), self._budget.measuring():
+            if self._read is not None:
+                self._complete(step, model, lag=0)
+        self.step_ends(None)
+
+    def state(self) -> dict[str, Any]:
+        """What `begin` needs to go on."""
+        return self._budget.state()
 
     @property
     def _standing_down(self) -> bool:
         return self._failures >= PATIENCE
 
-    def _measure(self, step: int, model: nn.Module) -> dict[str, float]:
-        assert self._plan is not None
-        gathered = join(self._plan.take_sums(), self._ranks)
-        tensors = {**snapshot(model), **gathered}
-        measured = measure(self._plan.pieces, tensors, self._ranks, self._budget.step_time, self._budget.owed)
+    @property
+    def _next_step(self) -> int:
+        """The step before which there is nothing to do."""
+        if self._reached is not None:
+            return self._host.lag + (self._reached if self._read is None else self._joined_at)
+        if self._plan is None:
+            return self._plan_from
+        next_step = self._budget.next_step
+        return next_step if self._gathered is not None else min(next_step, self._budget.gather_at)
+
+    def _make(self, step: int, model: nn.Module, batch: Any) -> None:
+        self._plan = self._make_plan(model, batch)
+        if self._state:
+            self._budget.restore(self._state, step, len(self._plan.pieces))
         self._budget.settle()
-        self._measured_at = step
-        self._budget.plan(step, measured.cost, measured.step_time)
+        for kind, details in self._plan.findings.items():
+            self._recorder.event(step, kind, **details)
+
+    def _work(self, step: int, model: nn.Module) -> dict[str, float]:
+        """Measure the pieces whose turn it is, or bring a measurement of an earlier step to its end."""
+        if self._reached is not None:
+            return self._complete(step, model, self._host.lag)
+        due = step >= self._budget.due
+        if not self._budget.planned:
+            if due:
+                self._plan_first_interval(step)
+            return {}
+        self._measure(self._budget.take(step), step, model, due)
+        return self._complete(step, model, self._host.lag) if due else {}
+
+    def _plan_first_interval(self, step: int) -> None:
+        """Agree on how long a step takes, and on what it cost to hand on the first measurement."""
+        agreed = Measurement([], self._ranks, self._host).joined(self._budget.step_time, rest=self._budget.owed)()
+        self._budget.settle()
+        costs = self._budget.costs
+        self._budget.plan(step, replace(costs, rest=costs.rest + agreed.costs.rest), agreed.step_time)
+
+    def _measure(self, pieces: Numbers, step: int, model: nn.Module, due: bool) -> None:
+        """Measure some pieces; all that are left where the step is due."""
+        assert self._plan is not None
+        if self._gathered is None and (due or step >= self._budget.gather_at):
+            started = time.perf_counter()
+            self._gathered, self.taken_at = join(self._plan.take_sums(), self._ranks), step
+            self._gathering += time.perf_counter() - started
+        if self._measurement is None:
+            self._measurement = Measurement(self._plan.pieces, self._ranks, self._host, self._memory)
+        if due:
+            pieces += tuple(number for number in self._measurement.left if number not in pieces)
+            self._reached, self.awaits_loss = step, True
+        if pieces:
+            self._measurement.measure(
+                pieces,
+                read=lambda: self._tensors(model),
+                prepare=self._plan.prepare,
+                frozen=lambda name: not model.get_parameter(name).requires_grad,
+            )
+
+    def _tensors(self, model: nn.Module) -> Mapping[str, Tensor]:
+        tensors = snapshot(model)
+        return ChainMap(dict(self._gathered), tensors) if self._gathered else tensors
+
+    def _complete(self, step: int, model: nn.Module, lag: int) -> dict[str, float]:
+        """Bring a measurement to its end, as far as it can be without waiting for the device."""
+        assert self._plan is not None and self._measurement is not None and self._reached is not None
+        if self._read is None and step >= self._reached + lag:
+            rest = self._budget.owed - self._measurement.seconds - self._gathering
+            self._read = self._measurement.joined(self._budget.step_time, self._gathering, max(rest, 0.0))
+            self._joined_at = step
+            self._gathering = 0.0
+            self._budget.settle()
+        if self._read is None or step < self._joined_at + lag:
+            return {}
+        measured, reached = self._read(), self._reached
+        gathered = self._gathered or {}
+        self._drop()
+        self.measured_at = reached
+        self._memory.learn(self._plan.pieces, measured.values, measured.digests)
+        self._budget.plan(reached, measured.costs, measured.step_time, after=step)
         aggregates = self._plan.aggregates(measured.values)
-        self._row = (step, {**aggregates, **measured.values})
+        self._row = (reached, {**aggregates, **measured.values})
         if any(map(math.isnan, measured.values.values())):
-            names = [*(name for name, _ in model.named_parameters()), *gathered]
-            bad = nonfinite({name: tensors[name] for name in names})
-            self._recorder.nonfinite(step, bad, alert="nonfinite" in self._alert_on)
-        self._tell(step, self._transitions.observe(step, measured.values))
+            tensors = snapshot(model)
+            names = [name for name, _ in model.named_parameters()]
+            bad = nonfinite({**{name: tensors[name] for name in names}, **gathered})
+            self._recorder.nonfinite(reached, bad, alert="nonfinite" in self._alert_on)
+        self._tell(reached, self._transitions.observe(reached, measured.values))
+        if not self.awaits_loss:
+            self._hand_on()
         if measured.error is not None:
-            self._fail(step, measured.error, here_alone=True)
+            self._fail(reached, measured.error, here_alone=True)
         elif measured.failed:
-            self._fail(step, RuntimeError("another rank failed; its log says why"))
+            self._fail(reached, RuntimeError("another rank failed; its log says why"))
         return {**self._untold, **aggregates}
+
+    def _drop(self) -> None:
+        """Keep nothing of the measurement in the making."""
+        self._measurement = self._gathered = self._read = self._reached = None
+
+    def _hand_on(self) -> None:
+        """Record the row, with the loss of its step where that is known."""
+        if self._row is not None:
+            (step, values), self._row = self._row, None
+            loss, self._loss = self._loss, None
+            refreshing = self._recorder.refreshing
+            self._recorder.record(step, values if loss is None else {**values, "loss": float(loss())})
+            self._budget.settle(self._recorder.refreshing - refreshing)
+            if not self._budget.counting:
+                self._budget.start_counting()
 
     def _tell(self, step: int, found: Sequence[Transition]) -> None:
         """Tell of transitions: the history and the loggers, each kind at once, and who asked to be called."""
@@ -202,6 +345,7 @@ class Session:
         try:
             yield
         except Exception as error:
+            self._drop()
             self._fail(step, error)
 
     def _fail(self, step: int, error: Exception, here_alone: bool = False) -> None:

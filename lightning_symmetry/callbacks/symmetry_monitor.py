@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
 from lightning_symmetry.callbacks.session import Plan
-from lightning_symmetry.measurement.indicators import symmetry_aggregates, symmetry_pieces
+from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_aggregates, symmetry_pieces
 from lightning_symmetry.measurement.units import too_large_to_match
 from lightning_symmetry.symmetry.find import check_kinds, find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
@@ -102,9 +102,11 @@ class SymmetryMonitor(Monitor):
         symmetries = found.select([group for group in chosen if group.name not in unmeasured])
         self.symmetries = found.select(chosen)
         rank_zero_info(f"{type(self).__name__} found {len(self.symmetries)} symmetry groups in {type(model).__name__}")
+        gauge = SharedGauge(found)
         numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
         return Plan(
-            pieces=symmetry_pieces(symmetries, self.tolerance, among=found),
+            pieces=symmetry_pieces(symmetries, self.tolerance, gauge),
+            prepare=gauge.at,
             aggregates=lambda values: symmetry_aggregates(symmetries, numel, values),
             findings={
                 "symmetries": self.symmetries.to_dict(),

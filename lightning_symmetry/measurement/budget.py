@@ -1,55 +1,78 @@
-"""When to measure next: as often as a share of the time of training allows.
+"""When to measure next, and what at which step: as often as a share of the time of training allows.
 
-A measurement that took c seconds allows the next after c / (share x step time) steps. Intervals are taken from the
-ladder 1, 2, 5, 10, 20, 50, ... and due steps from their multiples, so that runs share a grid.
+A measurement that takes c seconds is due again after c / (share x step time) steps. Intervals are taken from the
+ladder 1, 2, 5, 10, 20, 50, ... and due steps from their multiples, so that runs share a grid. What is measured is
+spread over the steps up to the due one, as `lightning_symmetry.measurement.schedule` says. Between measurements ranks
+do not talk: each plans by itself from what all were told at the end of the last one.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from lightning_symmetry.measurement.schedule import (
+    WINDOW,
+    Bundle,
+    Costs,
+    Numbers,
+    bundles_of,
+    earliest,
+    ladder,
+    next_multiple,
+    stretched,
+)
 
 WARM_UP = 5
 """How many steps are timed before the first interval is planned."""
 
 
 class Budget:
-    """Decides at which steps to measure. It reads no clock but its own, and knows of ranks only what it is told.
+    """Decides at which steps to measure what. It reads no clock but its own, and knows of ranks only what it is told.
 
     Args:
         share: The share of the time of training that measuring may take.
-        every_n_steps: A fixed interval instead.
+        every_n_steps: A fixed interval instead; all is then measured at the due step.
+        world_size: How many ranks share out the pieces.
 
     Attributes:
-        due: The next step at which to measure, or to plan.
+        due: The next step at which a measurement is complete, or at which to plan.
         planned: Whether that step was planned from the cost of a measurement; until then `due` is the end of the
             warm-up.
+        costs: What a measurement costs, the same on all ranks.
+        gather_at: The step at which what was gathered is taken, before anything is measured.
     """
 
-    def __init__(self, share: float, every_n_steps: int | None = None) -> None:
+    def __init__(self, share: float, every_n_steps: int | None = None, world_size: int = 1) -> None:
         self.share = share
         self.every_n_steps = every_n_steps
         self.due = 0
         self.planned = True
+        self.costs = Costs()
+        self.gather_at = 0
+        self._world_size = world_size
+        self._agenda: deque[tuple[int, Numbers]] = deque()
+        self._recent: list[tuple[int, float]] = []
         self._spent = 0.0
         self._entered: float | None = None
         self._settled = 0.0
         self._began: tuple[float, float] | None = None
-        self._cost = 0.0
-        self._last_step: tuple[int, float] | None = None
+        self._last_step = -1
+        self._last_time = 0.0
         self._durations: deque[float] = deque(maxlen=50)
 
     def step_begins(self, step: int) -> None:
         """Note the time at which a step begins, less what was spent on measuring."""
-        now = time.perf_counter() - self._spent
-        if self._last_step is not None and step > self._last_step[0]:
-            self._durations.append((now - self._last_step[1]) / (step - self._last_step[0]))
-        if self._last_step is None or step > self._last_step[0]:
-            self._last_step = (step, now)
+        if step > self._last_step:
+            now = time.perf_counter() - self._spent
+            if self._last_step >= 0:
+                self._durations.append((now - self._last_time) / (step - self._last_step))
+            self._last_step, self._last_time = step, now
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -67,16 +90,15 @@ class Budget:
 
     @property
     def owed(self) -> float:
-        """The seconds spent since they were last settled, to be counted in the cost of the next measurement."""
+        """The seconds spent since they were last settled, to be counted in the cost of a measurement."""
         return self.spent - self._settled
 
-    def settle(self) -> None:
-        """Owe nothing: what was spent until now is in the cost of a measurement, or is paid once."""
-        self._settled = self.spent
+    def settle(self, seconds: float | None = None) -> None:
+        """Owe nothing, or so many seconds less: they are in the cost of a measurement, or are paid otherwise."""
+        self._settled = self.spent if seconds is None else self._settled + seconds
 
     def start_counting(self) -> None:
         """Count from now on: the first measurement, with the search for symmetries, is paid once and not counted."""
-        self.settle()
         self._began = (time.perf_counter(), self.spent)
 
     @property
@@ -97,41 +119,87 @@ class Budget:
         began, spent = self._began
         return (self.spent - spent) / max(time.perf_counter() - began, 1e-9)
 
-    def plan(self, step: int, cost: float, step_time: float) -> None:
-        """Set the next due step after a measurement at `step`.
+    def plan(self, step: int, costs: Costs, step_time: float, after: int | None = None) -> None:
+        """Set the next due step after a measurement, and what to measure at which step until then.
 
         Args:
             step: The step of the measurement.
-            cost: The seconds that it took, on the rank on which it took longest.
+            costs: What the next one will cost, the same on all ranks.
             step_time: The seconds of a step of training, the same on all ranks; 0 where none was timed yet.
+            after: The step that has begun already, where the measurement was of an earlier one.
         """
-        if self.every_n_steps is not None:
-            self.due = next_multiple(step + 1, self.every_n_steps)
-            return
-        self._cost = cost
-        self.planned = step_time > 0
+        since = step if after is None else after
+        self.costs = costs
+        self._agenda.clear()
+        self.planned = step_time > 0 or self.every_n_steps is not None
         if not self.planned:
-            self.due = step + WARM_UP
+            self.due = self.gather_at = step + WARM_UP
             return
-        wait = max(1, math.ceil(cost / (self.share * step_time)))
-        self.due = next_multiple(step + wait, ladder(wait))
+        if self.every_n_steps is not None:
+            self.due = self.gather_at = next_multiple(since + 1, self.every_n_steps)
+            bundles = bundles_of(costs, self._world_size)
+            self._agenda.append((self.due, tuple(number for bundle in bundles for number in bundle.pieces)))
+            return
+        bundles = bundles_of(costs, self._world_size, least=self.share * step_time)
+        paid = _paid(costs, bundles)
+        steps = earliest(paid, self.share * step_time, since, self._recent)
+        self.due = next_multiple(steps[-1], ladder(steps[-1] - step))
+        self._place(stretched(steps, since, self.due), paid, bundles)
 
-    def replan(self, step: int, step_time: float) -> None:
-        """Plan the first interval at the end of the warm-up, from the cost of the measurement before it."""
-        self.plan(step, self._cost, step_time)
+    def _place(self, steps: Sequence[int], paid: Sequence[float], bundles: Sequence[Bundle]) -> None:
+        self.gather_at = steps[0] if len(steps) > len(bundles) else self.due
+        pieces = [bundle.pieces for bundle in bundles]
+        self._agenda.extend(zip(steps[len(steps) - len(pieces) :], pieces, strict=True))
+        placed = [*self._recent, *zip(steps, paid, strict=True)]
+        self._recent = [(at, cost) for at, cost in placed if at > self.due - WINDOW]
+
+    @property
+    def next_step(self) -> int:
+        """The step before which there is nothing to do."""
+        return self._agenda[0][0] if self._agenda else self.due
+
+    def take(self, step: int) -> Numbers:
+        """The pieces to measure at a step, the first for rank 0 and so on: one bundle, or all that is left when due."""
+        taken: Numbers = ()
+        while self._agenda and self._agenda[0][0] <= step and (not taken or step >= self.due):
+            taken += self._agenda.popleft()[1]
+        return taken
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on: plain values, that JSON can hold."""
+        return {"due": self.due, "planned": self.planned, "costs": asdict(self.costs)}
+
+    def restore(self, state: Mapping[str, Any], step: int, n_pieces: int | None = None) -> None:
+        """Go on from what `state` returned: the step that was due stays due, and what is measured leads up to it.
+
+        Args:
+            state: What `state` returned.
+            step: The step that begins.
+            n_pieces: How many pieces there are to measure; where it is not known yet, or another number than before,
+                all is measured at the due step.
+
+        Raises:
+            KeyError: Something is missing.
+            TypeError: Something is unknown, as from another version.
+        """
+        costs = Costs(**{**state["costs"], "pieces": tuple(state["costs"]["pieces"])})
+        due, planned = int(state["due"]), bool(state["planned"])
+        self.costs, self.planned, self.due = costs, planned, max(due, step)
+        if self.every_n_steps is not None:
+            self.due, self.planned = next_multiple(step if due <= step else step + 1, self.every_n_steps), True
+        self.gather_at = self.due
+        self._agenda.clear()
+        if n_pieces is not None and n_pieces != len(costs.pieces):
+            self.costs = Costs()
+        elif n_pieces and self.planned and self.every_n_steps is None and step < self.due:
+            bundles = bundles_of(costs, self._world_size)
+            paid = _paid(costs, bundles)
+            steps = earliest(paid, max(sum(paid), 1e-9) / (self.due - step), step)
+            self._place(stretched(steps, step, self.due), paid, bundles)
 
 
-def ladder(steps: int) -> int:
-    """The least interval of the ladder 1, 2, 5, 10, 20, 50, ... that is no shorter than so many steps.
-
-    Example:
-        >>> [ladder(steps) for steps in (1, 2, 3, 6, 11, 170)]
-        [1, 2, 5, 10, 20, 200]
-    """
-    decade: int = 10 ** (len(str(steps)) - 1)
-    return next(rung * decade for rung in (1, 2, 5, 10) if rung * decade >= steps)
-
-
-def next_multiple(step: int, interval: int) -> int:
-    """The least multiple of the interval that is at or after a step."""
-    return -(-step // interval) * interval
+def _paid(costs: Costs, bundles: Sequence[Bundle]) -> list[float]:
+    """What is paid at each step of a measurement: for what was gathered, if anything, and for each bundle."""
+    paid = [bundle.cost for bundle in bundles] or [0.0]
+    paid[-1] += costs.rest
+    return [costs.gathering, *paid] if costs.gathering else paid

@@ -33,10 +33,12 @@ class Piece:
     Attributes:
         keys: The keys of its values.
         measure: From the model's tensors to the values, in the order of the keys.
+        reads: The names of the parameters that the values are of, where nothing else changes them; else none.
     """
 
     keys: tuple[str, ...]
     measure: Callable[[Tensors], Sequence[Tensor]]
+    reads: tuple[str, ...] = ()
 
 
 def key_names(names: Iterable[str]) -> dict[str, str]:
@@ -65,7 +67,7 @@ class SharedGauge:
         self._found_at: tuple[Tensors, tuple[int, ...]] | None = None
 
     def at(self, tensors: Tensors) -> Gauge:
-        """The gauge of a model's parameters."""
+        """The gauge of a model's parameters, found once for these tensors as they are."""
         versions = tuple(tensor._version for tensor in tensors.values())
         if (
             self._gauge is None
@@ -78,7 +80,7 @@ class SharedGauge:
         return self._gauge
 
 
-def symmetry_pieces(symmetries: Symmetries, tolerance: float, among: Symmetries | None = None) -> list[Piece]:
+def symmetry_pieces(symmetries: Symmetries, tolerance: float, gauge: SharedGauge | None = None) -> list[Piece]:
     """One piece for each group that has a symmetric state: its order parameters, in the gauge of the model.
 
     Where a group acts by itself in each of several rows, they are means over the rows.
@@ -86,10 +88,10 @@ def symmetry_pieces(symmetries: Symmetries, tolerance: float, among: Symmetries 
     Args:
         symmetries: The groups to measure.
         tolerance: The relative size up to which units count as equal, or as zero.
-        among: All groups of the model: they make up its gauge, and those within a unit tell how two are compared.
+        gauge: The gauge, of all groups of the model: those within a unit tell how two are compared.
     """
     keys = key_names(group.name for group in symmetries)
-    gauge = SharedGauge(among or symmetries)
+    gauge = gauge or SharedGauge(symmetries)
     pieces = []
     for group in symmetries:
         if has_order_parameters(group, symmetries):
@@ -232,6 +234,7 @@ def spectrum_pieces(layers: Mapping[str, torch.Size], indicators: Sequence[str])
         Piece(
             keys=tuple(f"spectrum/{indicator}/{keys[layer]}" for indicator in indicators),
             measure=lambda tensors, layer=layer: list(spectral_indicators(tensors[layer], indicators).values()),  # type: ignore[misc]
+            reads=(layer,),
         )
         for layer in layers
     ]

@@ -1,15 +1,22 @@
-"""One measurement: pieces shared out among ranks, joined by one sum over a fixed vector of slots."""
+"""One measurement: pieces measured at one step or at several, shared out among ranks, and joined by one sum.
+
+The sum is over a fixed vector of slots: the values of all pieces, and what they cost, so that every rank knows the same
+and plans the same.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_symmetry.measurement.indicators import Piece
+from lightning_symmetry.measurement.device import Host, Stopwatch
+from lightning_symmetry.measurement.frozen import Memory, digest_of
+from lightning_symmetry.measurement.indicators import Piece, Tensors
+from lightning_symmetry.measurement.schedule import Costs
 
 
 @dataclass(frozen=True)
@@ -52,56 +59,147 @@ class Measured:
 
     Attributes:
         values: The value of every key.
-        cost: The seconds it took on the rank on which it took longest.
+        digests: Of what each piece read, where that is frozen, and else NaN.
+        costs: The seconds of its parts, each on the rank on which it took longest.
         step_time: The mean over ranks of the seconds of a step of training.
         failed: How many pieces raised, on all ranks.
         error: The first exception raised on this rank, if any.
     """
 
     values: dict[str, float]
-    cost: float
+    digests: list[float]
+    costs: Costs
     step_time: float
     failed: int
     error: Exception | None
 
 
-def measure(
-    pieces: Sequence[Piece], tensors: Mapping[str, Tensor], ranks: Ranks, step_time: float, earlier_cost: float = 0.0
-) -> Measured:
-    """Measure this rank's share of the pieces, and sum with the others' shares.
+class Measurement:
+    """A measurement in the making.
 
     A piece that raises leaves NaN in its slots, so that no rank waits for one that failed.
 
     Args:
         pieces: All pieces, the same on every rank.
-        tensors: The model's parameters and buffers by name.
         ranks: Who measures together.
-        step_time: The seconds of a step of training on this rank.
-        earlier_cost: Seconds that this rank spent since the last measurement, to be counted with this one.
+        host: Where results are kept, and how they are timed.
+        memory: What is known of pieces that read frozen parameters alone.
+
+    Attributes:
+        begun: The numbers of the pieces that were measured, by this rank or another.
+        seconds: How long this rank took so far.
     """
-    started = time.perf_counter()
-    keys = [key for piece in pieces for key in piece.keys]
-    slots = torch.zeros(len(keys) + 2 + ranks.world_size, dtype=torch.float64)
-    failed, error = 0, None
-    place = 0
-    for number, piece in enumerate(pieces):
-        if number % ranks.world_size == ranks.rank:
+
+    def __init__(self, pieces: Sequence[Piece], ranks: Ranks, host: Host, memory: Memory | None = None) -> None:
+        self.begun: set[int] = set()
+        self.seconds = 0.0
+        self._pieces = pieces
+        self._ranks = ranks
+        self._host = host
+        self._memory = memory or Memory(at_once=not host.lag)
+        self._values: dict[int, Tensor] = {}
+        self._digests: dict[int, Tensor] = {}
+        self._costs: dict[int, Stopwatch] = {}
+        self._preparation: Stopwatch = lambda: 0.0
+        self._failed = 0
+        self._error: Exception | None = None
+
+    @property
+    def left(self) -> tuple[int, ...]:
+        """The numbers of the pieces that are still to be measured."""
+        return tuple(number for number in range(len(self._pieces)) if number not in self.begun)
+
+    def measure(
+        self,
+        numbers: Sequence[int],
+        read: Callable[[], Tensors],
+        prepare: Callable[[Tensors], object] | None = None,
+        frozen: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        """Measure this rank's share of some pieces.
+
+        Args:
+            numbers: The numbers of the pieces, the same on every rank: the first for rank 0, the next for rank 1, ...
+            read: Returns the model's tensors by name.
+            prepare: Finds what the pieces share.
+            frozen: Whether a parameter is frozen.
+        """
+        started = time.perf_counter()
+        self.begun.update(numbers)
+        own = numbers[self._ranks.rank :: self._ranks.world_size]
+        stop = self._host.stopwatch()
+        with torch.no_grad():
             try:
-                with torch.no_grad():
-                    values = [value.detach().cpu().double() for value in piece.measure(tensors)]
-                slots[place : place + len(piece.keys)] = torch.stack(values)
-            except Exception as exception:
-                slots[place : place + len(piece.keys)] = torch.nan
-                failed, error = failed + 1, error or exception
-        place += len(piece.keys)
-    slots[len(keys)] = failed
-    slots[len(keys) + 1] = step_time / ranks.world_size
-    slots[len(keys) + 2 + ranks.rank] = earlier_cost + time.perf_counter() - started
-    joined = slots if ranks.world_size == 1 else ranks.sum(slots.to(ranks.device)).cpu()
-    return Measured(
-        values=dict(zip(keys, joined.tolist(), strict=False)),
-        cost=float(joined[len(keys) + 2 :].max()),
-        step_time=float(joined[len(keys) + 1]),
-        failed=int(joined[len(keys)]),
-        error=error,
-    )
+                tensors = read()
+                if prepare is not None:
+                    prepare(tensors)
+                self._preparation = stop()
+            except Exception as error:
+                self._fail(own, error)
+                own = ()
+            for number in own:
+                stop = self._host.stopwatch()
+                try:
+                    self._values[number] = self._measured(number, tensors, frozen)
+                except Exception as error:
+                    self._fail([number], error)
+                self._costs[number] = stop()
+        self.seconds += time.perf_counter() - started
+
+    def joined(self, step_time: float, gathering: float = 0.0, rest: float = 0.0) -> Callable[[], Measured]:
+        """Sum with what the other ranks have measured; every rank must call it.
+
+        Args:
+            step_time: The seconds of a step of training on this rank.
+            gathering: The seconds that this rank took to gather what was measured.
+            rest: Other seconds that it spent since the last measurement, to be counted with this one.
+
+        Returns:
+            What tells what all ranks know, to be called after the lag of the device.
+        """
+        world_size, places = self._ranks.world_size, range(len(self._pieces))
+        of_rank = torch.zeros(3, world_size, dtype=torch.float64)
+        of_rank[:, self._ranks.rank] = torch.tensor([self._preparation(), gathering, rest])
+        costs = [self._costs[number]() if number in self._costs else 0.0 for number in places]
+        told = torch.tensor([*costs, *of_rank.flatten(), self._failed, step_time / world_size], dtype=torch.float64)
+        values = [self._values.get(number, self._blank(len(self._pieces[number].keys), 0.0)) for number in places]
+        digests = [self._digests.get(number, self._blank(1, 0.0)) for number in places]
+        slots = torch.cat([*values, *digests, self._host.gathered(told)])
+        summed = slots if world_size == 1 else self._ranks.sum(slots.to(self._ranks.device))
+        read, error = self._host.copied(summed), self._error
+        keys = [key for piece in self._pieces for key in piece.keys]
+
+        def known() -> Measured:
+            parts = read().split([len(keys), len(places), len(places), 3 * world_size, 2])
+            values, digests, of_pieces, of_ranks, (failed, step_time) = (part.tolist() for part in parts)
+            longest = (max(of_ranks[place : place + world_size]) for place in range(0, 3 * world_size, world_size))
+            return Measured(
+                values=dict(zip(keys, values, strict=True)),
+                digests=digests,
+                costs=Costs(tuple(of_pieces), *longest),
+                step_time=step_time,
+                failed=int(failed),
+                error=error,
+            )
+
+        return known
+
+    def _measured(self, number: int, tensors: Tensors, frozen: Callable[[str], bool]) -> Tensor:
+        piece = self._pieces[number]
+        found = digest_of(piece, tensors, frozen)
+        known = None if found is None else self._memory.recall(number, found)
+        if known is None:
+            known = torch.stack([self._host.gathered(value) for value in piece.measure(tensors)])
+        if len(known) != len(piece.keys):
+            raise ValueError(f"{len(known)} values were measured for {len(piece.keys)} keys, {piece.keys[0]} the first")
+        self._digests[number] = self._blank(1) if found is None else self._host.gathered(found)[None]
+        return self._host.gathered(known)
+
+    def _blank(self, length: int, value: float = torch.nan) -> Tensor:
+        return self._host.gathered(torch.full((length,), value, dtype=torch.float64))
+
+    def _fail(self, numbers: Iterable[int], error: Exception) -> None:
+        self._error = self._error or error
+        for number in numbers:
+            self._failed += 1
+            self._values[number], self._digests[number] = self._blank(len(self._pieces[number].keys)), self._blank(1)

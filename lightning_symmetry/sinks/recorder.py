@@ -53,6 +53,7 @@ class Recorder:
         counters: One function for each monitor: how many transitions of each kind it saw.
         report: The path of the report; None where there is none.
         errors: How many failures of the monitors were recorded.
+        refreshing: The seconds spent on reports and heatmaps.
     """
 
     def __init__(self, folder: Path | None, loggers: Sequence[Any], share: float) -> None:
@@ -61,6 +62,7 @@ class Recorder:
         self.overheads: list[Callable[[], float]] = []
         self.counters: list[Callable[[], Mapping[str, int]]] = []
         self.errors = 0
+        self.refreshing = 0.0
         self._sinks = [LoggerSink(logger) for logger in loggers]
         self._share = share
         self._refreshed = -float("inf")
@@ -133,6 +135,7 @@ class Recorder:
             self._fenced(self._log_figures, figures, step)
         self._refreshed = time.perf_counter()
         self._cost_of_refresh = self._refreshed - started
+        self.refreshing += self._cost_of_refresh
 
     def _log_figures(self, figures: Mapping[str, Callable[[History], Figure]], step: int) -> None:
         drawn = {key: mark_transitions(draw(self.history), self.history) for key, draw in figures.items()}

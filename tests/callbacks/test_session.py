@@ -40,8 +40,8 @@ def session(rank, others, pieces):
 
 
 def test_the_rank_that_failed_says_why_and_rank_zero_that_it_did():
-    nothing = torch.zeros(6, dtype=torch.float64)
-    one_failure = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    nothing = torch.zeros(14, dtype=torch.float64)
+    one_failure = torch.zeros(14, dtype=torch.float64).index_fill(0, torch.tensor(12), 1.0)
     with pytest.warns(UserWarning, match=r"at step 0 and goes on; .* FloatingPointError: no \(.*session.py, line .*\)"):
         session(1, nothing, [GOOD, BAD]).step_begins(0, nn.Linear(2, 2), None)
     with pytest.warns(UserWarning, match="another rank failed; its log says why"):
@@ -52,6 +52,6 @@ def test_the_rank_that_failed_says_why_and_rank_zero_that_it_did():
 
 
 def test_an_aggregate_that_a_measurement_does_not_know_is_nan():
-    told = session(0, torch.zeros(6), [GOOD, BAD]).step_begins(0, nn.Linear(2, 2), None)
+    told = session(0, torch.zeros(14), [GOOD, BAD]).step_begins(0, nn.Linear(2, 2), None)
     assert told["mean"] == 1.0
     assert math.isnan(told["unknown"])

@@ -9,6 +9,7 @@ from torch import nn
 from lightning_symmetry import find_symmetries
 from lightning_symmetry.functional.order_parameters import nearest_distances
 from lightning_symmetry.measurement.indicators import (
+    SharedGauge,
     full_rank,
     key_names,
     nonfinite,
@@ -136,7 +137,7 @@ def test_leaving_groups_out_changes_no_number_of_the_others():
     model = Transformer()
     symmetries = find_symmetries(model, torch.randint(0, 13, (2, 7)))
     heads = symmetries.select([group for group in symmetries if group.name == "blocks.0.attn.qkv.heads"])
-    (piece,) = symmetry_pieces(heads, 1e-2, among=symmetries)
+    (piece,) = symmetry_pieces(heads, 1e-2, SharedGauge(symmetries))
     every = measured(model, symmetries)
     for key, value in zip(piece.keys, piece.measure(snapshot(model)), strict=True):
         assert float(value) == every[key]

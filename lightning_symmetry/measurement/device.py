@@ -1,0 +1,100 @@
+"""Where a measurement runs: on the host, in line; on an accelerator, without the host waiting for it.
+
+An accelerator works through its stream behind the host, by up to a step. What the host reads from it at once, it waits
+for, and the accelerator then runs dry. So small results are copied to pinned memory in the stream, and read `lag` steps
+later, when the copy is a whole step old: then nothing is left to wait for, and a step of work lies ahead in the stream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Stopwatch = Callable[[], float]
+
+
+class Host:
+    """A CPU: results are there when asked for.
+
+    Attributes:
+        lag: After how many steps a result may be read.
+    """
+
+    lag = 0
+
+    def stopwatch(self) -> Callable[[], Stopwatch]:
+        """Start timing; what is returned stops it, and what that returns tells the seconds."""
+        started = time.perf_counter()
+
+        def stop() -> Stopwatch:
+            seconds = time.perf_counter() - started
+            return lambda: seconds
+
+        return stop
+
+    def copied(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin to copy a tensor to the host; what is returned is to be called after `lag` steps, for the copy."""
+        return tensor.cpu if tensor.device.type != "meta" else lambda: tensor
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """A small result where those of a measurement are kept, in float64."""
+        return tensor.detach().to("cpu", torch.float64)
+
+
+class Accelerator(Host):
+    """A device with a stream of its own, such as CUDA.
+
+    Args:
+        device: The device.
+    """
+
+    lag = 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def stopwatch(self) -> Callable[[], Stopwatch]:
+        """Start timing, of the host and of the device, of which the longer counts."""
+        on_host, begin = super().stopwatch(), self._event()
+
+        def stop() -> Stopwatch:
+            seconds, end = on_host(), self._event()
+
+            def told() -> float:
+                end.synchronize()
+                return max(seconds(), float(begin.elapsed_time(end)) / 1000)
+
+            return told
+
+        return stop
+
+    def copied(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin to copy a tensor to pinned memory, in the stream."""
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        pinned.copy_(tensor.detach(), non_blocking=True)
+        done = self._event()
+
+        def read() -> Tensor:
+            done.synchronize()
+            return pinned
+
+        return read
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """A small result on the device, in float64."""
+        return tensor.detach().to(self.device, torch.float64, non_blocking=True)
+
+    def _event(self) -> Any:
+        event = torch.Event(self.device, enable_timing=True)
+        event.record()
+        return event
+
+
+def device_of(device: torch.device | str) -> Host:
+    """How a measurement runs on a device; as on the host where the device has no float64, as MPS has none."""
+    device = torch.device(device)
+    return Accelerator(device) if device.type in ("cuda", "xpu") else Host()

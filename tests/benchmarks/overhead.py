@@ -1,0 +1,228 @@
+"""What the monitors cost a training, beside what others cost that look at a model while it trains.
+
+``python -m tests.benchmarks.overhead [mlp] [cnn] [gpt2]``; nothing is downloaded. Four trainings of one model run in
+turns, a few steps each, so that whatever else the machine does slows all of them alike:
+
+- plain: with a W&B logger, offline, as all of them;
+- monitors: the three monitors at their defaults;
+- watch: ``wandb.watch(model, log="all")``;
+- svdvals: a callback that calls ``torch.linalg.svdvals`` on every matrix every 50 steps.
+
+Pairs of turns, with and without, give the mean overhead and the upper end of its one-sided 95 % interval. The steps
+before are left out: the search for symmetries and the first measurement are paid once, and told apart. A stall is what
+a step took longer than the median of its training; those of the plain training are what the machine does by itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import transformers
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import WandbLogger
+from scipy.stats import t as student_t
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
+
+PAIRS = 20
+TURNS = 8
+"""How many turns of each training make up one side of a pair."""
+LEFT_OUT = 60
+"""How many steps are left out at the beginning."""
+CONTENDERS = ("plain", "monitors", "watch", "svdvals")
+
+
+class Batches(Dataset[Any]):
+    """The same few batches again and again, made beforehand."""
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return 10**9
+
+    def __getitem__(self, number: int) -> Any:
+        return self.batches[number % len(self.batches)]
+
+
+class Classifier(LightningModule):
+    """A network that tells ten classes apart."""
+
+    def __init__(self, net: nn.Module, shape: Sequence[int], batch_size: int) -> None:
+        super().__init__()
+        self.net = net
+        self.batches = [(torch.randn(batch_size, *shape), torch.randint(0, 10, (batch_size,))) for _ in range(8)]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Batches(self.batches), batch_size=None)
+
+
+class LanguageModel(Classifier):
+    """A GPT-2 of 4 blocks and 256 features."""
+
+    def __init__(self) -> None:
+        config = transformers.GPT2Config(vocab_size=2000, n_positions=64, n_embd=256, n_layer=4, n_head=4)
+        super().__init__(transformers.GPT2LMHeadModel(config), (1,), 1)
+        tokens = [torch.randint(0, 2000, (8, 64)) for _ in range(8)]
+        self.batches: Sequence[Any] = [{"input_ids": each, "labels": each} for each in tokens]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss: Tensor = self.net(**batch).loss
+        return loss
+
+
+def mlp() -> LightningModule:
+    """Three layers, 26 thousand parameters."""
+    layers = (nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+    return Classifier(nn.Sequential(*layers), (64,), 64)
+
+
+def cnn() -> LightningModule:
+    """Three convolutions with batch norm, 100 thousand parameters."""
+    layers: list[nn.Module] = []
+    for channels, wider in ((3, 32), (32, 64), (64, 128)):
+        layers += [nn.Conv2d(channels, wider, 3, padding=1), nn.BatchNorm2d(wider), nn.ReLU(), nn.MaxPool2d(2)]
+    return Classifier(nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 10)), (3, 32, 32), 32)
+
+
+MODELS: dict[str, tuple[Callable[[], LightningModule], int]] = {
+    "mlp": (mlp, 50),
+    "cnn": (cnn, 10),
+    "gpt2": (LanguageModel, 4),
+}
+"""How each model is made, and how many steps a turn has."""
+
+
+class Paced(Callback):
+    """Takes a turn of so many steps whenever told to, and tells how long each step took."""
+
+    def __init__(self, connection: Connection, steps: int) -> None:
+        self.connection, self.steps = connection, steps
+        self.began: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.began.append(time.perf_counter())
+        if batch_idx >= LEFT_OUT and (batch_idx - LEFT_OUT) % self.steps == 0:
+            took = [later - earlier for earlier, later in zip(self.began, self.began[1:], strict=False)]
+            self.connection.send((took, {key: float(value) for key, value in trainer.logged_metrics.items()}))
+            trainer.should_stop = not self.connection.recv()
+            self.began = [time.perf_counter()]
+
+
+class SingularValues(Callback):
+    """What a user might write: the singular values of every matrix, every 50 steps."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step % 50 == 0:
+            with torch.no_grad():
+                matrices = {n: p.flatten(1) for n, p in pl_module.named_parameters() if p.dim() > 1}
+                ranks = {f"rank/{name}": torch.linalg.svdvals(matrix).sum().item() for name, matrix in matrices.items()}
+            trainer.logger.log_metrics(ranks, step=trainer.global_step)
+
+
+def train(name: str, contender: str, connection: Connection) -> None:
+    """One training, in a process of its own."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    seed_everything(0, verbose=False)
+    build, steps = MODELS[name]
+    model = build()
+    with tempfile.TemporaryDirectory() as folder:
+        logger = WandbLogger(project="overhead", save_dir=folder, mode="offline")
+        monitors: list[Callback] = []
+        if contender == "monitors":
+            monitors = [SymmetryMonitor(), SpectrumMonitor(), RepresentationMonitor()]
+        elif contender == "svdvals":
+            monitors = [SingularValues()]
+        elif contender == "watch":
+            logger.experiment.watch(model, log="all")
+        trainer = Trainer(
+            max_epochs=1,
+            logger=logger,
+            callbacks=[Paced(connection, steps), *monitors],
+            accelerator="cpu",
+            default_root_dir=folder,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The seconds of all steps of a training: those left out, and by pair."""
+
+    first: list[float]
+    pairs: list[list[float]]
+
+    @property
+    def step(self) -> float:
+        return statistics.median(second for pair in self.pairs for second in pair)
+
+    @property
+    def stall(self) -> float:
+        return max(second for pair in self.pairs for second in pair) - self.step
+
+
+def measure(name: str) -> dict[str, Result]:
+    """Let the trainings of a model take turns."""
+    context = multiprocessing.get_context("spawn")
+    ends, first, processes = {}, {}, []
+    for contender in CONTENDERS:
+        ends[contender], other = context.Pipe()
+        processes.append(context.Process(target=train, args=(name, contender, other)))
+        processes[-1].start()
+        first[contender] = ends[contender].recv()[0]
+    results = {contender: Result(first[contender], []) for contender in CONTENDERS}
+    for pair in range(PAIRS):
+        for contender in CONTENDERS:
+            results[contender].pairs.append([])
+        for turn in range(TURNS):
+            order = CONTENDERS if (pair + turn) % 2 else tuple(reversed(CONTENDERS))
+            for contender in order:
+                ends[contender].send(True)
+                results[contender].pairs[pair] += ends[contender].recv()[0]
+    for contender, process in zip(CONTENDERS, processes, strict=True):
+        ends[contender].send(False)
+        process.join()
+    return results
+
+
+def main(names: Sequence[str]) -> None:
+    """Measure one model after the other, and print a table of each."""
+    for name in names or MODELS:
+        results = measure(name)
+        plain = results["plain"]
+        print(f"{name}: {plain.step * 1e3:.2f} ms a step, {PAIRS} pairs of {len(plain.pairs[0])} steps each")
+        print(f"  {'':10}{'overhead':>10}{'95 % bound':>12}{'largest stall':>16}{'first steps':>14}")
+        for contender, result in results.items():
+            ratios = [sum(one) / sum(other) - 1 for one, other in zip(result.pairs, plain.pairs, strict=True)]
+            error = statistics.stdev(ratios) / PAIRS**0.5
+            mean, bound = statistics.mean(ratios), statistics.mean(ratios) + error * student_t.ppf(0.95, PAIRS - 1)
+            once = sum(result.first) - sum(plain.first)
+            print(f"  {contender:10}{mean:10.2%}{bound:12.2%}{result.stall * 1e3:13.1f} ms{once:12.2f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

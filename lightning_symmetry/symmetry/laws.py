@@ -282,6 +282,7 @@ LINEAR = {
 PRODUCTS = {
     aten.avg_pool1d,
     aten.avg_pool2d,
+    aten._grouped_mm,
     aten.bmm,
     aten.dot,
     aten.linalg_vecdot,
@@ -298,7 +299,16 @@ NORMS = {
     aten.native_group_norm,
     aten.native_layer_norm,
 }
-CONTRACTIONS = {aten.addmm, aten.bmm, aten.convolution, aten.dot, aten.linalg_vecdot, aten.mm, aten.mv}
+CONTRACTIONS = {
+    aten._grouped_mm,
+    aten.addmm,
+    aten.bmm,
+    aten.convolution,
+    aten.dot,
+    aten.linalg_vecdot,
+    aten.mm,
+    aten.mv,
+}
 WRITTEN = {aten.index_add, aten.index_put, aten.scatter_add}
 HOMOGENEOUS = {aten.amax, aten.amin, aten.leaky_relu, aten.max, aten.max_pool2d_with_indices, aten.min, aten.relu}
 ODD = {aten.asinh, aten.atan, aten.erf, aten.erfinv, aten.sin, aten.sinh, aten.tan, aten.tanh}

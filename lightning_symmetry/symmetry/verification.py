@@ -299,7 +299,7 @@ class _InFloat64(TorchDispatchMode):
     ) -> Any:
         args, kwargs = tree_map(_lifted, (args, kwargs or {}))
         if operation is torch.ops.aten._grouped_mm.default and _is_by_expert(*args, **kwargs):
-            return _by_expert(*args, **kwargs)
+            return by_expert(*args, **kwargs)
         drawn = typical_draw(operation, args, kwargs)
         if drawn is None:
             drawn = operation(*(args if self._exact else _without_small_constant(operation, args)), **kwargs)
@@ -310,7 +310,7 @@ def _is_by_expert(rows: Tensor, maps: Tensor, offs: Tensor | None = None, **opti
     return offs is not None and rows.dim() == 2 and maps.dim() == 3
 
 
-def _by_expert(rows: Tensor, maps: Tensor, offs: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
+def by_expert(rows: Tensor, maps: Tensor, offs: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
     """The product of each stretch of rows with a map of its own, which torch's own kernel refuses in float64."""
     ends = offs.tolist()
     parts = [rows[start:end] @ maps[k] for k, (start, end) in enumerate(pairwise([0, *ends]))]

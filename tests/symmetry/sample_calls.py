@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_symmetry.symmetry.axis_rules import registered, rule_of
 from lightning_symmetry.symmetry.axis_rules.pointwise import POINTWISE
+from lightning_symmetry.symmetry.verification import by_expert
 
 torch.set_num_threads(1)
 aten = torch.ops.aten
@@ -43,7 +44,8 @@ class Sample:
         args, kwargs = tree_map(
             lambda leaf: next(rest) if isinstance(leaf, torch.Tensor) else leaf, (self.args, self.kwargs)
         )
-        result = self.operation(*args, **kwargs)
+        operation = by_expert if self.operation is aten._grouped_mm.default else self.operation
+        result = operation(*args, **kwargs)
         outputs = result if isinstance(result, (tuple, list)) else [result]
         return [output for output in outputs if output is not None], inputs
 
@@ -156,6 +158,8 @@ def contractions():
     yield Sample(aten.mv.default, (real(5, 7), real(7)))
     yield Sample(aten.mm.default, (real(5, 7), real(7, 3)))
     yield Sample(aten.bmm.default, (real(2, 5, 7), real(2, 7, 3)))
+    ends = torch.tensor([2, 2, 5], dtype=torch.int32)
+    yield Sample(aten._grouped_mm.default, (real(5, 8), real(3, 8, 4), ends))
     for bias in (real(3), real(5, 3), real(1, 3), real(5, 1), real(1), real()):
         yield Sample(aten.addmm.default, (bias, real(5, 7), real(7, 3)), {"beta": 0.5, "alpha": 2})
 

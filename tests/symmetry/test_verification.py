@@ -138,8 +138,11 @@ class Grouped(nn.Module):
 def test_products_by_expert_are_verified_in_float64_though_their_kernel_refuses_it():
     torch.manual_seed(0)
     model, rows = Grouped(), torch.randn(9, 8)
-    symmetries = find_symmetries(model, rows)  # its axes are left out, and named
-    assert list(symmetries.without_rule) == ["aten._grouped_mm.default"]
+    symmetries = find_symmetries(model, rows)
+    assert [(group.kind, group.parameters[0]) for group in symmetries] == [
+        ("permutation", "experts"),
+        ("rescaling", "experts"),
+    ]
     with _InFloat64():
         lifted = model(rows)
     torch.testing.assert_close(lifted[:7], model(rows)[:7].double(), rtol=1e-4, atol=1e-4)

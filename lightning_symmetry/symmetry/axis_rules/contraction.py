@@ -28,6 +28,12 @@ def _(bias, left, right, **scales):
     return f"{' '.join('mn'[2 - len(bias.shape) :])}, m k, k n -> m n"
 
 
+@axis_rule(aten._grouped_mm.default)
+def _(rows, maps, offs=None, bias=None, out_dtype=None):
+    """Stretches of rows, each with a map of its own, as tokens sorted by their experts."""
+    return "_ m, _ m n, _ -> _ n"
+
+
 @axis_rule(aten.convolution.default)
 def _(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     space = _space(weight, stride, padding)

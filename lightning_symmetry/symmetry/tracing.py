@@ -8,8 +8,7 @@ by its mean, so that dropout is the identity: the mask that it would draw tells 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,11 +18,11 @@ from torch import Tensor
 from torch._decomp import core_aten_decompositions
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lightning_symmetry.symmetry.functionalization import functional, functional_copy, functionalized, plain, written_by
 from lightning_symmetry.symmetry.step import Step
 
 aten = torch.ops.aten
@@ -98,58 +97,20 @@ def trace(step: Step) -> Tape:
         for tensors in (step.parameters, step.buffers)
     )
     moving = {name for name in step.written.intersection(buffers) if buffers[name].is_floating_point()}
-    with step.alone(_functional_copy), enable_python_dispatcher(), recorder:
+    with step.alone(functional_copy), enable_python_dispatcher(), recorder:
         leaves = {name: recorder.depending(tensor, name) for name, tensor in parameters.items()}
         for name, tensor in buffers.items():
             leaves[name] = recorder.depending(tensor, name) if name in moving else recorder.value(tensor, name)
-        with _functionalized():
-            inputs = [{name: _functional(tensor) for name, tensor in some.items()} for some in (parameters, buffers)]
+        with functionalized():
+            inputs = [{name: functional(tensor) for name, tensor in some.items()} for some in (parameters, buffers)]
             outputs = step(inputs[0], inputs[1], step.batch)
-            returned = [recorder.value(_plain(output)) for output in outputs.preserved]
+            returned = [recorder.value(plain(output)) for output in outputs.preserved]
     operations = _with_lengths(_living(recorder.operations, returned))
     read = {id(value) for operation in operations for value in operation.inputs}
     for name in moving:
         if id(leaves[name]) not in read:
             leaves[name].constant = buffers[name]
     return Tape(operations, leaves, returned)
-
-
-@contextmanager
-def _functionalized() -> Iterator[None]:
-    """Views and mutations of functional tensors are made functional, below autograd: backward passes are traced too."""
-    torch._enable_functionalization(reapply_views=False)
-    try:
-        with _Reading():
-            yield
-    finally:
-        torch._disable_functionalization()
-
-
-class _Reading(TorchFunctionMode):
-    """Lets NumPy and Python read a functional tensor, which has no memory of its own."""
-
-    _READS = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = map(_plain, args) if function in self._READS else args
-        return function(*given, **(kwargs or {}))
-
-
-def _functional(tensor: Tensor) -> Tensor:
-    return tensor if torch._is_functional_tensor(tensor) else torch._to_functional_tensor(tensor)
-
-
-def _functional_copy(tensor: Tensor) -> Tensor:
-    return _functional(tensor.clone())
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    if not torch._is_functional_tensor(tensor):
-        return tensor
-    torch._sync(tensor)  # type: ignore[attr-defined]
-    return torch._from_functional_tensor(tensor)
 
 
 def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Operation]:
@@ -326,6 +287,11 @@ class _Recorder(TorchDispatchMode):
                 node.outputs.append(self.value(tensor))
             else:
                 value = self.depending(tensor) if depends else self.value(tensor)
+                value.source = node
+                node.outputs.append(value)
+        if depends and operation.namespace != "aten":
+            for tensor in written_by(operation, args, kwargs):
+                value = self.depending(tensor)
                 value.source = node
                 node.outputs.append(value)
         self.operations.append(node)

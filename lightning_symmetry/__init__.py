@@ -8,6 +8,7 @@ from lightning_symmetry.history import History, read_history
 from lightning_symmetry.measurement.transitions import Transition
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+from lightning_symmetry.symmetry.orbits import orbit_fraction
 
 __all__ = [
     "History",
@@ -19,5 +20,6 @@ __all__ = [
     "Transition",
     "find_symmetries",
     "functional",
+    "orbit_fraction",
     "read_history",
 ]

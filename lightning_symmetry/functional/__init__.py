@@ -21,6 +21,7 @@ from lightning_symmetry.functional.feature_spectrum import (
 )
 from lightning_symmetry.functional.matching import Inner, Product
 from lightning_symmetry.functional.neural_collapse import nc1, nc2_equiangularity, nc2_equinorm, nc3, nc4
+from lightning_symmetry.functional.noise import noise_imbalance
 from lightning_symmetry.functional.order_parameters import (
     broken_fraction,
     distinct_units,
@@ -80,6 +81,7 @@ __all__ = [
     "nc4",
     "nearest_distances",
     "nesum",
+    "noise_imbalance",
     "nuclear_norm",
     "numerical_rank",
     "pair_distances",

@@ -1,4 +1,4 @@
-"""Streaming twins of the functions of representations, as `torchmetrics.Metric`s, to log from any LightningModule."""
+"""Streaming twins of the functions of representations and of gradients, to log from any LightningModule."""
 
 from lightning_symmetry.metrics.activations import DormantFraction, TokenRankResidual
 from lightning_symmetry.metrics.feature_spectrum import (
@@ -10,6 +10,7 @@ from lightning_symmetry.metrics.feature_spectrum import (
     NESum,
 )
 from lightning_symmetry.metrics.neural_collapse import NC1, NC3, NC4, NC2Equiangularity, NC2Equinorm
+from lightning_symmetry.metrics.noise import NoiseImbalance
 from lightning_symmetry.metrics.similarity import CanonicalAlignment, LinearCKA
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "NC2Equiangularity",
     "NC2Equinorm",
     "NESum",
+    "NoiseImbalance",
     "TokenRankResidual",
 ]

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
-from lightning_symmetry.symmetry.actions import KINDS, Action, Block, along, carry, derive, transform
+from lightning_symmetry.symmetry.actions import Action, Block, along, carry, derive, transform
 from lightning_symmetry.symmetry.groups import SymmetryGroup
+from lightning_symmetry.symmetry.kinds import KINDS
 
 Tensors = Mapping[str, Tensor]
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from lightning_symmetry.symmetry.actions import KINDS, Block
+from lightning_symmetry.symmetry.actions import Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.proposals import propose
 from lightning_symmetry.symmetry.step import Step
 from lightning_symmetry.symmetry.tracing import trace

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_symmetry.symmetry.actions import KINDS, Action, Block, transform
+from lightning_symmetry.symmetry.actions import Action, Block, transform
+from lightning_symmetry.symmetry.kinds import KINDS
 
 Tensors = Mapping[str, Tensor]
 

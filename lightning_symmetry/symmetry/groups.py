@@ -15,19 +15,8 @@ from rich.table import Table
 from torch import Generator, Tensor
 from torch.autograd import forward_ad
 
-from lightning_symmetry.symmetry.actions import (
-    FORMS,
-    KINDS,
-    Action,
-    Block,
-    Carried,
-    Fold,
-    Kind,
-    Map,
-    carry,
-    derive,
-    transform,
-)
+from lightning_symmetry.symmetry.actions import Action, Block, Carried, Fold, Map, carry, derive, transform
+from lightning_symmetry.symmetry.kinds import FORMS, KINDS, Kind
 
 
 @dataclass(frozen=True)
@@ -123,17 +112,29 @@ class SymmetryGroup:
             A tensor of the same shape for each parameter and buffer that the group moves.
         """
         kind = self.acts_as
-        moved, folded = self._folded(tensors)
+        if kind.direction is None:
+            return {name: torch.zeros_like(tensors[name]) for name in (*self.parameters, *self.buffers)}
+        return self.tangent_along(tensors, kind.direction(self.n_rows, self.size, generator))
+
+    def tangent_along(self, tensors: Mapping[str, Tensor], direction: Tensor) -> dict[str, Tensor]:
+        """How the tensors begin to move along a direction of the Lie algebra of a continuous group: linear in it.
+
+        Args:
+            tensors: The model's parameters and buffers by name.
+            direction: A number for each unit, ``(n_rows, n)``, or a matrix, ``(n_rows, n, n)``, of a rotation.
+
+        Returns:
+            As `tangent`.
+        """
+        moved, folded = self._folded(tensors) if self.folds else (tensors, [])
         tangent = {name: torch.zeros_like(moved[name]) for name in self._changed}
-        if kind.direction is not None:
-            direction = kind.direction(self.n_rows, self.size, generator)
-            for action in self.actions:
-                name = action.block.tensor
-                derive(moved[name], tangent[name], action, [row for row, _ in self.rows], kind, direction)
-            self._carry(tangent, moved, direction)
+        for action in self.actions:
+            name = action.block.tensor
+            derive(moved[name], tangent[name], action, [row for row, _ in self.rows], self.acts_as, direction)
+        self._carry(tangent, moved, direction)
         if folded:
             with forward_ad.dual_level():
-                dual = {name: forward_ad.make_dual(moved[name], change) for name, change in tangent.items()}
+                dual = {name: forward_ad.make_dual(moved[name].clone(), change) for name, change in tangent.items()}
                 self._unfold({**moved, **dual}, folded)
                 tangent = {name: forward_ad.unpack_dual(tensor).tangent for name, tensor in dual.items()}
         return {name: tangent[name] for name in (*self.parameters, *self.buffers)}

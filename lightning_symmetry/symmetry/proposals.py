@@ -14,10 +14,11 @@ from fractions import Fraction
 from itertools import chain
 from typing import TypeVar
 
-from lightning_symmetry.symmetry.actions import KINDS, Action, Block, Carried, Fold
+from lightning_symmetry.symmetry.actions import Action, Block, Carried, Fold
 from lightning_symmetry.symmetry.axes import Atom, Place, atoms
 from lightning_symmetry.symmetry.charges import Span, Unknown, scalings, signs
 from lightning_symmetry.symmetry.groups import SymmetryGroup
+from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.means import Means, mean_is_free
 from lightning_symmetry.symmetry.naming import axis_names

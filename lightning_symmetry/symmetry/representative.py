@@ -19,11 +19,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_symmetry.symmetry.actions import KINDS, Action, Block
+from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.balancing import Part, Sum, alive, balance, part_of
 from lightning_symmetry.symmetry.centring import absorbed_by, shifts_of
 from lightning_symmetry.symmetry.gauge import Acting, Centred, Gauge, Tensors, gather, spread
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.mixing import MOST_SWEEPS, meeting, mixtures_of, rooted_sums
 
 

@@ -27,15 +27,15 @@ def descended(build, charge, rate, decay=0.0, time=0.5):
     """By how much a charge moved along gradient descent on a fixed batch, over a time of flow."""
     torch.manual_seed(0)
     model = build().double()
-    inputs, targets = drawn(16, 4, seed=1), drawn(16, 3, seed=2)
-    before = charge(model)
+    inputs, labels = drawn(16, 4, seed=1), torch.arange(16) % 3
+    before = charge(model).detach()
     for _ in range(round(time / rate)):
-        loss = (model(inputs) - targets).square().mean()
+        loss = nn.functional.cross_entropy(model(inputs), labels)
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                 parameter -= rate * (gradient + decay * parameter)
-    return before, charge(model)
+    return before, charge(model).detach()
 
 
 def relu():
@@ -54,20 +54,42 @@ def of_maps(model):
     return model[0].weight @ model[0].weight.T - model[1].weight.T @ model[1].weight
 
 
-@pytest.mark.parametrize(("build", "charge"), [(relu, of_units), (linear, of_maps)])
-def test_charges_drift_in_proportion_to_the_step(build, charge):
+def normed():
+    return nn.Sequential(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5, eps=1e-30), nn.Tanh(), nn.Linear(5, 3))
+
+
+def of_scales(model):
+    return model[0].weight.square().sum(1)
+
+
+def of_classes(model):
+    """The mean of the logits' weights, and of their biases."""
+    return torch.cat([model[-1].weight, model[-1].bias[:, None]], 1).mean(0)
+
+
+CHARGES = [(relu, of_units, 2), (linear, of_maps, 2), (normed, of_scales, 2)]
+
+
+@pytest.mark.parametrize(("build", "charge", "power"), CHARGES)
+def test_charges_drift_in_proportion_to_the_step(build, charge, power):
     drifts = []
     for rate in (1e-2, 1e-3):
         before, after = descended(build, charge, rate)
-        drifts.append(float((after - before).detach().norm()))
-    assert drifts[0] < 0.1
+        drifts.append(float((after - before).norm()))
+    assert 1e-6 < drifts[0] < 0.1
     assert drifts[0] / drifts[1] == pytest.approx(10, rel=0.2)
 
 
-@pytest.mark.parametrize(("build", "charge"), [(relu, of_units), (linear, of_maps)])
-def test_weight_decay_takes_them_away_at_twice_its_rate(build, charge):
-    before, after = descended(build, charge, 1e-4, decay=0.7)
-    torch.testing.assert_close(after, before * math.exp(-2 * 0.7 * 0.5), rtol=2e-3, atol=2e-4)
+def test_the_mean_of_the_classes_does_not_drift_at_any_step():
+    """Of a symmetry that adds, the gradient is orthogonal to one direction everywhere."""
+    before, after = descended(relu, of_classes, 1e-1)
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("build", "charge", "power"), [*CHARGES, (relu, of_classes, 1)])
+def test_weight_decay_takes_the_quadratic_ones_away_at_twice_its_rate_and_the_mean_at_its_rate(build, charge, power):
+    before, after = descended(build, charge, 2e-4, decay=0.7)
+    torch.testing.assert_close(after, before * math.exp(-power * 0.7 * 0.5), rtol=4e-3, atol=4e-4)
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))

@@ -107,6 +107,12 @@ def cases():
             (0, 1),
         ),
         "DormantFraction": Case(lambda: metrics.DormantFraction(dim), functional.dormant_fraction, (silent,), (0, 1)),
+        "NoiseImbalance": Case(
+            lambda: metrics.NoiseImbalance(5, 3, 2),
+            functional.noise_imbalance,
+            (randn(n, 5, 3) + 1, 2 * randn(n, 5, 2)),
+            (0, 1),
+        ),
         "TokenRankResidual": Case(metrics.TokenRankResidual, functional.token_rank_residual, (tokens, mask), (0, 1)),
     }
 

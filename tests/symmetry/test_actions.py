@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lightning_symmetry.symmetry.actions import KINDS, Action, Block, derive, transform
+from lightning_symmetry.symmetry.actions import Action, Block, derive, transform
+from lightning_symmetry.symmetry.kinds import KINDS
 
 # a fused map: three segments of two heads of four coordinates, and five inputs; the middle segment
 FUSED = Block("qkv", ((0, 8, 8), (0, (2, 4))), ("heads", "dims", ""), 40)

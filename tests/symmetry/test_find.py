@@ -11,9 +11,9 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_symmetry.symmetry.actions import KINDS
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
+from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.proposals import propose
 from lightning_symmetry.symmetry.step import Step
 from lightning_symmetry.symmetry.tracing import trace

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from lightning_symmetry.symmetry.actions import KINDS, Action, blocks_of, transform
+from lightning_symmetry.symmetry.actions import Action, blocks_of, transform
 from lightning_symmetry.symmetry.axes import atoms, fresh
 from lightning_symmetry.symmetry.axes import places as places_of
 from lightning_symmetry.symmetry.axis_rules import Binding, Contraction, rule_of
 from lightning_symmetry.symmetry.charges import Hidden, Image, scalings, signs, unknown
+from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.laws import CONTRACTIONS, NORMS, law_of
 from tests.symmetry.sample_calls import SAMPLES
 

@@ -238,7 +238,14 @@ COLOURBAR = {
 }
 """Above a heatmap, from 0 to 1."""
 
-_AXIS = {"ticks": "", "gridcolor": _GRID, "zeroline": False, "linecolor": _GRID, "automargin": True}
+_AXIS = {
+    "ticks": "",
+    "gridcolor": _GRID,
+    "zeroline": False,
+    "linecolor": _GRID,
+    "automargin": True,
+    "title_standoff": 12,
+}
 _LAYOUT = {
     "font": {"color": GREY, "size": 12, "family": "system-ui, sans-serif"},
     "paper_bgcolor": "rgba(0, 0, 0, 0)",

@@ -20,12 +20,19 @@ MOST_EVENTS = 100
 HEADLINES = (
     ("loss", "{:.4g}", "training loss", "at the first and the last measurement"),
     ("symmetry/broken_fraction", "{:.2f}", "broken fraction", "mean over groups: 0 symmetric, 1 broken"),
-    ("complexity/effective_parameters", "{:,.0f}", "effective parameters", "without repeated and dead units"),
+    ("complexity/effective_parameters", "SI", "effective parameters", "without repeated and dead units"),
     ("complexity/effective_rank_fraction", "{:.2f}", "rank of weights", "effective / full rank, mean of layers"),
     ("representation/effective_rank_fraction", "{:.2f}", "rank of features", "effective / full rank, mean of layers"),
     ("monitor/overhead", "{:.2%}", "monitoring cost", "share of training time"),
 )
 """What is told of a run first: its key, how its number is written, its name, and what it means."""
+
+NEAREST = {
+    "symmetry": ("dynamics",),
+    "spectrum": ("ranks", "complexity"),
+    "representation": ("features", "formation"),
+}
+"""The charts in which an event of an indicator is seen, the best first."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def render_report(history: History, path: Path) -> Path:
         most_rows=MOST_ROWS,
         thinned=is_thinned(history),
         symmetries=_symmetries(history),
-        events=[_told(event, drawn) for event in notable(history)[-MOST_EVENTS:]],
+        events=[told(event, drawn) for event in notable(history)[-MOST_EVENTS:]],
         events_left_out=max(0, len(notable(history)) - MOST_EVENTS),
     )
 
@@ -108,7 +115,11 @@ def _symmetries(history: History) -> dict[str, Any] | None:
     if found is None:
         return None
     groups = [_group(history, group) for group in found.details.get("groups", [])]
-    return {"groups": groups, "share": found.details.get("share"), "kinds": list(dict.fromkeys(g["kind"] for g in groups))}
+    return {
+        "groups": groups,
+        "share": found.details.get("share"),
+        "kinds": list(dict.fromkeys(group["kind"] for group in groups)),
+    }
 
 
 def _group(history: History, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,10 +137,10 @@ def _group(history: History, group: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _told(event: Event, drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """An event in words, and the chart in which to see it: that of its indicator, or else the first."""
+def told(event: Event, drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an event in words, with the chart in which to see it: that of its indicator, or else the first."""
     section = str(event.details.get("indicator", "")).partition("/")[0]
-    nearest = {"symmetry": "dynamics", "spectrum": "ranks", "representation": "features"}.get(section, "dynamics")
+    nearest = NEAREST.get(section, ("dynamics",))
     return {
         "step": event.step,
         "time": clock(event.time),
@@ -137,5 +148,5 @@ def _told(event: Event, drawn: Mapping[str, Any]) -> dict[str, Any]:
         "told": describe(event),
         "meaning": MEANINGS.get(event.kind, ""),
         "bad": event.kind not in GOOD,
-        "place": nearest if nearest in drawn else next(iter(drawn), ""),
+        "place": next((name for name in (*nearest, *drawn) if name in drawn), ""),
     }

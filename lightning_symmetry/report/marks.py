@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from lightning_symmetry.history import Event, History
-from lightning_symmetry.report.events import describe, in_words, is_transition, notable
 from lightning_symmetry.report.drawing import GREY
+from lightning_symmetry.report.events import describe, in_words, is_transition, notable
 
 MOST_MARKS = 60
 """Most steps that are marked, the latest."""

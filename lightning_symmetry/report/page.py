@@ -80,9 +80,8 @@ def panels(figures: Mapping[str, go.Figure]) -> dict[str, Panel]:
 
 def is_thinned(history: History) -> bool:
     """Whether some series of a run is longer than a line drawn of it can be, or was thinned already."""
-    return last_event(history, "thinned") is not None or any(
-        len(history.series(key)[0]) > MOST_POINTS for key in history.keys()
-    )
+    lengths = (len(history.series(key)[0]) for key in history.keys(""))
+    return last_event(history, "thinned") is not None or any(length > MOST_POINTS for length in lengths)
 
 
 def identity(history: History) -> dict[str, Any]:
@@ -108,8 +107,18 @@ def clock(seconds: float) -> str:
 
 
 def in_digits(value: float, number: str) -> str:
-    """A number as text; NaN in words."""
-    return "not finite" if math.isnan(value) else number.format(value)
+    """A number as text; NaN in words, and thousands and millions by their letter where the format is "SI".
+
+    Example:
+        >>> in_digits(13_130, "SI"), in_digits(0.5, "{:.2f}"), in_digits(math.nan, "SI")
+        ('13.1k', '0.50', 'not finite')
+    """
+    if math.isnan(value):
+        return "not finite"
+    if number != "SI":
+        return number.format(value)
+    power = max(0, min(int(math.log10(max(abs(value), 1))) // 3, 4))
+    return f"{value / 1000**power:.3g}{('', 'k', 'M', 'G', 'T')[power]}"
 
 
 def last_event(history: History, kind: str) -> Event | None:

@@ -67,14 +67,21 @@ def _row(name: str, values: Sequence[float | None]) -> tuple[str, ...]:
     if not finite:
         return (name, *["not finite"] * 4)
     last = finite[-1] if values[-1] is not None else None
-    return (name, *("not finite" if value is None else f"{value:.4g}" for value in (finite[0], min(finite), max(finite), last)))
+    return (
+        name,
+        *("not finite" if value is None else f"{value:.4g}" for value in (finite[0], min(finite), max(finite), last)),
+    )
 
 
 def _of_pairs(trace: go.Heatmap) -> Summary:
     """Of each layer, which other one is least and which is most like it."""
     rows = []
     for i, name in enumerate(trace.meta):
-        others = sorted((z, other) for j, (z, other) in enumerate(zip(trace.z[i], trace.meta, strict=True)) if j != i and z is not None)
+        others = sorted(
+            (z, other)
+            for j, (z, other) in enumerate(zip(trace.z[i], trace.meta, strict=True))
+            if j != i and z is not None
+        )
         told = [f"{other} ({z:.3g})" for z, other in (others[0], others[-1])] if others else ["", ""]
         rows.append((name, *told))
     spoken = [f"{name}: least like {least}, most like {most}" for name, least, most in rows[:MOST_SPOKEN] if least]

@@ -61,7 +61,7 @@ def learning_dynamics_chart(history: History) -> go.Figure:
 def broken_fraction_heatmap(history: History) -> go.Figure:
     """Broken fraction as groups x steps (dark 0, fully symmetric; bright 1, fully broken)."""
     series = moved_most(by_name(history, "symmetry/broken_fraction/"), MOST_ROWS)
-    hover = "%{customdata[0]}<br>step %{x}<br>broken fraction %{z:.3f}"
+    hover = "%{text}<br>step %{x}<br>broken fraction %{z:.3f}"
     return heatmap(series, series, "broken fraction", hover)
 
 
@@ -78,7 +78,7 @@ def effective_rank_heatmap(history: History, prefix: str = "spectrum/effective_r
     """Effective rank as layers x steps, each relative to that layer's largest over the run, so that layers compare."""
     ranks = by_name(history, prefix)
     comparable = moved_most({name: relative(series) for name, series in ranks.items()}, MOST_ROWS)
-    hover = "%{customdata[0]}<br>step %{x}<br>effective rank %{customdata[1]:.4g}<br>%{z:.0%} of its largest"
+    hover = "%{text}<br>step %{x}<br>effective rank %{customdata:.4g}<br>%{z:.0%} of its largest"
     return heatmap(comparable, ranks, "effective rank / its largest", hover)
 
 

@@ -138,7 +138,8 @@ def heatmap(colour: Mapping[str, Series], shown: Mapping[str, Series], colour_la
             x=columns,
             y=list(range(len(names))),
             z=[_sampled(series, columns) for series in colour.values()],
-            customdata=[[[name, value] for value in row] for name, row in zip(names, numbers, strict=True)],
+            customdata=numbers,
+            text=[[name] * len(columns) for name in names],  # plain strings, which Plotly copies quickly
             meta=list(colour),
             zmin=0,
             zmax=1,

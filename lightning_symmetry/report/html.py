@@ -18,7 +18,7 @@ MOST_EVENTS = 100
 """Most events listed, the latest."""
 
 HEADLINES = (
-    ("loss", "{:.4g}", "training loss", "at the first and the last measurement"),
+    ("loss", "{:.4g}", "training loss", "of one batch"),
     ("symmetry/broken_fraction", "{:.2f}", "broken fraction", "mean over groups: 0 symmetric, 1 broken"),
     ("complexity/effective_parameters", "SI", "effective parameters", "without repeated and dead units"),
     ("complexity/effective_rank_fraction", "{:.2f}", "rank of weights", "effective / full rank, mean of layers"),

@@ -58,8 +58,7 @@ def _rows(figure: go.Figure, trace: go.Scatter | go.Heatmap) -> list[tuple[str, 
     if trace.type == "scatter":
         label = figure.layout["yaxis" + trace.yaxis[1:] if trace.yaxis else "yaxis"].title.text or ""
         return [_row(f"{label.partition('<br>')[0]}: {trace.meta}", trace.y)]
-    shown = [[cell[1] for cell in row] for row in trace.customdata]
-    return [_row(name, row) for name, row in zip(trace.meta, shown, strict=True)]
+    return [_row(name, row) for name, row in zip(trace.meta, trace.customdata, strict=True)]
 
 
 def _row(name: str, values: Sequence[float | None]) -> tuple[str, ...]:

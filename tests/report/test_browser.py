@@ -93,7 +93,8 @@ def test_an_event_leads_to_its_step_in_its_chart(browser: Browser, report: Path)
     link.click();
     link.click();
     const chart = document.querySelector(link.hash + " .js-plotly-plot");
-    return {place: link.hash, lines: chart.layout.shapes.filter((shape) => shape.name === "chosen").map((shape) => shape.x0)};"""
+    const chosen = chart.layout.shapes.filter((shape) => shape.name === "chosen");
+    return {place: link.hash, lines: chosen.map((shape) => shape.x0)};"""
     assert browser(report, probe).seen == {"place": "#dynamics", "lines": [620]}
 
 

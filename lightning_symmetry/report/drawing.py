@@ -8,9 +8,9 @@ There are two sorts of charts:
 - **heatmaps**, one row per group or layer, in the order of the model (cividis, even for colour-blind readers).
 
 All are bounded in size, whatever the length of the run and the size of the model: at most 60 rows or lines, those that
-moved most; at most 200 columns, evenly thinned; and at most 300 points a line, the extremes of each stretch of the run.
-Figures hold plain lists of finite numbers and `None`, so every reader of JSON can draw them. Backgrounds are
-transparent, and text is a mid grey that the page replaces by that of its theme.
+moved most; at most 200 columns, evenly thinned; and at most 300 points a line (100 in grey), the extremes of each
+stretch of the run. Figures hold plain lists of finite numbers and `None`, so every reader of JSON can draw them.
+Backgrounds are transparent, and text is a mid grey that the page replaces by that of its theme.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ COLOURS = ("#338dff", "#fe511d", "#2d8758", "#8500ff", "#b210a6", "#b57ca6")
 """Of lines."""
 
 GREY = "#7d8590"
+"""Of what is no group, layer or run of its own."""
+
+MOST_POINTS_IN_GREY = 100
+"""Most points of a line in the background."""
 
 Series = tuple[list[int], list[float]]
 
@@ -80,6 +84,7 @@ def lines(history: History, prefix: str, coloured: Mapping[str, str], noun: str)
             series[name],
             color=_FAINT,
             width=1,
+            at_most=MOST_POINTS_IN_GREY,
             full_name=name,
             legendgroup="others",
             showlegend=name == grey[0],
@@ -103,10 +108,11 @@ def line(
     full_name: str = "",
     legendgroup: str = "",
     showlegend: bool = True,
+    at_most: int = MOST_POINTS,
 ) -> go.Scatter:
     """Draw one series, thinned to the extremes of its stretches; `full_name` is shown when pointed at."""
     steps, values = series
-    kept = decimate(steps, values, MOST_POINTS)
+    kept = decimate(steps, values, at_most)
     return go.Scatter(
         x=[steps[i] for i in kept],
         y=[float(f"{values[i]:.6g}") if math.isfinite(values[i]) else None for i in kept],

@@ -120,7 +120,7 @@ def main() -> None:
     # A fixed grid, since the first collapse takes 300 steps of two milliseconds; by default the monitors keep to 1 % of
     # the time of training instead.
     symmetry = SymmetryMonitor(every_n_train_steps=100)
-    others = [SpectrumMonitor(every_n_train_steps=100), RepresentationMonitor(every_n_train_steps=100)]
+    others = [SpectrumMonitor(every_n_train_steps=100), RepresentationMonitor(every_n_train_steps=100, window=4)]
     trainer = Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",

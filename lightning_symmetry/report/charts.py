@@ -104,18 +104,18 @@ def formation_chart(history: History) -> go.Figure:
 def neural_collapse_chart(history: History) -> go.Figure:
     """The marks of neural collapse, one above the other, on one axis of steps."""
     figures = []
-    for mark, label in (
-        ("nc1", "NC1<br>within / between"),
-        ("nc2_equiangularity", "NC2<br>angles"),
-        ("nc3", "NC3<br>duality"),
-        ("nc4", "NC4<br>nearest mean"),
+    for mark, label, scale in (
+        ("nc1", "NC1<br>within / between", "log"),
+        ("nc2_equiangularity", "NC2<br>angles", "linear"),
+        ("nc3", "NC3<br>duality", "linear"),
+        ("nc4", "NC4<br>nearest mean", "linear"),
     ):
         series = by_name(history, f"representation/{mark}/")
         name = label.replace("<br>", " ")
         traces = [
             line(f"{name}, {layer}", one, color=COLOURS[0], width=2, showlegend=False) for layer, one in series.items()
         ]
-        figures.append(chart(traces, label, height=150, rangemode="tozero"))
+        figures.append(chart(traces, label, height=150, rangemode="tozero", scale=scale))
     return stacked(figures)
 
 
@@ -124,7 +124,7 @@ def linear_cka_heatmap(history: History) -> go.Figure:
     prefix = "representation/linear_cka/"
     last = {tuple(key.removeprefix(prefix).split("/")): history.series(key)[1][-1] for key in history.keys(prefix)}
     names = list(dict.fromkeys(name for pair in last for name in pair))
-    figure = chart([], "", height=160 + 18 * max(len(names), 8))
+    figure = chart([], "", height=200 + 18 * max(len(names), 8))
     if not names:
         return figure
     pairs = [[(one, other) for other in names] for one in names]
@@ -138,7 +138,7 @@ def linear_cka_heatmap(history: History) -> go.Figure:
         zmax=1,
         colorscale="Cividis",
         hovertemplate="%{customdata}<br>linear CKA %{z:.3f}<extra></extra>",
-        colorbar={**COLOURBAR, "title": {"text": "linear CKA", "side": "right"}},
+        colorbar={**COLOURBAR, "title": {"text": "linear CKA", "side": "top"}},
     )
     figure.add_trace(trace)
     ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "showgrid": False}

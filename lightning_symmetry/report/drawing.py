@@ -135,7 +135,7 @@ def heatmap(colour: Mapping[str, Series], shown: Mapping[str, Series], colour_la
     all_steps = sorted({step for steps, _ in colour.values() for step in steps})
     columns = [all_steps[i] for i in _evenly(len(all_steps), MOST_COLUMNS)]
     names = [html.escape(name, quote=False) for name in colour]
-    figure = chart([], "", height=88 + 18 * max(len(names), 3))
+    figure = chart([], "", height=144 + 20 * max(len(names), 3))
     if not names:
         return figure
     numbers = [_sampled(shown[name], columns) for name in colour]
@@ -152,7 +152,7 @@ def heatmap(colour: Mapping[str, Series], shown: Mapping[str, Series], colour_la
             colorscale="Cividis",
             hoverongaps=False,
             hovertemplate=hover + "<extra></extra>",
-            colorbar={**COLOURBAR, "title": {"text": colour_label, "side": "right"}},
+            colorbar={**COLOURBAR, "title": {"text": colour_label, "side": "top"}},
         )
     )
     figure.update_yaxes(
@@ -162,7 +162,8 @@ def heatmap(colour: Mapping[str, Series], shown: Mapping[str, Series], colour_la
         autorange="reversed",
         showgrid=False,
     )
-    figure.update_xaxes(showgrid=False)
+    figure.update_xaxes(showgrid=False, automargin=False, title_standoff=30)  # nearer, Plotly moves it into the plot
+    figure.update_layout(margin_b=48)
     return figure
 
 
@@ -173,11 +174,12 @@ def chart(
     height: int,
     y_range: tuple[float, float] | None = None,
     rangemode: str = "normal",
+    scale: str = "linear",
 ) -> go.Figure:
     """Make a figure with the training step along x."""
     figure = go.Figure(traces, layout={"template": go.layout.Template()})
     figure.update_xaxes(title_text="training step", **_AXIS)
-    figure.update_yaxes(title_text=y_label, range=y_range, rangemode=rangemode, **_AXIS)
+    figure.update_yaxes(title_text=y_label, range=y_range, rangemode=rangemode, type=scale, **_Y_AXIS)
     figure.update_layout(height=height, **_LAYOUT)
     return figure
 
@@ -198,9 +200,9 @@ def stacked(figures: Sequence[go.Figure]) -> go.Figure:
             if trace.showlegend:
                 in_legend.add(trace.legendgroup)
             whole.add_trace(trace, row=row, col=1)
-        y_axis = figure.layout.yaxis
+        y = figure.layout.yaxis
         whole.update_yaxes(
-            title_text=y_axis.title.text, range=y_axis.range, rangemode=y_axis.rangemode, row=row, **_AXIS
+            title_text=y.title.text, range=y.range, rangemode=y.rangemode, type=y.type, row=row, **_Y_AXIS
         )
     whole.update_xaxes(**_AXIS)
     whole.update_xaxes(title_text="training step", row=len(drawn))
@@ -240,7 +242,8 @@ COLOURBAR = {
     "xanchor": "left",
     "y": 1,
     "yanchor": "bottom",
-    "len": 0.4,
+    "ypad": 18,
+    "len": 0.6,
     "tickvals": [0, 0.5, 1],
 }
 """Above a heatmap, from 0 to 1."""
@@ -251,8 +254,8 @@ _AXIS = {
     "zeroline": False,
     "linecolor": _GRID,
     "automargin": True,
-    "title_standoff": 12,
 }
+_Y_AXIS = {**_AXIS, "title_standoff": 12}
 _LAYOUT = {
     "font": {"color": GREY, "size": 12, "family": "system-ui, sans-serif"},
     "paper_bgcolor": "rgba(0, 0, 0, 0)",

@@ -135,7 +135,7 @@ def heatmap(colour: Mapping[str, Series], shown: Mapping[str, Series], colour_la
     all_steps = sorted({step for steps, _ in colour.values() for step in steps})
     columns = [all_steps[i] for i in _evenly(len(all_steps), MOST_COLUMNS)]
     names = [html.escape(name, quote=False) for name in colour]
-    figure = chart([], "", height=144 + 20 * max(len(names), 3))
+    figure = chart([], "", height=176 + 18 * max(len(names), 2))
     if not names:
         return figure
     numbers = [_sampled(shown[name], columns) for name in colour]
@@ -162,8 +162,11 @@ def heatmap(colour: Mapping[str, Series], shown: Mapping[str, Series], colour_la
         autorange="reversed",
         showgrid=False,
     )
-    figure.update_xaxes(showgrid=False, automargin=False, title_standoff=30)  # nearer, Plotly moves it into the plot
-    figure.update_layout(margin_b=48)
+    figure.update_xaxes(showgrid=False, title_text="")
+    figure.add_annotation(  # the axis' own title Plotly would move into the rows
+        text="training step", x=0.5, xref="paper", y=0, yref="paper", yanchor="top", yshift=-20, showarrow=False
+    )
+    figure.update_layout(margin_b=48, minreducedheight=20)
     return figure
 
 

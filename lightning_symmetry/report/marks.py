@@ -75,8 +75,8 @@ def _handle(step: int, events: Sequence[Event], colour: str, whose: str) -> go.l
         y=1,
         yref="paper",
         yanchor="bottom",
-        text="✕" if wrong else "▼",
+        text=f'<span style="color: {TROUBLE if wrong else colour}">{"✕" if wrong else "▼"}</span>',
         showarrow=False,
-        font={"size": 12 if wrong else 10, "color": TROUBLE if wrong else colour},
+        font={"size": 12 if wrong else 10},
         hovertext="<br>".join(html.escape(name, quote=False) for name in [f"step {step}", *names]),
     )

@@ -51,7 +51,7 @@ def test_events_are_marked_in_the_colour_of_their_run_and_name_it() -> None:
     loud.append_event(1, "restoration", **told)
     figure = comparison_chart({"quiet": quiet, "loud": loud}, "dynamics")
     (mark,) = figure.layout.annotations
-    assert mark.font.color == figure.data[1].line.color
+    assert figure.data[1].line.color in mark.text
     assert "loud" in mark.hovertext and "distinct units of fc fell" in mark.hovertext
 
 

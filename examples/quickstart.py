@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-from lightning_symmetry import History, SpectrumMonitor, SymmetryMonitor
+from lightning_symmetry import History, RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
 
 EPOCHS = 600
 
@@ -120,12 +120,12 @@ def main() -> None:
     # A fixed grid, since the first collapse takes 300 steps of two milliseconds; by default the monitors keep to 1 % of
     # the time of training instead.
     symmetry = SymmetryMonitor(every_n_train_steps=100)
-    spectrum = SpectrumMonitor(every_n_train_steps=100)
+    others = [SpectrumMonitor(every_n_train_steps=100), RepresentationMonitor(every_n_train_steps=100, window=4)]
     trainer = Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
         logger=logger,
-        callbacks=[symmetry, spectrum],
+        callbacks=[symmetry, *others],
         check_val_every_n_epoch=20,
         log_every_n_steps=20,
         enable_checkpointing=False,

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_symmetry.history import History, read_history
+from lightning_symmetry import history as module
+from lightning_symmetry.history import History, decimate, read_history
 
 
 def test_a_measurement_is_one_json_line_with_step_time_and_values(tmp_path: Path) -> None:
@@ -89,9 +92,10 @@ def test_a_series_has_the_rows_that_hold_its_key() -> None:
 def test_of_two_values_at_one_step_the_later_counts() -> None:
     history = History(None)
     history.append(4, {"loss": 2.0})
-    history.append(4, {"loss": 1.5})
+    history.append(4, {"loss": 1.5, "accuracy": 0.5})
+    history.append(4, {"accuracy": 0.75})
     assert history.series("loss") == ([4], [1.5])
-    assert len(history.measurements) == 2
+    assert [measurement.values for measurement in history.measurements] == [{"loss": 1.5}, {"accuracy": 0.75}]
 
 
 def test_a_run_that_goes_back_replaces_what_it_had_measured_from_there_on() -> None:
@@ -171,3 +175,129 @@ def test_an_event_whose_details_are_not_json_is_refused_and_leaves_no_trace(tmp_
         history.append_event(0, "error", cause=object())
     assert history.events == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def room_for_400(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_VALUES", 400)
+
+
+@pytest.mark.usefixtures("room_for_400")
+def test_a_long_run_is_thinned_in_memory_and_in_the_file_alike(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl")
+    history.append_event(0, "run", name="long")
+    sizes = []
+    for step in range(5_000):
+        history.append(step, {"loss": 1.0, "symmetry/broken_fraction": 5_000.0 - step})
+        sizes.append(sum(len(measurement.values) for measurement in history.measurements) if step % 50 == 0 else 0)
+    history.append_event(5_000, "error", where="here")
+    assert 200 <= max(sizes) <= 400
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) < 400
+    again = read_history(tmp_path)
+    assert again.measurements == history.measurements
+    assert again.events == history.events
+    assert [event.kind for event in again.events] == ["run", "thinned", "error"]
+    assert [path.name for path in tmp_path.iterdir()] == ["history.jsonl"]
+
+
+@pytest.mark.usefixtures("room_for_400")
+def test_thinning_keeps_first_last_and_every_peak_and_early_training_as_dense_as_late() -> None:
+    history = History(None)
+    peaks = {117: 9.0, 2_503: math.nan, 4_001: -9.0}
+    for step in range(5_000):
+        history.append(step, {"loss": peaks.get(step, 0.0), "other": float(step)})
+    steps, losses = history.series("loss")
+    held = dict(zip(steps, losses, strict=True))
+    assert {step: held[step] for step in peaks if step in held} == pytest.approx(peaks, nan_ok=True)
+    assert (steps[0], steps[-1]) == (0, 4_999)
+    gaps = [later - earlier for earlier, later in pairwise(steps)]
+    assert max(gaps[: len(gaps) // 2]) <= 2 * 5_000 / 50  # the share of a series is 100, its stretches 49
+
+
+@pytest.mark.usefixtures("room_for_400")
+def test_a_key_measured_seldom_loses_nothing_to_those_measured_often() -> None:
+    history = History(None)
+    for step in range(3_000):
+        history.append(step, {"often": 1.0} | ({"seldom": float(step)} if step % 100 == 0 else {}))
+    assert history.series("seldom")[0] == list(range(0, 3_000, 100))
+
+
+def test_too_many_events_are_thinned_but_not_what_says_what_the_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_EVENTS", 100)
+    history = History(None)
+    history.append_event(0, "error", where="first")
+    history.append_event(0, "run", name="a")
+    for step in range(1_000):
+        history.append_event(step, "breaking", group="fc")
+    assert len(history.events) <= 100
+    assert [event.kind for event in history.events].count("run") == 1
+
+
+@pytest.mark.usefixtures("room_for_400")
+def test_a_file_that_was_left_oversize_is_read_thinned_and_left_as_it_is(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "time": 0.0, "values": {"loss": float(step)}}) for step in range(2_000)]
+    (tmp_path / "history.jsonl").write_text("\n".join(lines) + "\n")
+    steps, losses = read_history(tmp_path).series("loss")
+    assert len(steps) <= 400
+    assert (losses[0], losses[-1]) == (0.0, 1_999.0)
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2_000
+
+
+@pytest.mark.usefixtures("room_for_400")
+def test_where_thinning_cannot_be_written_the_file_stays_whole_and_is_written_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = History(tmp_path / "history.jsonl")
+    for step in range(400):
+        history.append(step, {"loss": float(step)})
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            history.append(400, {"loss": 400.0})
+    assert [path.name for path in tmp_path.iterdir()] == ["history.jsonl"]
+    assert read_history(tmp_path).series("loss")[0] == list(range(400))
+    for step in range(401, 700):
+        history.append(step, {"loss": float(step)})
+    assert read_history(tmp_path).measurements == history.measurements
+
+
+def test_twenty_thousand_measurements_of_many_keys_hold_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_VALUES", 20_000)
+    history = History(None)
+    keys = [f"spectrum/effective_rank/layer_{i}" for i in range(50)]
+    tracemalloc.start()
+    try:
+        for step in range(20_000):
+            history.append(step, dict.fromkeys(keys[: 50 if step % 10 == 0 else 2], float(step)))
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 50 * 20_000  # bytes: with 12 a number, and 16 a measurement, far from a float object for each
+
+
+@given(
+    points=st.lists(st.tuples(st.integers(1, 50), st.sampled_from([0.0, 1.0, 2.0, math.nan]) | st.floats(-9, 9))),
+    at_most=st.integers(2, 20),
+)
+def test_decimate_keeps_no_more_than_asked_with_both_ends_and_both_extremes(
+    points: list[tuple[int, float]], at_most: int
+) -> None:
+    steps = [sum(gap for gap, _ in points[: i + 1]) for i in range(len(points))]
+    values = [value for _, value in points]
+    kept = decimate(steps, values, at_most)
+    assert kept == sorted(set(kept))
+    assert len(kept) <= at_most or len(kept) == 2
+    if values:
+        assert {kept[0], kept[-1]} == {0, len(values) - 1}
+    if at_most >= 4 and values:
+        numbers = [values[i] for i in kept]
+        assert any(map(math.isnan, values)) == any(map(math.isnan, numbers))
+        finite = [value for value in values if not math.isnan(value)]
+        if finite and len(finite) == len(values):
+            assert (min(numbers), max(numbers)) == (min(finite), max(finite))
+
+
+def test_decimate_takes_the_extremes_of_stretches_of_equally_many_steps() -> None:
+    steps = [0, 1, 2, 3, 4, 5, 6, 50, 60, 100]  # two stretches: up to 49, and beyond
+    values = [0, 3, 1, -2, 5, 1, 0, 2, 7, 0]
+    assert decimate(steps, values, at_most=6) == [0, 3, 4, 7, 8, 9]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_symmetry.history import Event
+from lightning_symmetry.history import Event, History
 
 MEANINGS: Mapping[str, str] = {
     "breaking": "Units that were alike, or dead, have become distinct: the model gained parameters that matter, "
@@ -23,6 +23,9 @@ MEANINGS: Mapping[str, str] = {
     "error": "A monitor could not measure; training is not affected.",
 }
 """What an event of each kind usually means."""
+
+GOOD = ("breaking", "restoration", "rank_jump")
+"""Kinds of events that are a part of learning, and no trouble by themselves."""
 
 
 def is_transition(event: Event) -> bool:
@@ -63,3 +66,8 @@ def describe(event: Event) -> str:
         f"{indicator} of {told['group']} {verb} from {told['before']:.4g} to {told['after']:.4g} "
         f"between steps {told['since']} and {event.step}{confidence}"
     )
+
+
+def notable(history: History) -> list[Event]:
+    """The events that something happened in, in the order in which they did: no notes of how the run is set up."""
+    return [event for event in history.events if event.kind not in ("run", "symmetries", "unheard", "thinned")]

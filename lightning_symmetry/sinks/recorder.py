@@ -19,7 +19,7 @@ from lightning_symmetry.report.charts import (
     feature_rank_heatmap,
     linear_cka_heatmap,
 )
-from lightning_symmetry.report.marks import mark_transitions
+from lightning_symmetry.report.marks import mark_events
 from lightning_symmetry.sinks.lightning_logger import LoggerSink
 from lightning_symmetry.sinks.warning import warn
 
@@ -138,7 +138,7 @@ class Recorder:
         self.refreshing += self._cost_of_refresh
 
     def _log_figures(self, figures: Mapping[str, Callable[[History], Figure]], step: int) -> None:
-        drawn = {key: mark_transitions(draw(self.history), self.history) for key, draw in figures.items()}
+        drawn = {key: mark_events(draw(self.history), self.history) for key, draw in figures.items()}
         for sink in self._sinks:
             sink.log_figures(drawn, step)
 

@@ -1,13 +1,103 @@
-"""A run as a real one looks: twelve groups, twenty layers, a merge, a rank collapse, a NaN."""
+"""A run as a real one looks: twelve groups, twenty layers, a merge, a rank collapse, a NaN; and a browser to see it."""
 
 from __future__ import annotations
 
+import html
+import json
 import math
 import random
+import re
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from lightning_symmetry.history import History
+from lightning_symmetry.report import render_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--virtual-time-budget=5000",
+    "--enable-logging=stderr",
+    "--v=0",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What came of opening a page.
+
+    Attributes:
+        document: The page afterwards.
+        seen: What the probe returned.
+        console: Console messages.
+        requests: The addresses that it asked for.
+        seconds: Processor time of the whole browser.
+    """
+
+    document: str
+    seen: dict[str, object]
+    console: list[str]
+    requests: list[str]
+    seconds: float
+
+
+Browser = Callable[..., Visit]
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
+    """A function that opens a file in a new, empty profile; names resolve to nothing, so nothing leaves the machine.
+
+    A probe is JavaScript that runs when the page has been read, and returns what it sees as an object.
+    """
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (on Debian: apt install chromium)")
+
+    def visit(page: Path, probe: str = "", *flags: str) -> Visit:
+        folder = tmp_path_factory.mktemp("chromium")
+        net_log = folder / "net.json"
+        opened = page
+        if probe:
+            script = f"<script>document.body.dataset.seen = JSON.stringify((() => {{ {probe} }})())</script></body>"
+            opened = folder / "page.html"
+            opened.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
+        command = [str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={net_log}"]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [*command, "--dump-dom", opened.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        started = [event.get("params", {}) for event in json.loads(net_log.read_text())["events"]]
+        requests = [  # the browser's own have the initiator "not an origin"
+            params["url"] for params in started if params.get("initiator", "not an origin") != "not an origin"
+        ]
+        found = re.search(r'data-seen="([^"]*)"', done.stdout)
+        seen = json.loads(html.unescape(found[1])) if found else {}
+        console = re.findall(r":CONSOLE:\d+\] (.*)", done.stderr)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return Visit(done.stdout, seen, console, requests, seconds)
+
+    return visit
+
+
+@pytest.fixture(scope="session")
+def report(run_history: History, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render_report(run_history, tmp_path_factory.mktemp("report") / "report.html")
+
 
 GROUPS = [f"model.encoder.blocks.{i}.{part}" for i in range(4) for part in ("attention.heads", "mlp.hidden", "norm")]
 LAYERS = [

@@ -1,79 +1,26 @@
-"""The report as a browser sees it: drawn without an error and without a request to any network."""
+"""The report as a browser sees it: drawn without an error and without a request to any network.
+
+Here the browser is Chromium; the page uses nothing but standard features that Firefox and Safari have too.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from lightning_symmetry.history import History
-from lightning_symmetry.report import render_report
+from lightning_symmetry.report import render_comparison, render_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (on Debian: apt install chromium)")
+from .conftest import Browser
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--virtual-time-budget=5000",
-    "--enable-logging=stderr",
-    "--v=0",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-]
 PANELS = ["dynamics", "groups", "complexity", "layers", "ranks"]
-
-
-@dataclass(frozen=True)
-class Visit:
-    """What came of opening a page: its document afterwards, console messages, and the addresses it asked for."""
-
-    document: str
-    console: list[str]
-    requests: list[str]
-
-
-Browser = Callable[[Path], Visit]
-
-
-@pytest.fixture
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
-    """A function that opens a file in a new, empty profile; names resolve to nothing, so nothing leaves the machine."""
-
-    def visit(page: Path) -> Visit:
-        folder = tmp_path_factory.mktemp("chromium")
-        net_log = folder / "net.json"
-        flags = [*FLAGS, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={net_log}"]
-        command = [str(CHROMIUM), *flags, "--dump-dom", page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        started = [event.get("params", {}) for event in json.loads(net_log.read_text())["events"]]
-        requests = [  # the browser's own have the initiator "not an origin"
-            params["url"] for params in started if params.get("initiator", "not an origin") != "not an origin"
-        ]
-        return Visit(done.stdout, re.findall(r":CONSOLE:\d+\] (.*)", done.stderr), requests)
-
-    return visit
-
-
-@pytest.fixture
-def report(run_history: History, tmp_path: Path) -> Path:
-    return render_report(run_history, tmp_path / "report.html")
 
 
 def drawn(document: str) -> list[str]:
     """Names of the panels that hold a drawing."""
-    panels = re.findall(r'<figure id="(\w+)">(.*?)</figure>', document, flags=re.DOTALL)
+    panels = re.findall(r'<figure id="(\w+)"[^>]*>(.*?)</figure>', document, flags=re.DOTALL)
     return [name for name, content in panels if 'class="main-svg"' in content and ">training step</text>" in content]
 
 
@@ -94,19 +41,6 @@ def test_it_draws_every_panel_without_a_message_or_a_request(browser: Browser, r
     assert "blocks_2_mlp_hidden" in visit.document
 
 
-def test_names_that_look_like_markup_are_shown_as_text(browser: Browser, tmp_path: Path) -> None:
-    evil = "<script>console.log(1)</script>"
-    history = History(None)
-    history.append_event(0, "run", name=evil)
-    for step in range(3):
-        history.append(step, {f"{key}/{evil}": 1.0 for key in ("symmetry/broken_fraction", "spectrum/effective_rank")})
-    visit = browser(render_report(history, tmp_path / "report.html"))
-    assert visit.console == []
-    assert drawn(visit.document) == ["dynamics", "groups", "layers", "ranks"]
-    assert re.search(r"<h1>&lt;script&gt;console\.log\(1\)&lt;/script&gt;", visit.document)
-    assert re.search(r'<text class="legendtext"[^>]*>&lt;script&gt;|<text[^>]*>&lt;script', visit.document)
-
-
 @pytest.mark.parametrize("values", [{}, {"loss": 1.0, "spectrum/effective_rank/fc": float("nan")}])
 def test_it_opens_however_little_was_measured(values: dict[str, float], browser: Browser, tmp_path: Path) -> None:
     history = History(None)
@@ -117,8 +51,28 @@ def test_it_opens_however_little_was_measured(values: dict[str, float], browser:
     assert "parameter symmetry</h1>" in visit.document
 
 
+def test_what_is_pointed_at_tells_layer_step_and_value(browser: Browser, report: Path) -> None:
+    probe = """
+    const told = (id, place) => {
+      const chart = document.getElementById(id);
+      Plotly.Fx.hover(chart, place, "xy");
+      return chart.querySelector(".hoverlayer").textContent;
+    };
+    const figure = document.getElementById("chart-ranks");
+    const grey = figure.data.findIndex((trace) => trace.legendgroup === "others");
+    return {
+      line: told("chart-ranks", [{curveNumber: grey, pointNumber: 10}]),
+      cell: told("chart-layers", {xval: 105, yval: 2}),
+    };"""
+    seen = browser(report, probe).seen
+    assert re.search(r"model_encoder_blocks_\d_\w+step \d+\d+\.\d", seen["line"])
+    assert re.search(
+        r"model_encoder_blocks_0_attention_v_projstep \d+effective rank [\d.]+% of its largest", seen["cell"]
+    )
+
+
 def test_steps_can_be_put_on_a_logarithmic_scale_and_back(browser: Browser, report: Path) -> None:
-    probe = """<script>
+    probe = """
     const layouts = () => [...document.querySelectorAll(".js-plotly-plot")].map((chart) => chart._fullLayout);
     const scales = () => layouts().flatMap((layout) =>
       Object.keys(layout).filter((key) => key.startsWith("xaxis")).map((axis) => layout[axis].type));
@@ -127,23 +81,74 @@ def test_steps_can_be_put_on_a_logarithmic_scale_and_back(browser: Browser, repo
       document.querySelector(`input[value=${value}]`).click();
       seen.push(scales());
     }
-    document.body.dataset.scales = seen.map((types) => [...new Set(types)].join("+")).join(" ");
-    </script></body>"""
-    report.write_text(report.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
-    visit = browser(report)
-    assert 'data-scales="linear log linear"' in visit.document
+    return {scales: seen.map((types) => [...new Set(types)].join("+")).join(" ")};"""
+    visit = browser(report, probe)
+    assert visit.seen == {"scales": "linear log linear"}
     assert visit.console == []
 
 
-def test_it_fits_a_phone(browser: Browser, report: Path, tmp_path: Path) -> None:
+def test_an_event_leads_to_its_step_in_its_chart(browser: Browser, report: Path) -> None:
+    probe = """
+    const link = document.querySelector('#events a[data-step="620"]');
+    link.click();
+    link.click();
+    const chart = document.querySelector(link.hash + " .js-plotly-plot");
+    const chosen = chart.layout.shapes.filter((shape) => shape.name === "chosen");
+    return {place: link.hash, lines: chosen.map((shape) => shape.x0)};"""
+    assert browser(report, probe).seen == {"place": "#dynamics", "lines": [620]}
+
+
+def test_the_table_of_symmetries_can_be_sorted_and_filtered(browser: Browser, report: Path) -> None:
+    probe = """
+    const table = document.getElementById("symmetry-table");
+    const headings = [...table.tHead.rows[0].cells];
+    const shown = () => [...table.tBodies[0].rows].filter((row) => !row.hidden);
+    const column = (i) => shown().map((row) => row.cells[i].dataset.value ?? row.cells[i].textContent.trim());
+    const sort = (i) => { headings[i].querySelector("button").click(); return [headings[i].ariaSort, column(i)]; };
+    const filter = document.querySelector(".filters");
+    const type = (selector, value, event) => {
+      const field = filter.querySelector(selector);
+      field.value = value;
+      field.dispatchEvent(new Event(event));
+      return [shown().length, filter.querySelector("output").textContent];
+    };
+    return {
+      before: headings.map((heading) => heading.ariaSort),
+      sizes: [sort(2), sort(2)],
+      broken: sort(3),
+      others: headings.map((heading) => heading.ariaSort),
+      found: type("input", "BLOCKS.2 hidden", "input"),
+      none: type("input", "nothing like it", "input"),
+      all: type("input", "", "input"),
+      kinds: [...filter.querySelectorAll("option")].map((option) => option.textContent),
+      kind: type("select", "permutation", "change"),
+    };"""
+    seen = browser(report, probe).seen
+    assert seen["before"] == ["none"] * 6
+    assert seen["sizes"] == [["ascending", ["4"] * 4 + ["128"] * 8], ["descending", ["128"] * 8 + ["4"] * 4]]
+    assert seen["broken"][1] == sorted(seen["broken"][1], key=float)
+    assert seen["others"] == ["none", "none", "none", "ascending", "none", "none"]
+    assert seen["found"] == [1, "1 of 12 groups"]
+    assert seen["none"] == [0, "0 of 12 groups"]
+    assert seen["all"] == [12, "12 of 12 groups"]
+    assert seen["kinds"] == ["all", "permutation"]
+    assert seen["kind"] == [12, "12 of 12 groups"]
+
+
+@pytest.mark.parametrize("pages", ["report", "comparison"])
+def test_it_fits_a_phone(pages: str, run_history: History, browser: Browser, report: Path, tmp_path: Path) -> None:
+    page = report
+    if pages == "comparison":
+        page = render_comparison({"a" * 40: run_history, "b" * 40: run_history}, tmp_path / "comparison.html")
     probe = """<script>
     const {clientWidth, scrollWidth} = document.documentElement;
     parent.postMessage({phone: innerWidth, overflow: scrollWidth - clientWidth}, "*");
     </script></body>"""
-    report.write_text(report.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
+    phone = tmp_path / "phone.html"
+    phone.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
     frame = tmp_path / "frame.html"
     frame.write_text(
         "<script>onmessage = ({data}) => document.body.dataset.fit = `${data.phone} ${data.overflow}`</script>"
-        f'<body><iframe src="{report.name}" style="border: 0; width: 390px; height: 3000px"></iframe>'
+        f'<body><iframe src="{phone.name}" style="border: 0; width: 390px; height: 3000px"></iframe>'
     )
     assert 'data-fit="390 0"' in browser(frame).document

@@ -6,12 +6,10 @@ import math
 
 import plotly.graph_objects as go
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lightning_symmetry.history import History
 from lightning_symmetry.report import charts
-from lightning_symmetry.report.marks import MOST_MARKS, mark_transitions
+from lightning_symmetry.report.drawing import MOST_COLUMNS, MOST_POINTS, MOST_ROWS
 
 CHARTS = [
     charts.loss_chart,
@@ -23,6 +21,7 @@ CHARTS = [
     charts.effective_rank_heatmap,
     charts.complexity_chart,
     charts.feature_rank_heatmap,
+    charts.formation_chart,
     charts.linear_cka_heatmap,
     charts.neural_collapse_chart,
 ]
@@ -131,7 +130,8 @@ def test_rank_is_coloured_relative_to_the_layers_largest_and_told_as_it_is() -> 
     figure = charts.effective_rank_heatmap(history_of({"spectrum/effective_rank/fc": {0: 8.0, 1: 4.0, 2: 2.0}}))
     (heatmap,) = figure.data
     assert list(heatmap.z[0]) == [1.0, 0.5, 0.25]
-    assert [list(cell) for cell in heatmap.customdata[0]] == [["fc", 8.0], ["fc", 4.0], ["fc", 2.0]]
+    assert list(heatmap.customdata[0]) == [8.0, 4.0, 2.0]
+    assert list(heatmap.text[0]) == ["fc"] * 3
 
 
 def test_a_layer_of_rank_zero_throughout_is_dark() -> None:
@@ -153,7 +153,7 @@ def test_names_that_shorten_alike_stay_two_rows() -> None:
     figure = charts.broken_fraction_heatmap(history_of({f"symmetry/broken_fraction/{n}": {0: 1.0} for n in names}))
     assert len(set(figure.layout.yaxis.ticktext)) == 1
     assert list(figure.data[0].y) == [0, 1]
-    assert [row[0][0] for row in figure.data[0].customdata] == names
+    assert [row[0] for row in figure.data[0].text] == names
 
 
 @pytest.mark.parametrize("heatmap", [charts.broken_fraction_heatmap, charts.effective_rank_heatmap])
@@ -167,19 +167,19 @@ def test_a_heatmap_of_a_large_model_keeps_the_rows_that_moved_most_and_first_and
     figure = heatmap(history)
     (trace,) = figure.data
     assert list(figure.layout.yaxis.ticktext) == ["n3", *(f"n{i}" for i in range(41, 100))]  # NaN is the worst
-    assert len(trace.z) == charts.MOST_ROWS
-    assert len(trace.x) == charts.MOST_COLUMNS
+    assert len(trace.z) == MOST_ROWS
+    assert len(trace.x) == MOST_COLUMNS
     assert (trace.x[0], trace.x[-1]) == (0, 2997)
     assert len(figure.to_json()) < 1_000_000
 
 
-def test_long_runs_are_thinned_with_first_and_last_kept() -> None:
-    (trace,) = charts.loss_chart(history_of({"loss": {step: float(step) for step in range(12_345)}})).data
-    assert len(trace.x) == charts.MOST_POINTS
+def test_long_runs_are_thinned_with_first_last_and_every_peak_kept() -> None:
+    losses = {step: step % 7 for step in range(12_345)} | {5_432: 1000.0, 9_876: -1000.0, 7_000: math.nan}
+    (trace,) = charts.loss_chart(history_of({"loss": losses})).data
+    assert len(trace.x) <= MOST_POINTS
     assert (trace.x[0], trace.x[-1]) == (0, 12_344)
-    assert list(trace.x) == list(trace.y)
-    gaps = {later - earlier for earlier, later in zip(trace.x, trace.x[1:], strict=False)}
-    assert max(gaps) - min(gaps) <= 1
+    drawn = dict(zip(trace.x, trace.y, strict=True))
+    assert (drawn[5_432], drawn[9_876], drawn[7_000]) == (1000.0, -1000.0, None)
 
 
 def test_complexity_shows_what_was_measured_of_it() -> None:
@@ -203,27 +203,6 @@ def test_a_name_that_looks_like_markup_is_escaped(chart) -> None:
     assert html.escape("<b>x") in figure.to_json()
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["model_fc1", "model_fc2"], ["fc1", "fc2"]),
-        (["model_fc1"], ["model_fc1"]),
-        (["net_blocks_0_fc", "net_blocks_1_fc"], ["blocks_0_fc", "blocks_1_fc"]),
-        (["net", "net_fc"], ["net", "net_fc"]),
-        (["same", "same"], ["same", "same"]),
-        (["blocks_0_attention_q_proj", "head"], ["blocks_0_…_q_proj", "head"]),
-        ([], []),
-    ],
-)
-def test_short_names(names: list[str], expected: list[str]) -> None:
-    assert charts.short_names(names) == expected
-
-
-@given(st.lists(st.text("ab_1", min_size=1, max_size=60), max_size=5))
-def test_short_names_fit(names: list[str]) -> None:
-    assert all(len(name) <= 24 for name in charts.short_names(names))
-
-
 def test_the_likeness_of_layers_is_a_square_with_ones_on_its_diagonal():
     history = History(None)
     history.append(0, {"representation/linear_cka/a/b": 0.9, "representation/linear_cka/a/c": 0.1})
@@ -241,38 +220,14 @@ def test_the_marks_of_neural_collapse_are_drawn_one_above_the_other():
     assert not charts.neural_collapse_chart(History(None)).data
 
 
-TRANSITION = {"group": "a", "indicator": "symmetry/distinct_units", "since": 3, "before": 8.0, "after": 6.0}
-
-
-OF_WEIGHTS = [chart for chart in CHARTS if not chart.__name__.startswith(("feature", "linear_cka", "neural"))]
-
-
-@pytest.mark.parametrize("chart", OF_WEIGHTS)
-def test_transitions_are_marked_on_every_axis_of_steps(chart, run_history: History) -> None:
-    history = History(None)
-    history.measurements, history._series = run_history.measurements, run_history._series
-    for kind in ("restoration", "rank_collapse"):
-        history.append_event(5, kind, **TRANSITION, confidence=0.99)
-    history.append_event(7, "nonfinite", parameter="fc.weight")
-    figure = mark_transitions(chart(history), history)
-    axes = list(figure.select_yaxes())
-    assert [shape.x0 for shape in figure.layout.shapes] == [5] * len(axes)
-    (handle,) = figure.layout.annotations
-    assert "restoration: distinct units of a fell from 8 to 6 between steps 3 and 5" in handle.hovertext
-    assert "rank collapse" in handle.hovertext
-
-
-def test_marks_are_bounded_and_escaped() -> None:
-    history = history_of({"loss": dict.fromkeys(range(200), 1.0)})
-    for step in range(200):
-        history.append_event(step, "restoration", **{**TRANSITION, "group": "<b>"})
-    figure = mark_transitions(charts.loss_chart(history), history)
-    assert len(figure.layout.annotations) == MOST_MARKS
-    assert figure.layout.annotations[-1].x == 199
-    assert "<b>" not in figure.layout.annotations[0].hovertext
-
-
-def test_a_chart_without_traces_stays_without_marks() -> None:
-    history = History(None)
-    history.append_event(5, "restoration", **TRANSITION)
-    assert not mark_transitions(charts.loss_chart(history), history).layout.shapes
+def test_the_formation_of_representations_is_drawn_from_what_was_measured_of_it() -> None:
+    history = history_of(
+        {
+            "representation/effective_rank_fraction": {0: 0.9, 1: 0.5},
+            "representation/effective_rank/fc": {0: 9.0, 1: 5.0},
+            "representation/dormant_fraction/fc": {0: 0.0, 1: 0.25},
+        }
+    )
+    figure = charts.formation_chart(history)
+    assert [axis.title.text for axis in figure.select_yaxes()] == ["rank fraction", "dormant units"]
+    assert [list(trace.y) for trace in figure.data] == [[0.9, 0.5], [0.0, 0.25]]

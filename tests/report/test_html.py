@@ -8,6 +8,7 @@ import pytest
 
 from lightning_symmetry.history import History
 from lightning_symmetry.report import render_report
+from lightning_symmetry.report.drawing import MOST_POINTS
 
 
 def page(history: History, folder: Path) -> str:
@@ -33,7 +34,8 @@ def group(name: str, **changes: object) -> dict[str, object]:
 
 def test_it_names_run_model_and_what_was_measured(run_history: History, tmp_path: Path) -> None:
     text = page(run_history, tmp_path)
-    assert "<title>digits-vit: parameter symmetry</title>" in text
+    title = r"<title>digits-vit · VisionTransformer · \d{4}-\d\d-\d\d \d\d:\d\d \S+: parameter symmetry</title>"
+    assert re.search(title, text)
     assert "VisionTransformer" in text
     assert "300 measurements, up to step 2990" in text
     assert "torch 2.13.0" in text
@@ -41,7 +43,7 @@ def test_it_names_run_model_and_what_was_measured(run_history: History, tmp_path
 
 def test_it_has_a_panel_for_everything_measured(run_history: History, tmp_path: Path) -> None:
     text = page(run_history, tmp_path)
-    assert re.findall(r'<figure id="(\w+)">', text) == ["dynamics", "groups", "complexity", "layers", "ranks"]
+    assert re.findall(r'<figure id="(\w+)"', text) == ["dynamics", "groups", "complexity", "layers", "ranks"]
     for name in ("dynamics", "groups", "complexity", "layers", "ranks"):
         assert f'id="chart-{name}"' in text
 
@@ -133,10 +135,14 @@ def test_what_was_not_measured_is_left_out(values: dict[str, float], panels: lis
     if values:
         history.append(0, values)
     text = page(history, tmp_path)
-    assert re.findall(r'<figure id="(\w+)">', text) == panels
+    assert re.findall(r'<figure id="(\w+)"', text) == panels
     assert ("Nothing has been measured yet" in text) == (not panels)
-    assert ("Learning dynamics" in text) == ("dynamics" in panels)
-    assert ("Model complexity" in text) == ("layers" in panels)
+    sections = re.findall(r"<h2>(.*?)</h2>", text)
+    hierarchies = ["Learning dynamics", "Model complexity", "Representation formation"]
+    assert sections == (["What happened", *hierarchies] if panels else [])
+    monitors = {"SymmetryMonitor": "groups", "SpectrumMonitor": "layers", "RepresentationMonitor": "features"}
+    for monitor, panel in monitors.items():
+        assert (f"add <code>{monitor}()</code>" in text) == (bool(panels) and panel not in panels)
 
 
 def test_a_model_without_symmetries_says_so_and_one_that_nobody_searched_says_nothing(tmp_path: Path) -> None:
@@ -172,3 +178,34 @@ def test_a_report_that_cannot_be_put_in_place_leaves_nothing(tmp_path: Path) -> 
     with pytest.raises(OSError):
         render_report(History(None), tmp_path / "report.html")
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_every_hierarchy_says_what_one_sees_what_is_good_and_what_to_do(tmp_path: Path) -> None:
+    history = History(None)
+    history.append(0, {"loss": 1.0, "representation/effective_rank/fc": 1.0})
+    text = page(history, tmp_path)
+    assert re.findall(r"<dt>(What .*?)</dt>", text) == ["What you see", "What is good", "What to do"] * 3
+
+
+def test_an_event_is_linked_to_the_chart_of_its_indicator(run_history: History, tmp_path: Path) -> None:
+    text = page(run_history, tmp_path)
+    assert re.findall(r'<a href="#(\w+)" data-step="(\d+)">', text) == [
+        ("dynamics", "620"),
+        ("dynamics", "1510"),
+        ("dynamics", "1520"),
+    ]
+
+
+def test_a_quiet_run_says_that_nothing_happened(tmp_path: Path) -> None:
+    history = History(None)
+    history.append(0, {"loss": 1.0})
+    assert "No sudden change was found, and nothing went wrong." in page(history, tmp_path)
+
+
+def test_a_long_run_says_that_it_is_thinned(tmp_path: Path) -> None:
+    history = History(None)
+    for step in range(MOST_POINTS):
+        history.append(step, {"loss": 1.0})
+    assert "Long series are thinned" not in page(history, tmp_path)
+    history.append(MOST_POINTS, {"loss": 1.0})
+    assert "Long series are thinned" in page(history, tmp_path)

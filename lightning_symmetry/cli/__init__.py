@@ -12,6 +12,9 @@ from typing import Any
 import click
 
 from lightning_symmetry.cli.failure import Failure
+from lightning_symmetry.cli.report import report
+from lightning_symmetry.cli.scan import scan
+from lightning_symmetry.cli.symmetries import symmetries
 
 
 class Commands(click.Group):
@@ -31,3 +34,7 @@ class Commands(click.Group):
 @click.version_option(package_name="lightning-symmetry")
 def main() -> None:
     """Parameter symmetries and ranks of PyTorch models, checkpoints and runs."""
+
+
+for command in (scan, symmetries, report):
+    main.add_command(command)

@@ -1,0 +1,81 @@
+"""The symmetries of a model, and how far each is broken at the parameters of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lightning_symmetry.cli.checkpoint import Stored
+from lightning_symmetry.cli.failure import Failure
+from lightning_symmetry.measurement.indicators import key_names, symmetry_aggregates, symmetry_pieces
+from lightning_symmetry.measurement.measure import Ranks, measure
+from lightning_symmetry.measurement.snapshot import snapshot
+from lightning_symmetry.measurement.units import too_large_to_match
+from lightning_symmetry.symmetry.groups import Symmetries
+
+TOLERANCE = 1e-2
+"""The relative distance up to which two units count as equal, as for `SymmetryMonitor`."""
+
+
+@dataclass(frozen=True)
+class OrderParameters:
+    """How far the symmetries of a model are broken.
+
+    Attributes:
+        groups: The name of each group that has a symmetric state to indicator to value.
+        aggregates: `symmetry/broken_fraction`, the mean over groups, and `complexity/effective_parameters`.
+        unmeasured: The names of groups whose units are too large to compare.
+    """
+
+    groups: Mapping[str, Mapping[str, float]]
+    aggregates: Mapping[str, float]
+    unmeasured: Sequence[str]
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Stored], path: str, factory: str) -> None:
+    """Give a model the parameters of a checkpoint; tied ones may be there under one of their names.
+
+    Raises:
+        Failure: The checkpoint lacks a tensor of the model, holds another one, or one of another shape.
+    """
+    own = model.state_dict(keep_vars=True)
+    filled = {id(own[name]) for name in tensors if name in own}
+    faults = [
+        *(f"lacks {name}" for name, tensor in own.items() if name not in tensors and id(tensor) not in filled),
+        *(f"has {name} beside" for name in tensors if name not in own),
+        *(
+            f"has {name} of shape {tuple(stored.shape)} for {tuple(own[name].shape)}"
+            for name, stored in tensors.items()
+            if name in own and stored.shape != own[name].shape
+        ),
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise Failure(
+            f"{path} does not fit the model of --model {factory!r}: it {', '.join(faults[:3])}{more}; name a factory "
+            "that returns the model it was saved from"
+        )
+    model.load_state_dict({name: stored.read() for name, stored in tensors.items()}, strict=False)
+
+
+def order_parameters(model: nn.Module, symmetries: Symmetries) -> OrderParameters:
+    """Measure all symmetries of a model at its parameters.
+
+    Raises:
+        Failure: An indicator could not be measured.
+    """
+    unmeasured = [group.name for group in symmetries if too_large_to_match(group, symmetries)]
+    chosen = symmetries.select([group for group in symmetries if group.name not in unmeasured])
+    pieces = symmetry_pieces(chosen, TOLERANCE, among=symmetries)
+    measured = measure(pieces, snapshot(model), Ranks(), step_time=0.0)
+    if measured.error is not None:
+        raise Failure(f"the order parameters could not be measured: {measured.error!r}") from measured.error
+    names = {key: name for name, key in key_names(group.name for group in chosen).items()}
+    groups: dict[str, dict[str, float]] = {}
+    for key, value in measured.values.items():
+        _, indicator, of_group = key.split("/", 2)
+        groups.setdefault(names[of_group], {})[indicator] = value
+    numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return OrderParameters(groups, symmetry_aggregates(chosen, numel, measured.values), unmeasured)

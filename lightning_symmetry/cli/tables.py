@@ -1,0 +1,215 @@
+"""What a scan found, and which symmetries, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lightning_symmetry.cli.listing import Listing, Row, number, percent, shape
+from lightning_symmetry.cli.order_parameters import OrderParameters
+from lightning_symmetry.cli.spectra import Scan
+from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+
+_COUNTS = {"distinct_units": "distinct", "alive_units": "alive", "product_rank": "in rank"}
+
+
+def spectra_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[str]) -> Listing:
+    """The layers of a checkpoint, worst first.
+
+    Args:
+        scan: What was found.
+        indicators: The columns beside the effective rank fraction.
+        limit: How many layers to show; 0 for all.
+        bad: The names of what is to be seen first.
+    """
+    others = [each for each in indicators if each != "effective_rank_fraction"]
+    rows = [
+        Row(
+            [
+                layer.name,
+                shape(layer.shape),
+                percent(layer.values["effective_rank_fraction"]),
+                *(number(layer.values[each]) for each in others),
+            ],
+            share=layer.values["effective_rank_fraction"] if layer.finite else None,
+            bad=layer.name in bad or not layer.finite,
+        )
+        for layer in scan.layers
+    ]
+    finite = [layer.values["effective_rank_fraction"] for layer in scan.layers if layer.finite]
+    mean = f", mean effective rank fraction {percent(sum(finite) / len(finite))}" if finite else ""
+    return Listing(
+        f"{_counted(len(rows), 'layer')}{mean}" + (", worst first" if len(rows) > 1 else ""),
+        [
+            ("layer", "name"),
+            ("shape", "number"),
+            ("effective rank fraction", "number"),
+            *((each.replace("_", " "), "number") for each in others),
+        ],
+        _limited(rows, limit),
+        [*_left_out(len(rows), limit), *_notes(scan)],
+    )
+
+
+def changes_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[str]) -> Listing:
+    """The layers of two checkpoints, the largest change first; arguments as of `spectra_table`."""
+    rows = [
+        Row(
+            [
+                change.name,
+                shape(change.shape),
+                *(
+                    cell
+                    for each in indicators
+                    for cell in (
+                        number(change.before[each]),
+                        number(change.after[each]),
+                        percent(change.change(each), signed=True),
+                    )
+                ),
+                number(change.distance),
+            ],
+            share=min(abs(change.change(indicators[0])), 1.0) if change.finite else None,
+            bad=change.name in bad or not change.finite,
+        )
+        for change in scan.changes
+    ]
+    reshaped = [f"{name} {shape(old)} → {shape(new)}" for name, (old, new) in scan.reshaped.items()]
+    return Listing(
+        f"{_counted(len(rows), 'layer')} in both" + (", largest change first" if len(rows) > 1 else ""),
+        [
+            ("layer", "name"),
+            ("shape", "number"),
+            *((heading, "number") for each in indicators for heading in (f"{each.replace('_', ' ')} A", "B", "change")),
+            ("relative distance", "number"),
+        ],
+        _limited(rows, limit),
+        [
+            *_left_out(len(rows), limit),
+            *_named("only in A", scan.only_in_first),
+            *_named("only in B", scan.only_in_second),
+            *_named("of another shape", reshaped),
+            *_notes(scan),
+        ],
+    )
+
+
+def symmetries_table(symmetries: Symmetries) -> Listing:
+    """The symmetry groups of a model."""
+    rows = [
+        Row([group.kind, group.name, _units(group), str(len(group.parameters)), _verdict(group)])
+        for group in symmetries
+    ]
+    return Listing(
+        _counted(len(rows), "symmetry group"),
+        [
+            ("kind", "words"),
+            ("name", "name"),
+            ("units", "number"),
+            ("parameters", "number"),
+            ("verified", "words"),
+        ],
+        rows,
+        [str(symmetries).rpartition("\n")[2]],  # the sentence below the table that it prints as
+    )
+
+
+def broken_table(symmetries: Symmetries, points: Sequence[OrderParameters], limit: int, bad: set[str]) -> Listing:
+    """How far the symmetries of a model are broken at one checkpoint or at two, the least broken first."""
+    last = points[-1]
+    groups = [group for group in symmetries if group.name in last.groups]
+    groups.sort(key=lambda group: last.groups[group.name]["broken_fraction"])
+    rows = [
+        Row(
+            [
+                group.kind,
+                group.name,
+                _units(group),
+                *(number(point.groups[group.name]["broken_fraction"]) for point in points),
+                _effective(last.groups[group.name]),
+            ],
+            share=max(0.0, min(1.0, last.groups[group.name]["broken_fraction"])),
+            bad=group.name in bad,
+        )
+        for group in groups
+    ]
+    without = len(symmetries) - len(groups) - len(last.unmeasured)
+    fraction = "symmetry/broken_fraction"
+    notes = [
+        f"mean broken fraction {' → '.join(number(point.aggregates[fraction]) for point in points)}, effective "
+        f"parameters {' → '.join(f'{_parameters(point):,.0f}' for point in points)}"
+        for _ in [fraction]
+        if fraction in last.aggregates
+    ]
+    return Listing(
+        f"{_counted(len(symmetries), 'symmetry group')}" + (", least broken first" if len(rows) > 1 else ""),
+        [
+            ("kind", "words"),
+            ("name", "name"),
+            ("units", "number"),
+            *(
+                [("broken fraction", "number")]
+                if len(points) == 1
+                else [("broken fraction A", "number"), ("B", "number")]
+            ),  # type: ignore[list-item]
+            ("of the units", "number"),
+        ],
+        _limited(rows, limit),
+        [
+            *_left_out(len(rows), limit),
+            *notes,
+            *([f"{_counted(without, 'group')} without a symmetric state: scales and translations"] if without else []),
+            *_named("too large to measure", last.unmeasured),
+        ],
+    )
+
+
+def _parameters(point: OrderParameters) -> float:
+    return point.aggregates["complexity/effective_parameters"]
+
+
+def _effective(values: Mapping[str, float]) -> str:
+    """How many units are effective, in the words of the kind."""
+    return next((f"{number(values[each])} {word}" for each, word in _COUNTS.items() if each in values), "")
+
+
+def _units(group: SymmetryGroup) -> str:
+    return shape((*(length for _, length in group.rows), group.size))
+
+
+def _verdict(group: SymmetryGroup) -> str:
+    loss, small = ["loss only"] * (group.preserves == "loss"), ["at eps = 0"] * (not group.exact)
+    return ", ".join(["yes" if group.verified else "not tried", *loss, *small])
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _limited(rows: Sequence[Row], limit: int) -> Sequence[Row]:
+    return rows[:limit] if limit else rows
+
+
+def _left_out(count: int, limit: int) -> list[str]:
+    return [f"and {count - limit} more: --limit 0 shows all"] if 0 < limit < count else []
+
+
+def _named(what: str, names: Sequence[str], at_most: int = 5) -> list[str]:
+    """A note that names the first of some names."""
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return [f"{what}: {', '.join(names[:at_most])}{more}"] if names else []
+
+
+def _notes(scan: Scan) -> list[str]:
+    """What a scan tells besides its layers."""
+    counted = [f"{len(names)} {why}" for why, names in scan.unmeasured.items() if why == "vectors and scalars"]
+    named = [
+        f"{len(names)} of {why} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        for why, names in scan.unmeasured.items()
+        if why != "vectors and scalars"
+    ]
+    tied = [f"{name} (is {other})" for name, other in scan.tied.items()]
+    return [
+        *_named("NOT FINITE", scan.nonfinite),
+        *_named("tied, measured once", tied),
+        *([f"without a spectrum: {', '.join([*counted, *named])}"] if scan.unmeasured else []),
+    ]

@@ -57,16 +57,24 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value == int(value) and abs(value) < 1e6 else f"{value:#.4g}".removesuffix(".")
 
 
-def percent(value: float, signed: bool = False) -> str:
-    """A share as text.
+def fraction(value: float) -> str:
+    """A number from 0 to 1 as text.
 
     Example:
-        >>> percent(0.9638), percent(-0.25, signed=True)
-        ('96.4%', '-25.0%')
+        >>> fraction(0.9638), fraction(1)
+        ('0.964', '1.000')
     """
-    if not math.isfinite(value):
-        return number(value)
-    return f"{value:+.1%}" if signed else f"{value:.1%}"
+    return f"{value:.3f}" if math.isfinite(value) else number(value)
+
+
+def signed(value: float) -> str:
+    """A relative change as text.
+
+    Example:
+        >>> signed(-0.25), signed(math.inf)
+        ('-25.0%', '∞')
+    """
+    return f"{value:+.1%}" if math.isfinite(value) else number(value)
 
 
 def shape(sizes: Sequence[int]) -> str:
@@ -74,9 +82,9 @@ def shape(sizes: Sequence[int]) -> str:
 
     Example:
         >>> shape((768, 3072))
-        '768 x 3072'
+        '768x3072'
     """
-    return " x ".join(map(str, sizes))
+    return "x".join(map(str, sizes))
 
 
 def printable(text: str) -> str:
@@ -94,10 +102,10 @@ def show(listing: Listing, on: Console) -> None:
     """Print a table."""
     on.print(Text(printable(listing.title), style="bold"))
     if listing.rows:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         for heading, holds in listing.columns:
             table.add_column(
-                heading,
+                heading.replace(" ", "\n"),
                 justify="right" if holds == "number" else "left",
                 vertical="bottom",
                 overflow="fold",
@@ -105,6 +113,8 @@ def show(listing: Listing, on: Console) -> None:
             )
         for row in listing.rows:
             table.add_row(*(Text(printable(cell)) for cell in row.cells), style="red" if row.bad else "")
+        on.print()
         on.print(table)
+        on.print()
     for note in listing.notes:
         on.print(Text(printable(note)))

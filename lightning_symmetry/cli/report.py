@@ -16,13 +16,13 @@ import click
     help="The HTML file. [default: report.html in RUN_DIR; of several runs comparison.html here]",
 )
 def report(runs: tuple[Path, ...], output: Path | None) -> None:
-    r"""Make the report of a run anew from its history.jsonl, while it still runs too; of several runs, compare them.
+    """Make the report of a run anew from its history.jsonl, while it still runs too; of several runs, compare them.
 
     \b
     Examples:
       lightning-symmetry report logs/version_0/symmetry/version_0
       lightning-symmetry report run_a run_b -o comparison.html
-    """
+    """  # noqa: D301
     from lightning_symmetry.cli.failure import Failure
     from lightning_symmetry.history import read_history
     from lightning_symmetry.report import render_comparison, render_report

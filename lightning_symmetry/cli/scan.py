@@ -78,7 +78,7 @@ def scan(
     batch: str | None,
     fail_on: tuple[Condition, ...],
 ) -> None:
-    r"""Measure the spectra of every matrix of a CHECKPOINT, worst layers first; of two, what changed.
+    """Measure the spectra of every matrix of a CHECKPOINT, worst layers first; of two, what changed.
 
     A checkpoint is a .ckpt of Lightning, a .pt or .pth of torch.save, a .safetensors, the index of a sharded one, or a
     folder with one of these. It is never unpickled, and read one tensor at a time. Worst is what is not finite, then
@@ -93,7 +93,7 @@ def scan(
       lightning-symmetry scan last.ckpt --fail-on nonfinite --fail-on 'effective_rank_fraction<0.1' --limit 5
 
     Exit codes: 0; 1 where --fail-on found something; 2 for what cannot be done.
-    """
+    """  # noqa: D301
     import json
 
     from lightning_symmetry.cli.checkpoint import open_checkpoint
@@ -131,11 +131,12 @@ def scan(
         return [table, *([broken_table(symmetries, points, rows, bad)] if symmetries is not None else [])]
 
     if html is not None:
-        write_page(" and ".join(path.name for path in paths), tables(limit or 0), html)
+        write_page(" → ".join(path.name for path in paths), tables(limit or 0), html)
     if as_json:
         click.echo(json.dumps(plain(paths, found, symmetries, points, findings, limit or 0)))
     else:
-        for table in tables(ROWS_OF_A_TABLE if limit is None else limit):
+        for number, table in enumerate(tables(ROWS_OF_A_TABLE if limit is None else limit)):
+            click.echo("\n" * (number > 0), nl=False)
             show(table, console())
     for finding in findings:
         click.echo(f"found {finding}", err=True)
@@ -164,14 +165,15 @@ def _wanted(shown: Sequence[str], conditions: Sequence[Condition], compared: boo
 
 def _spectra(checkpoints: Sequence[Mapping[str, Stored]], indicators: Sequence[str]) -> Scan:
     """The spectra of one checkpoint, or the changes between two, with a bar on a terminal that tells how far it is."""
+    import sys
+
     from rich.console import Console
     from rich.progress import Progress
 
     from lightning_symmetry.cli.spectra import compare, cost, matrices, measure
 
-    terminal = Console(stderr=True)
     total = sum(cost(stored) for tensors in checkpoints for stored in matrices(tensors).values())
-    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("measuring", total=total)
         if len(checkpoints) == 1:
             return measure(checkpoints[0], indicators, lambda done: progress.advance(task, done))

@@ -23,7 +23,7 @@ def _kinds() -> tuple[str, ...]:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def symmetries(model: str, batch: str, kinds: tuple[str, ...] | None, as_json: bool) -> None:
-    r"""Find the parameter symmetries of a model, each verified by rerunning it.
+    """Find the parameter symmetries of a model, each verified by rerunning it.
 
     PACKAGE.MODULE:FACTORY names a module, a LightningModule, or a function or class that returns one when it is called
     without arguments. Modules of the working directory are found.
@@ -33,7 +33,7 @@ def symmetries(model: str, batch: str, kinds: tuple[str, ...] | None, as_json: b
       lightning-symmetry symmetries my_project.models:make_model --batch my_project.data:make_batch
       lightning-symmetry symmetries train:Classifier --batch train:batch --kinds permutation,rotation
       lightning-symmetry symmetries train:Classifier --batch train:batch --json > symmetries.json
-    """
+    """  # noqa: D301
     import json
 
     from lightning_symmetry.cli.listing import console, show

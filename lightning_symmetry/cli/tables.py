@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-from lightning_symmetry.cli.listing import Listing, Row, number, percent, shape
+from lightning_symmetry.cli.listing import Listing, Row, fraction, number, shape, signed
 from lightning_symmetry.cli.order_parameters import OrderParameters
 from lightning_symmetry.cli.spectra import Scan
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 
 _COUNTS = {"distinct_units": "distinct", "alive_units": "alive", "product_rank": "in rank"}
+_AGGREGATES = (
+    ("mean broken fraction", "symmetry/broken_fraction", fraction),
+    ("effective parameters", "complexity/effective_parameters", "{:,.0f}".format),
+)
 
 
 def spectra_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[str]) -> Listing:
@@ -25,9 +30,9 @@ def spectra_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[st
     rows = [
         Row(
             [
-                layer.name,
+                layer.name.removesuffix(".weight"),
                 shape(layer.shape),
-                percent(layer.values["effective_rank_fraction"]),
+                fraction(layer.values["effective_rank_fraction"]),
                 *(number(layer.values[each]) for each in others),
             ],
             share=layer.values["effective_rank_fraction"] if layer.finite else None,
@@ -36,7 +41,7 @@ def spectra_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[st
         for layer in scan.layers
     ]
     finite = [layer.values["effective_rank_fraction"] for layer in scan.layers if layer.finite]
-    mean = f", mean effective rank fraction {percent(sum(finite) / len(finite))}" if finite else ""
+    mean = f", mean effective rank fraction {fraction(sum(finite) / len(finite))}" if finite else ""
     return Listing(
         f"{_counted(len(rows), 'layer')}{mean}" + (", worst first" if len(rows) > 1 else ""),
         [
@@ -55,7 +60,7 @@ def changes_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[st
     rows = [
         Row(
             [
-                change.name,
+                change.name.removesuffix(".weight"),
                 shape(change.shape),
                 *(
                     cell
@@ -63,7 +68,7 @@ def changes_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[st
                     for cell in (
                         number(change.before[each]),
                         number(change.after[each]),
-                        percent(change.change(each), signed=True),
+                        signed(change.change(each)),
                     )
                 ),
                 number(change.distance),
@@ -75,7 +80,7 @@ def changes_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[st
     ]
     reshaped = [f"{name} {shape(old)} → {shape(new)}" for name, (old, new) in scan.reshaped.items()]
     return Listing(
-        f"{_counted(len(rows), 'layer')} in both" + (", largest change first" if len(rows) > 1 else ""),
+        f"{_counted(len(rows), 'layer')} in both" + (", largest change from A to B first" if len(rows) > 1 else ""),
         [
             ("layer", "name"),
             ("shape", "number"),
@@ -114,57 +119,60 @@ def symmetries_table(symmetries: Symmetries) -> Listing:
 
 
 def broken_table(symmetries: Symmetries, points: Sequence[OrderParameters], limit: int, bad: set[str]) -> Listing:
-    """How far the symmetries of a model are broken at one checkpoint or at two, the least broken first."""
+    """How far the symmetries of a model are broken, the least broken first; or at two checkpoints, most changed first.
+
+    Args:
+        symmetries: All groups.
+        points: What was measured at one checkpoint or at two.
+        limit: How many groups to show; 0 for all.
+        bad: The names of what is to be seen first.
+    """
     last = points[-1]
-    groups = [group for group in symmetries if group.name in last.groups]
-    groups.sort(key=lambda group: last.groups[group.name]["broken_fraction"])
+
+    def broken(group: SymmetryGroup) -> list[float]:
+        return [point.groups[group.name]["broken_fraction"] for point in points]
+
+    def order(group: SymmetryGroup) -> tuple[bool, float, float]:
+        first, then = broken(group)[0], broken(group)[-1]
+        return not math.isnan(first + then), -abs(then - first), then
+
+    groups = sorted((group for group in symmetries if group.name in last.groups), key=order)
     rows = [
         Row(
-            [
-                group.kind,
-                group.name,
-                _units(group),
-                *(number(point.groups[group.name]["broken_fraction"]) for point in points),
-                _effective(last.groups[group.name]),
-            ],
-            share=max(0.0, min(1.0, last.groups[group.name]["broken_fraction"])),
-            bad=group.name in bad,
+            [group.kind, group.name, _units(group), *map(fraction, broken(group)), _effective(last.groups[group.name])],
+            share=broken(group)[-1] if order(group)[0] else None,
+            bad=group.name in bad or not order(group)[0],
         )
         for group in groups
     ]
     without = len(symmetries) - len(groups) - len(last.unmeasured)
-    fraction = "symmetry/broken_fraction"
-    notes = [
-        f"mean broken fraction {' → '.join(number(point.aggregates[fraction]) for point in points)}, effective "
-        f"parameters {' → '.join(f'{_parameters(point):,.0f}' for point in points)}"
-        for _ in [fraction]
-        if fraction in last.aggregates
-    ]
+    headings = ["broken fraction"] if len(points) == 1 else ["broken fraction A", "B"]
+    first = "least broken first" if len(points) == 1 else "largest change from A to B first"
     return Listing(
-        f"{_counted(len(symmetries), 'symmetry group')}" + (", least broken first" if len(rows) > 1 else ""),
+        _counted(len(symmetries), "symmetry group") + (f", {first}" if len(rows) > 1 else ""),
         [
             ("kind", "words"),
             ("name", "name"),
             ("units", "number"),
-            *(
-                [("broken fraction", "number")]
-                if len(points) == 1
-                else [("broken fraction A", "number"), ("B", "number")]
-            ),  # type: ignore[list-item]
-            ("of the units", "number"),
+            *((heading, "number") for heading in headings),
+            ("effective units", "number"),
         ],
         _limited(rows, limit),
         [
             *_left_out(len(rows), limit),
-            *notes,
-            *([f"{_counted(without, 'group')} without a symmetric state: scales and translations"] if without else []),
+            *(
+                f"{name}: {' → '.join(text(point.aggregates[key]) for point in points)}"
+                for name, key, text in _AGGREGATES
+                if key in last.aggregates
+            ),
+            *(
+                [f"{_counted(without, 'group')} without a symmetric state, as scales and translations"]
+                if without
+                else []
+            ),
             *_named("too large to measure", last.unmeasured),
         ],
     )
-
-
-def _parameters(point: OrderParameters) -> float:
-    return point.aggregates["complexity/effective_parameters"]
 
 
 def _effective(values: Mapping[str, float]) -> str:

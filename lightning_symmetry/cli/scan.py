@@ -29,7 +29,7 @@ def _indicators() -> tuple[str, ...]:
     return ("effective_rank_fraction", *SPECTRAL_INDICATORS)
 
 
-@click.command(short_help="Measure the spectra of a checkpoint, or what changed between two.")
+@click.command(short_help="Measure a checkpoint, or what changed between two.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("other", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -87,10 +87,10 @@ def scan(
     \b
     Examples:
       lightning-symmetry scan last.ckpt
-      lightning-symmetry scan model.safetensors --include mlp --indicators stable_rank,condition_number
+      lightning-symmetry scan llama/ --include mlp --indicators stable_rank
       lightning-symmetry scan before.ckpt after.ckpt --html change.html
-      lightning-symmetry scan last.ckpt --model train:Classifier --batch train:make_batch
-      lightning-symmetry scan last.ckpt --fail-on nonfinite --fail-on 'effective_rank_fraction<0.1' --limit 5
+      lightning-symmetry scan last.ckpt --model train:Net --batch train:batch
+      lightning-symmetry scan last.ckpt --fail-on 'effective_rank_fraction<0.1'
 
     Exit codes: 0; 1 where --fail-on found something; 2 for what cannot be done.
     """  # noqa: D301

@@ -30,9 +30,10 @@ def symmetries(model: str, batch: str, kinds: tuple[str, ...] | None, as_json: b
 
     \b
     Examples:
-      lightning-symmetry symmetries my_project.models:make_model --batch my_project.data:make_batch
-      lightning-symmetry symmetries train:Classifier --batch train:batch --kinds permutation,rotation
-      lightning-symmetry symmetries train:Classifier --batch train:batch --json > symmetries.json
+      lightning-symmetry symmetries train:Net --batch train:batch
+      lightning-symmetry symmetries project.nets:make_net --batch project.data:one
+      lightning-symmetry symmetries train:Net --batch train:batch --kinds sign
+      lightning-symmetry symmetries train:Net --batch train:batch --json
     """  # noqa: D301
     import json
 

@@ -165,11 +165,7 @@ def broken_table(symmetries: Symmetries, points: Sequence[OrderParameters], limi
                 for name, key, text in _AGGREGATES
                 if key in last.aggregates
             ),
-            *(
-                [f"{_counted(without, 'group')} without a symmetric state, as scales and translations"]
-                if without
-                else []
-            ),
+            *([f"without a symmetric state, as scales have none: {_counted(without, 'group')}"] if without else []),
             *_named("too large to measure", last.unmeasured),
         ],
     )

@@ -30,21 +30,23 @@ class Commands(click.Group):
             raise Failure(f"{type(error).__name__}: {error}") from error
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  lightning-symmetry scan last.ckpt
+  lightning-symmetry symmetries train:Net --batch train:batch
+  lightning-symmetry report logs/version_0/symmetry/version_0
+
+\b
+Completion in bash (or zsh_source, fish_source):
+  eval "$(_LIGHTNING_SYMMETRY_COMPLETE=bash_source lightning-symmetry)"
+""",
+)
 @click.version_option(package_name="lightning-symmetry")
 def main() -> None:
-    """Parameter symmetries and ranks of PyTorch models, checkpoints and runs.
-
-    \b
-    Examples:
-      lightning-symmetry scan last.ckpt
-      lightning-symmetry symmetries train:Net --batch train:batch
-      lightning-symmetry report logs/version_0/symmetry/version_0
-
-    \b
-    Shell completion (bash_source, zsh_source or fish_source):
-      eval "$(_LIGHTNING_SYMMETRY_COMPLETE=bash_source lightning-symmetry)"
-    """  # noqa: D301
+    """Parameter symmetries and ranks of PyTorch models, checkpoints and runs."""
 
 
 for command in (scan, symmetries, report):

@@ -49,12 +49,22 @@ def number(value: float) -> str:
     """A value as text, in four digits.
 
     Example:
-        >>> number(742.0213), number(3), number(math.nan), number(math.inf)
-        ('742.0', '3', 'not finite', '∞')
+        >>> number(742.0213), number(1), number(math.nan), number(math.inf)
+        ('742.0', '1.000', 'not finite', '∞')
     """
     if not math.isfinite(value):
         return "not finite" if math.isnan(value) else "∞"
-    return f"{value:.0f}" if value == int(value) and abs(value) < 1e6 else f"{value:#.4g}".removesuffix(".")
+    return f"{value:#.4g}".removesuffix(".")
+
+
+def count(value: float) -> str:
+    """A count, or a mean of counts, as text.
+
+    Example:
+        >>> count(32), count(31.5)
+        ('32', '31.5')
+    """
+    return f"{value:.4g}" if math.isfinite(value) else number(value)
 
 
 def fraction(value: float) -> str:

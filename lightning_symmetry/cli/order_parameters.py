@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from lightning_symmetry.cli.checkpoint import Stored
 from lightning_symmetry.cli.failure import Failure
-from lightning_symmetry.measurement.indicators import key_names, symmetry_aggregates, symmetry_pieces
-from lightning_symmetry.measurement.measure import Ranks, measure
+from lightning_symmetry.measurement.indicators import SharedGauge, key_names, symmetry_aggregates, symmetry_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.units import too_large_to_match
 from lightning_symmetry.symmetry.groups import Symmetries
@@ -61,21 +61,19 @@ def fill(model: nn.Module, tensors: Mapping[str, Stored], path: str, factory: st
 
 
 def order_parameters(model: nn.Module, symmetries: Symmetries) -> OrderParameters:
-    """Measure all symmetries of a model at its parameters.
-
-    Raises:
-        Failure: An indicator could not be measured.
-    """
+    """Measure all symmetries of a model at its parameters."""
     unmeasured = [group.name for group in symmetries if too_large_to_match(group, symmetries)]
     chosen = symmetries.select([group for group in symmetries if group.name not in unmeasured])
-    pieces = symmetry_pieces(chosen, TOLERANCE, among=symmetries)
-    measured = measure(pieces, snapshot(model), Ranks(), step_time=0.0)
-    if measured.error is not None:
-        raise Failure(f"the order parameters could not be measured: {measured.error!r}") from measured.error
+    pieces = symmetry_pieces(chosen, TOLERANCE, SharedGauge(symmetries))
+    tensors = snapshot(model)
+    with torch.no_grad():
+        values = {
+            key: value.item() for piece in pieces for key, value in zip(piece.keys, piece.measure(tensors), strict=True)
+        }
     names = {key: name for name, key in key_names(group.name for group in chosen).items()}
     groups: dict[str, dict[str, float]] = {}
-    for key, value in measured.values.items():
+    for key, value in values.items():
         _, indicator, of_group = key.split("/", 2)
         groups.setdefault(names[of_group], {})[indicator] = value
     numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    return OrderParameters(groups, symmetry_aggregates(chosen, numel, measured.values), unmeasured)
+    return OrderParameters(groups, symmetry_aggregates(chosen, numel, values), unmeasured)

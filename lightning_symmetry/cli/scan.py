@@ -29,7 +29,16 @@ def _indicators() -> tuple[str, ...]:
     return ("effective_rank_fraction", *SPECTRAL_INDICATORS)
 
 
-@click.command(short_help="Measure a checkpoint, or what changed between two.")
+@click.command(
+    short_help="Measure a checkpoint, or what changed between two.",
+    epilog="""\b
+Examples:
+  lightning-symmetry scan last.ckpt
+  lightning-symmetry scan llama/ --include mlp --indicators stable_rank
+  lightning-symmetry scan before.ckpt after.ckpt --html change.html
+  lightning-symmetry scan last.ckpt --model train:Net --batch train:batch
+  lightning-symmetry scan last.ckpt --fail-on 'effective_rank_fraction<0.1'""",
+)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("other", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -83,21 +92,13 @@ def scan(
     A checkpoint is a .ckpt of Lightning, a .pt or .pth of torch.save, a .safetensors, the index of a sharded one, or a
     folder with one of these. It is never unpickled, and read one tensor at a time. Worst is what is not finite, then
     the lowest effective rank fraction: effective rank / min(m, n).
-
-    \b
-    Examples:
-      lightning-symmetry scan last.ckpt
-      lightning-symmetry scan llama/ --include mlp --indicators stable_rank
-      lightning-symmetry scan before.ckpt after.ckpt --html change.html
-      lightning-symmetry scan last.ckpt --model train:Net --batch train:batch
-      lightning-symmetry scan last.ckpt --fail-on 'effective_rank_fraction<0.1'
-
     Exit codes: 0; 1 where --fail-on found something; 2 for what cannot be done.
-    """  # noqa: D301
+    """
     import json
 
     from lightning_symmetry.cli.checkpoint import open_checkpoint
     from lightning_symmetry.cli.conditions import judge
+    from lightning_symmetry.cli.failure import Failure
     from lightning_symmetry.cli.listing import console, show
     from lightning_symmetry.cli.page import write_page
     from lightning_symmetry.cli.plain import plain
@@ -114,7 +115,14 @@ def scan(
 
     checkpoints = [open_checkpoint(path) for path in paths]
     names = select(dict.fromkeys(name for tensors in checkpoints for name in tensors), include, exclude)
-    found = _spectra([{name: each[name] for name in names if name in each} for each in checkpoints], wanted)
+    chosen = [{name: tensors[name] for name in names if name in tensors} for tensors in checkpoints]
+    found = _spectra(chosen, wanted)
+    if other is not None and not found.changes:
+        first, second = (next(iter(tensors), "nothing") for tensors in checkpoints)
+        raise Failure(
+            f"no matrix of one name and shape is in both: {checkpoint} begins with {first}, {other} with {second}; give "
+            "two checkpoints of one model"
+        )
     symmetries: Symmetries | None = None
     points: list[OrderParameters] = []
     if model is not None and batch is not None:

@@ -13,7 +13,15 @@ def _kinds() -> tuple[str, ...]:
     return tuple(KINDS)
 
 
-@click.command(short_help="Find the symmetries of a model.")
+@click.command(
+    short_help="Find the symmetries of a model.",
+    epilog="""\b
+Examples:
+  lightning-symmetry symmetries train:Net --batch train:batch
+  lightning-symmetry symmetries project.nets:make_net --batch project.data:one
+  lightning-symmetry symmetries train:Net --batch train:batch --kinds sign
+  lightning-symmetry symmetries train:Net --batch train:batch --json""",
+)
 @click.argument("model", metavar="PACKAGE.MODULE:FACTORY")
 @click.option("--batch", required=True, metavar="PACKAGE.MODULE:NAME", help="One batch of data, or what returns one.")
 @click.option(
@@ -27,14 +35,7 @@ def symmetries(model: str, batch: str, kinds: tuple[str, ...] | None, as_json: b
 
     PACKAGE.MODULE:FACTORY names a module, a LightningModule, or a function or class that returns one when it is called
     without arguments. Modules of the working directory are found.
-
-    \b
-    Examples:
-      lightning-symmetry symmetries train:Net --batch train:batch
-      lightning-symmetry symmetries project.nets:make_net --batch project.data:one
-      lightning-symmetry symmetries train:Net --batch train:batch --kinds sign
-      lightning-symmetry symmetries train:Net --batch train:batch --json
-    """  # noqa: D301
+    """
     import json
 
     from lightning_symmetry.cli.listing import console, show

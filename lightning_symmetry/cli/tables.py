@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from lightning_symmetry.cli.listing import Listing, Row, fraction, number, shape, signed
+from lightning_symmetry.cli.listing import Listing, Row, count, fraction, number, shape, signed
 from lightning_symmetry.cli.order_parameters import OrderParameters
 from lightning_symmetry.cli.spectra import Scan
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
@@ -33,7 +33,7 @@ def spectra_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[st
                 layer.name.removesuffix(".weight"),
                 shape(layer.shape),
                 fraction(layer.values["effective_rank_fraction"]),
-                *(number(layer.values[each]) for each in others),
+                *(_indicator(each, layer.values[each]) for each in others),
             ],
             share=layer.values["effective_rank_fraction"] if layer.finite else None,
             bad=layer.name in bad or not layer.finite,
@@ -66,8 +66,8 @@ def changes_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[st
                     cell
                     for each in indicators
                     for cell in (
-                        number(change.before[each]),
-                        number(change.after[each]),
+                        _indicator(each, change.before[each]),
+                        _indicator(each, change.after[each]),
                         signed(change.change(each)),
                     )
                 ),
@@ -171,9 +171,13 @@ def broken_table(symmetries: Symmetries, points: Sequence[OrderParameters], limi
     )
 
 
+def _indicator(name: str, value: float) -> str:
+    return (count if name in ("numerical_rank", "srank") else number)(value)
+
+
 def _effective(values: Mapping[str, float]) -> str:
     """How many units are effective, in the words of the kind."""
-    return next((f"{number(values[each])} {word}" for each, word in _COUNTS.items() if each in values), "")
+    return next((f"{count(values[each])} {word}" for each, word in _COUNTS.items() if each in values), "")
 
 
 def _units(group: SymmetryGroup) -> str:

@@ -170,7 +170,7 @@ def test_a_whole_module_and_a_script_are_refused() -> None:
 
 def test_a_distributed_checkpoint_tells_how_to_join_it_and_is_read_then() -> None:
     distributed_checkpoint.save({"model": WEIGHTS}, checkpoint_id="sharded")
-    with pytest.raises(Failure, match="dcp_to_torch sharded weights.pt"):
+    with pytest.raises(Failure, match=r"dcp_to_torch sharded weights\.pt"):
         open_checkpoint(Path("sharded"))
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 

@@ -120,8 +120,8 @@ def scan(
     if other is not None and not found.changes:
         first, second = (next(iter(tensors), "nothing") for tensors in checkpoints)
         raise Failure(
-            f"no matrix of one name and shape is in both: {checkpoint} begins with {first}, {other} with {second}; give "
-            "two checkpoints of one model"
+            f"no matrix of one name and shape is in both: {checkpoint} begins with {first}, {other} with {second}; "
+            "give two checkpoints of one model"
         )
     symmetries: Symmetries | None = None
     points: list[OrderParameters] = []

@@ -55,10 +55,8 @@ def test_any_indicator_can_be_compared(found: Found, command: Command) -> None:
     first = found("scan", "a.ckpt", "b.pt", "--indicators", "spectral_norm", "--include", "doubled|kept")["layers"][0]
     assert first["name"] == "doubled.weight"
     assert first["spectral_norm"] == pytest.approx({"a": 1, "b": 2, "change": 1})
-    lines = [
-        line.split() for line in command("scan", "a.ckpt", "b.pt", "--indicators", "spectral_norm").stdout.splitlines()
-    ]
-    assert ["doubled", "6x6", "1.000", "2.000", "+100.0%", "1.000"] in lines
+    output = command("scan", "a.ckpt", "b.pt", "--indicators", "spectral_norm").stdout
+    assert ["doubled", "6x6", "1.000", "2.000", "+100.0%", "1.000"] in [line.split() for line in output.splitlines()]
 
 
 def test_layers_of_only_one_are_named(command: Command, found: Found) -> None:

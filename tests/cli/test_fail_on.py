@@ -65,7 +65,7 @@ def test_json_holds_the_findings(found: Callable[..., Any]) -> None:
         ("stable_rank<low", "is no condition"),
         (
             "stabel_rank<3",
-            "'stabel_rank' is not known here; known are effective_rank_fraction, effective_rank, stable_rank",
+            "'stabel_rank' is not known here; known are effective_rank_fraction, effective_rank",
         ),
         ("broken_fraction<0.5", "'broken_fraction' is not known here"),
     ],

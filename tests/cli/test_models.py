@@ -74,7 +74,7 @@ def test_symmetries_are_those_that_are_found_in_python(found: Found, model: str)
 
 def test_symmetries_print_as_a_table(command: Command) -> None:
     lines = command("symmetries", "project:Net", "--batch", "project:labelled").stdout.splitlines()
-    assert ["permutation", "net.0", "6", "3", "yes"] in [line.split() for line in lines]
+    assert ["permutation", "net.0", "6", "3", "yes,", "loss", "only"] in [line.split() for line in lines]
     assert lines[-1].endswith("groups move 100.0% of the parameters")
 
 

@@ -37,12 +37,14 @@ class Listing:
         columns: The heading of each column, and what it holds: a name, that may be long, words or numbers.
         rows: All rows.
         notes: What there is to say below.
+        bar: What the bars of the rows show.
     """
 
     title: str
     columns: Sequence[tuple[str, Literal["name", "words", "number"]]]
     rows: Sequence[Row]
     notes: Sequence[str] = ()
+    bar: str = ""
 
 
 def number(value: float) -> str:
@@ -50,10 +52,10 @@ def number(value: float) -> str:
 
     Example:
         >>> number(742.0213), number(1), number(math.nan), number(math.inf)
-        ('742.0', '1.000', 'not finite', '∞')
+        ('742.0', '1.000', 'NaN', '∞')
     """
     if not math.isfinite(value):
-        return "not finite" if math.isnan(value) else "∞"
+        return "NaN" if math.isnan(value) else "∞"
     return f"{value:#.4g}".removesuffix(".")
 
 

@@ -52,6 +52,7 @@ def spectra_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[st
         ],
         _limited(rows, limit),
         [*_left_out(len(rows), limit), *_notes(scan)],
+        bar="effective rank fraction",
     )
 
 
@@ -95,6 +96,7 @@ def changes_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[st
             *_named("of another shape", reshaped),
             *_notes(scan),
         ],
+        bar=f"size of the change in {indicators[0].replace('_', ' ')}",
     )
 
 
@@ -168,6 +170,7 @@ def broken_table(symmetries: Symmetries, points: Sequence[OrderParameters], limi
             *([f"without a symmetric state, as scales have none: {_counted(without, 'group')}"] if without else []),
             *_named("too large to measure", last.unmeasured),
         ],
+        bar="broken fraction",
     )
 
 

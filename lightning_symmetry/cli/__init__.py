@@ -1,0 +1,53 @@
+"""The command line, `lightning-symmetry`: one command a file.
+
+The modules of the commands import click alone at their top, and torch and what is built on it within the command, so
+that `--help` and shell completion answer at once. Exit codes: 0; 1 where `--fail-on` found something; 2 for bad usage
+and for what cannot be read, told in one line.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lightning_symmetry.cli.failure import Failure
+from lightning_symmetry.cli.report import report
+from lightning_symmetry.cli.scan import scan
+from lightning_symmetry.cli.symmetries import symmetries
+
+
+class Commands(click.Group):
+    """A group of commands none of which ends in a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what it raises is told in one line."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            raise Failure(f"{type(error).__name__}: {error}") from error
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  lightning-symmetry scan last.ckpt
+  lightning-symmetry symmetries train:Net --batch train:batch
+  lightning-symmetry report logs/version_0/symmetry/version_0
+
+\b
+Completion in bash (or zsh_source, fish_source):
+  eval "$(_LIGHTNING_SYMMETRY_COMPLETE=bash_source lightning-symmetry)"
+""",
+)
+@click.version_option(package_name="lightning-symmetry")
+def main() -> None:
+    """Parameter symmetries and ranks of PyTorch models, checkpoints and runs."""
+
+
+for command in (scan, symmetries, report):
+    main.add_command(command)

@@ -1,0 +1,18 @@
+"""What ends a command."""
+
+from __future__ import annotations
+
+import click
+
+
+class Failure(click.ClickException):
+    """A command cannot do what it was asked for: told in one line, exit code 2.
+
+    Args:
+        message: What is wrong with what was given, and what to do; put on one line.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))

@@ -31,7 +31,9 @@ from lightning_symmetry.functional.order_parameters import (
     relative_distance,
 )
 from lightning_symmetry.functional.similarity import canonical_alignment, linear_cka
+from lightning_symmetry.functional.singular_values import singular_values
 from lightning_symmetry.functional.spectrum import (
+    alpha,
     condition_number,
     effective_rank,
     entropy_rank,
@@ -40,7 +42,6 @@ from lightning_symmetry.functional.spectrum import (
     numerical_rank,
     participation_ratio,
     perplexity,
-    singular_values,
     spectral_indicators,
     spectral_norm,
     srank,
@@ -53,6 +54,7 @@ __all__ = [
     "Product",
     "Units",
     "alive_units",
+    "alpha",
     "alpha_req",
     "angular_speed",
     "broken_fraction",

@@ -64,11 +64,32 @@ def _by_gram(wide: Tensor) -> Tensor:
     """Singular values of a float32 ``(n, k)``, n <= k, with entries of order 1, from its ``(n, n)`` Gram matrix."""
     eigenvalues: Tensor = torch.linalg.eigvalsh(wide @ wide.T)
     # The bound on the noise is n eps lambda_1; where n is small, 1e-4 keeps the smallest value right to 1 % too.
-    if eigenvalues[0] < max(len(wide) * torch.finfo(torch.float32).eps, 1e-4) * eigenvalues[-1]:
+    bound = max(len(wide) * torch.finfo(torch.float32).eps, 1e-4) * eigenvalues[-1]
+    if not bool((eigenvalues >= bound).all()):  # LAPACK may also return NaN: see `eigenvalues_of`
         wide = wide.double()
         eigenvalues = torch.linalg.eigvalsh(wide @ wide.T)
         eigenvalues = _drop_below(eigenvalues, len(wide) * torch.finfo(torch.float64).eps * eigenvalues[-1])
     return eigenvalues.double().flip(0).sqrt()
+
+
+def eigenvalues_of(symmetric: Tensor) -> Tensor:
+    """Eigenvalues of a finite symmetric matrix, the smallest first, none NaN.
+
+    In float32 LAPACK's eigenvalues of a matrix with many zero rows, as of dead units, can be NaN (seen in MKL 2024.2):
+    they are computed again in float64.
+
+    Args:
+        symmetric: ``(n, n)``.
+
+    Returns:
+        ``(n,)``, in the dtype of ``symmetric``.
+
+    Example:
+        >>> eigenvalues_of(torch.diag(torch.tensor([3.0, 1.0])))
+        tensor([1., 3.])
+    """
+    values: Tensor = torch.linalg.eigvalsh(symmetric)
+    return torch.linalg.eigvalsh(symmetric.double()).to(symmetric) if bool(values.isnan().any()) else values
 
 
 def _by_svd(wide: Tensor) -> Tensor:

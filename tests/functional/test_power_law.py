@@ -74,7 +74,7 @@ def test_the_factor_of_a_matrix_changes_nothing() -> None:
 
 
 def test_entries_of_a_heavy_tail_have_the_known_exponent_and_gaussian_ones_no_tail() -> None:
-    """Entries with P(|w| > x) ~ x^-mu, mu < 2, give eigenvalues with alpha = 1 + mu / 2 (arXiv:1810.01075, section 3)."""
+    """Entries with P(|w| > x) ~ x^-mu, mu < 2, give alpha = 1 + mu / 2 (arXiv:1810.01075, section 3)."""
     generator = torch.Generator().manual_seed(0)
     cauchy = torch.empty(300, 400).cauchy_(generator=generator)  # mu = 1
     assert alpha(cauchy).item() == pytest.approx(1.5, abs=0.15)

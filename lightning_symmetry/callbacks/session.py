@@ -141,7 +141,11 @@ class Session:
 
     def gathers(self, step: int, window: int) -> bool:
         """Whether what is gathered is taken within so many steps after this one."""
-        return self._gathered is None and step >= self._budget.gather_at - window and not self._standing_down
+        return self.taken_in(step) <= window
+
+    def taken_in(self, step: int) -> float:
+        """How many steps there are until what is gathered is taken; inf where that is not known."""
+        return math.inf if self._gathered is not None or self._standing_down else self._budget.gather_at - step
 
     @contextmanager
     def gathering(self) -> Iterator[None]:

@@ -48,6 +48,7 @@ from lightning_symmetry.functional.spectrum import (
     stable_rank,
 )
 from lightning_symmetry.functional.units import Units
+from lightning_symmetry.functional.updates import update_ratio, update_stable_rank
 
 __all__ = [
     "Inner",
@@ -99,4 +100,6 @@ __all__ = [
     "srank",
     "stable_rank",
     "token_rank_residual",
+    "update_ratio",
+    "update_stable_rank",
 ]

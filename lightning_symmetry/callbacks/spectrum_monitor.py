@@ -32,7 +32,7 @@ class SpectrumMonitor(Monitor):
       optimizer changed relative to that of the weights, and ``spectrum/update_stable_rank/LAYER``.
 
     Gradients and updates are those of one of the last steps before the measurement, at which a few layers at a time
-    have their turn; they are NaN where there was none, as at the beginning. A step is one of `Optimizer.step`: where
+    have their turn; before there was one they are left out. A step is one of `Optimizer.step`: where
     gradients are accumulated it comes every few batches, where there are several optimizers each layer has that of its
     own, and where optimization is manual Lightning's optimizers tell of it (a bare ``optimizer.optimizer.step()`` does
     not). Weights in half precision round small updates away: master weights in the optimizer's state are taken instead,
@@ -115,6 +115,7 @@ class SpectrumMonitor(Monitor):
             pieces=[*(spectrum_pieces(layers, self.indicators) if "weights" in self.of else ()), *steps.pieces()],
             aggregates=lambda values: spectrum_aggregates(layers, values),
             take_sums=steps.take,
+            unknown=steps.unknown,
         )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

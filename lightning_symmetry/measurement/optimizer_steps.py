@@ -118,8 +118,8 @@ class OptimizerSteps:
         """What this rank has found since it was taken last; zeros for the others' layers, and for unknown values.
 
         Returns:
-            For each layer, named ``step of LAYER``: its values, and 1 for each that is known. Of a frozen layer, which
-            has no gradient and is not changed, they are known to be 0.
+            For each layer, as ``gradient or update of LAYER``: its values, and 1 for each that is known. Of a frozen
+            layer, which has no gradient and is not changed, they are known to be 0.
         """
         taken = {}
         for name, parameter in self.layers.items():
@@ -134,15 +134,28 @@ class OptimizerSteps:
         return taken
 
     def pieces(self) -> list[Piece]:
-        """One piece for each layer, of what was taken; NaN of what is not known, as before the first step."""
-        keys = key_names(self.layers)
+        """One piece for each layer, of what was taken."""
         return [
-            Piece(
-                keys=tuple(f"spectrum/{indicator}/{keys[name]}" for indicator in self.names),
-                measure=lambda tensors, name=name: _known(tensors[_gathered(name)]),  # type: ignore[misc]
-            )
-            for name in self.layers
+            Piece(keys=keys, measure=lambda tensors, name=name: list(tensors[name][0]))  # type: ignore[misc]
+            for name, keys in self._keys.items()
         ]
+
+    def unknown(self, gathered: Mapping[str, Tensor]) -> set[str]:
+        """The keys of what no rank has found, as before the first step."""
+        return {
+            key
+            for name, keys in self._keys.items()
+            for key, known in zip(keys, gathered[name][1].tolist(), strict=True)
+            if not known
+        }
+
+    @property
+    def _keys(self) -> dict[str, tuple[str, ...]]:
+        """The keys of each layer, by the name under which its values are gathered."""
+        return {
+            _gathered(name): tuple(f"spectrum/{indicator}/{key}" for indicator in self.names)
+            for name, key in key_names(self.layers).items()
+        }
 
     def _find(self, name: str, values: Mapping[str, Tensor]) -> None:
         self._found.setdefault(name, {}).update(values)
@@ -159,11 +172,7 @@ class OptimizerSteps:
 
 
 def _gathered(name: str) -> str:
-    return f"step of {name}"
-
-
-def _known(values: Tensor) -> Sequence[Tensor]:
-    return list(torch.where(values[1] > 0, values[0], torch.nan))
+    return f"gradient or update of {name}"
 
 
 def _rounds_to(value: Any, parameter: Tensor) -> bool:

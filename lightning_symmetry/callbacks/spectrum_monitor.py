@@ -12,8 +12,8 @@ from torch import nn
 from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition, steps_done
 from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.functional.spectrum import SPECTRAL_INDICATORS
-from lightning_symmetry.measurement.indicators import full_rank, spectrum_aggregates, spectrum_pieces
 from lightning_symmetry.measurement.optimizer_steps import OptimizerSteps
+from lightning_symmetry.measurement.spectra import full_rank, spectrum_aggregates, spectrum_pieces
 from lightning_symmetry.sinks.warning import warn
 
 SpectrumOf = Literal["weights", "gradients", "updates"]
@@ -25,7 +25,8 @@ class SpectrumMonitor(Monitor):
     It logs, at one row a measurement, for every parameter of two or more dimensions (a convolution as a matrix
     ``out x (in kh kw)``):
 
-    - of its weights ``spectrum/INDICATOR/LAYER``;
+    - of its weights ``spectrum/INDICATOR/LAYER``; where they hold queries, keys and values one after another, also of
+      these, as ``LAYER_query``, ``LAYER_key`` and ``LAYER_value``;
     - of its gradients, where asked for, ``spectrum/gradient_INDICATOR/LAYER``: as the optimizer's step finds them,
       accumulated, averaged over processes and unscaled, but before Lightning clips them;
     - of its updates, where asked for, ``spectrum/update_ratio/LAYER``, the spectral norm of what one step of the

@@ -30,6 +30,7 @@ from lightning_symmetry.functional.order_parameters import (
     permutation_indicators,
     relative_distance,
 )
+from lightning_symmetry.functional.products import attention_logit_bound, product_core
 from lightning_symmetry.functional.similarity import canonical_alignment, linear_cka
 from lightning_symmetry.functional.singular_values import singular_values
 from lightning_symmetry.functional.spectrum import (
@@ -58,6 +59,7 @@ __all__ = [
     "alpha",
     "alpha_req",
     "angular_speed",
+    "attention_logit_bound",
     "broken_fraction",
     "canonical_alignment",
     "condition_number",
@@ -89,6 +91,7 @@ __all__ = [
     "participation_ratio",
     "permutation_indicators",
     "perplexity",
+    "product_core",
     "product_rank",
     "relative_distance",
     "rescaling_charges",

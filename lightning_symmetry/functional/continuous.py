@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.precision import for_measuring, working_dtype
+from lightning_symmetry.functional.products import product_core
 
 
 def alive_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: float = 1e-2) -> Tensor:
@@ -87,9 +87,7 @@ def product_rank(incoming: Tensor, outgoing: Tensor, tolerance: float = 1e-2) ->
     _check(tolerance, incoming, outgoing)
     if not bool(incoming.isfinite().all() and outgoing.isfinite().all()):
         return torch.full((), torch.nan, dtype=torch.float64, device=incoming.device)
-    dtype = working_dtype(incoming, outgoing)
-    left, right = (torch.linalg.qr(for_measuring(tensor, dtype).mT, mode="r").R for tensor in (incoming, outgoing))
-    values = torch.linalg.svdvals(left @ right.mT)
+    values = torch.linalg.svdvals(product_core(incoming, outgoing))
     rank: Tensor = (values > tolerance * values.amax()).sum().double()
     return rank
 

@@ -17,6 +17,8 @@ from lightning_symmetry.functional.products import product_core
 def alive_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: float = 1e-2) -> Tensor:
     """How many units are alive: unit i is dead when sqrt(|a_i| |b_i|) <= tolerance x the root mean square over units.
 
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
+
     Args:
         incoming: ``(n_units, dim)``: a_i, what a rescaling of the unit multiplies.
         outgoing: ``(n_units, dim)``: b_i, what it divides; None takes |a_i| alone, as for a sign.
@@ -40,6 +42,8 @@ def alive_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: flo
 
 def living_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: float = 1e-2) -> Tensor:
     """Which units are alive: those that `alive_units` counts.
+
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         incoming: ``(n_units, dim)``, as for `alive_units`.
@@ -68,6 +72,7 @@ def product_rank(incoming: Tensor, outgoing: Tensor, tolerance: float = 1e-2) ->
     """How many directions the product of two maps has: the singular values of A^T B above a tolerance.
 
     The product is never formed: its singular values are those of R_A R_B^T, the triangular factors of A^T and B^T.
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         incoming: ``(d, m)``: A, the map into the d directions between.

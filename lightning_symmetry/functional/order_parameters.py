@@ -53,6 +53,7 @@ def pair_distances(units: Tensor | Units) -> Tensor:
     """Relative distance d_ij of each two units to the mirror that exchanges them.
 
     d_ij = m_ij / sqrt(2 |theta_M|^2), as the module describes; sqrt(|w_i - w_j|^2 / (2 |w_i|^2 + 2 |w_j|^2)) for parts.
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         units: ``(n_units, dim)``, or `Units`.
@@ -76,6 +77,8 @@ def pair_distances(units: Tensor | Units) -> Tensor:
 def nearest_distances(units: Tensor | Units) -> Tensor:
     """Relative distance of each unit to the unit nearest to it, min over j of d_ij: the early warning of a merger.
 
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
+
     Args:
         units: ``(n_units, dim)``, or `Units`.
 
@@ -96,6 +99,8 @@ def nearest_distances(units: Tensor | Units) -> Tensor:
 
 def distinct_units(units: Tensor | Units, tolerance: float = 1e-2) -> Tensor:
     """How many distinct units there are: connected components of the graph d_ij <= tolerance.
+
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         units: ``(n_units, dim)``, or `Units`.
@@ -119,7 +124,8 @@ def broken_fraction(units: Tensor | Units, tolerance: float = 1e-2) -> Tensor:
     """How much of the permutation symmetry is broken: 1 - sum_c log(|c|!) / log(n!), over clusters c of merged units.
 
     The residual symmetry is the product of the permutations within clusters; this compares the logarithm of its order
-    with that of the whole group. Clusters are those of `distinct_units`.
+    with that of the whole group. Clusters are those of `distinct_units`. Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry
+    Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         units: ``(n_units, dim)``, or `Units`.
@@ -144,7 +150,8 @@ def relative_distance(units: Tensor | Units) -> Tensor:
 
     For parts P puts the mean unit in place of each, and the distance is sqrt(sum_{i<j} m_ij^2 / (n sum |w_i|^2)). For
     coupled tensors P averages the diagonal and the off-diagonal entries, each among themselves. For inner tensors,
-    whose group is a wreath product, the formula in m_ij is used.
+    whose group is a wreath product, the formula in m_ij is used. Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry
+    Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         units: ``(n_units, dim)``, or `Units`.
@@ -192,6 +199,8 @@ def permutation_indicators(
     units: Tensor | Units, tolerance: float = 1e-2, alive: Tensor | None = None
 ) -> dict[str, Tensor]:
     """All order parameters of a permutation group that a monitor logs, from one pass over the pairs.
+
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         units: ``(n_units, dim)``, or `Units`.

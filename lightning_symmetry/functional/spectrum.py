@@ -161,6 +161,7 @@ def participation_ratio(matrix: Tensor) -> Tensor:
     """Participation ratio of the squared singular values: (sum s^2)^2 / sum s^4.
 
     The inverse of the probability that two draws from s^2 / sum s^2 coincide: Rényi's counterpart of `entropy_rank`.
+    Del Giudice, "Effective Dimensionality: A Tutorial" (doi:10.1080/00273171.2020.1743631).
 
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
@@ -181,7 +182,8 @@ def participation_ratio(matrix: Tensor) -> Tensor:
 def entropy_rank(matrix: Tensor) -> Tensor:
     """Exponential of the von Neumann entropy: exp(H(q)), q_i = s_i^2 / sum s^2.
 
-    As `effective_rank`, but of the energy s^2 rather than the amplitude s: never larger.
+    As `effective_rank`, but of the energy s^2 rather than the amplitude s: never larger. Del Giudice, "Effective
+    Dimensionality: A Tutorial" (doi:10.1080/00273171.2020.1743631).
 
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
@@ -203,7 +205,7 @@ def numerical_rank(matrix: Tensor) -> Tensor:
     """Numerical rank: the number of s_i > max(m, n) eps s_1.
 
     The tolerance of ``numpy.linalg.matrix_rank``, eps being that of the dtype of ``matrix`` (of float32 for half
-    precision, whose own eps would leave no rank at all).
+    precision, whose own eps would leave no rank at all). Golub and Van Loan, "Matrix Computations" (4th edition, 2013).
 
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
@@ -251,6 +253,8 @@ def srank(matrix: Tensor, delta: float = 0.01) -> Tensor:
 def spectral_norm(matrix: Tensor) -> Tensor:
     """Spectral norm: s_1, the largest factor by which the matrix stretches a vector.
 
+    Golub and Van Loan, "Matrix Computations" (4th edition, 2013).
+
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
 
@@ -269,6 +273,8 @@ def spectral_norm(matrix: Tensor) -> Tensor:
 
 def nuclear_norm(matrix: Tensor) -> Tensor:
     """Nuclear norm: sum s, the convex envelope of the rank on the unit ball of the spectral norm.
+
+    Recht, Fazel, Parrilo, "Guaranteed Minimum-Rank Solutions" (arXiv:0706.4138).
 
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
@@ -289,6 +295,8 @@ def nuclear_norm(matrix: Tensor) -> Tensor:
 def frobenius_norm(matrix: Tensor) -> Tensor:
     """Frobenius norm: sqrt(sum s^2), the root of the sum of squared entries.
 
+    Golub and Van Loan, "Matrix Computations" (4th edition, 2013).
+
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
 
@@ -307,6 +315,8 @@ def frobenius_norm(matrix: Tensor) -> Tensor:
 
 def condition_number(matrix: Tensor) -> Tensor:
     """Condition number: s_1 / s_r, r = min(m, n).
+
+    Golub and Van Loan, "Matrix Computations" (4th edition, 2013).
 
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.

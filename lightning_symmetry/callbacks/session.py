@@ -43,6 +43,7 @@ class Plan:
         prepare: From the model's tensors finds what pieces share, for those that are measured at the same step.
         take_sums: What this rank has gathered since the last measurement, of the same names and shapes on every rank;
             summed over ranks it is measured beside the model's tensors.
+        unknown: From what was gathered by all ranks to the keys that have no value yet, which are left out.
     """
 
     pieces: Sequence[Piece]
@@ -50,6 +51,7 @@ class Plan:
     findings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     prepare: Callable[[Tensors], object] | None = None
     take_sums: Callable[[], Mapping[str, Tensor]] = dict
+    unknown: Callable[[Mapping[str, Tensor]], Collection[str]] = lambda gathered: ()
 
 
 class Session:
@@ -141,7 +143,11 @@ class Session:
 
     def gathers(self, step: int, window: int) -> bool:
         """Whether what is gathered is taken within so many steps after this one."""
-        return self._gathered is None and step >= self._budget.gather_at - window and not self._standing_down
+        return self.taken_in(step) <= window
+
+    def taken_in(self, step: int) -> float:
+        """How many steps there are until what is gathered is taken; inf where that is not known."""
+        return math.inf if self._gathered is not None or self._standing_down else self._budget.gather_at - step
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
@@ -295,14 +301,16 @@ class Session:
         self.measured_at = reached
         self._memory.learn(self._plan.pieces, measured.values, measured.digests)
         self._budget.plan(reached, measured.costs, measured.step_time, after=step)
-        aggregates = self._plan.aggregates(measured.values)
-        self._row = (reached, {**aggregates, **measured.values})
-        if any(map(math.isnan, measured.values.values())):
+        unknown = set(self._plan.unknown(gathered))
+        values = {key: value for key, value in measured.values.items() if key not in unknown}
+        aggregates = self._plan.aggregates(values)
+        self._row = (reached, {**aggregates, **values})
+        if any(map(math.isnan, values.values())):
             tensors = snapshot(model)
             names = [name for name, _ in model.named_parameters()]
-            bad = nonfinite({**{name: tensors[name] for name in names}, **gathered})
+            bad = nonfinite({name: tensors[name] for name in names}) or nonfinite(gathered)
             self._recorder.nonfinite(reached, bad, alert="nonfinite" in self._alert_on)
-        self._tell(reached, self._transitions.observe(reached, measured.values))
+        self._tell(reached, self._transitions.observe(reached, values))
         if not self.awaits_loss:
             self._hand_on()
         if measured.error is not None:

@@ -1,28 +1,51 @@
-"""The callback that watches the spectra of weight matrices."""
+"""The callback that watches the spectra of weight matrices, of their gradients and of their updates."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+import math
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
 
 from torch import nn
 
-from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
+from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition, steps_done
 from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.functional.spectrum import SPECTRAL_INDICATORS
-from lightning_symmetry.measurement.indicators import full_rank, spectrum_aggregates, spectrum_pieces
+from lightning_symmetry.measurement.optimizer_steps import OptimizerSteps
+from lightning_symmetry.measurement.spectra import full_rank, spectrum_aggregates, spectrum_pieces
+from lightning_symmetry.sinks.warning import warn
+
+SpectrumOf = Literal["weights", "gradients", "updates"]
 
 
 class SpectrumMonitor(Monitor):
     """Measures during training the effective rank, and other indicators of the spectrum, of every weight matrix.
 
-    It logs, at one row a measurement, ``spectrum/INDICATOR/LAYER`` for every parameter of two or more dimensions (a
-    convolution as a matrix ``out x (in kh kw)``), and of the whole model ``complexity/effective_rank_fraction``, the
-    mean over layers of effective rank / largest possible rank: near 1 for random weights, towards 0 where layers
-    collapse to rank one.
+    It logs, at one row a measurement, for every parameter of two or more dimensions (a convolution as a matrix
+    ``out x (in kh kw)``):
+
+    - of its weights ``spectrum/INDICATOR/LAYER``; where they hold queries, keys and values one after another, also of
+      these, as ``LAYER_query``, ``LAYER_key`` and ``LAYER_value``;
+    - of its gradients, where asked for, ``spectrum/gradient_INDICATOR/LAYER``: as the optimizer's step finds them,
+      accumulated, averaged over processes and unscaled, but before Lightning clips them;
+    - of its updates, where asked for, ``spectrum/update_ratio/LAYER``, the spectral norm of what one step of the
+      optimizer changed relative to that of the weights, and ``spectrum/update_stable_rank/LAYER``.
+
+    Gradients and updates are those of one of the last steps before the measurement, at which a few layers at a time
+    have their turn; before there was one they are left out. A step is one of `Optimizer.step`: where
+    gradients are accumulated it comes every few batches, where there are several optimizers each layer has that of its
+    own, and where optimization is manual Lightning's optimizers tell of it (a bare ``optimizer.optimizer.step()`` does
+    not). Weights in half precision round small updates away: master weights in the optimizer's state are taken instead,
+    and where it has none a warning says so.
+
+    Of the whole model it logs ``complexity/effective_rank_fraction``, the mean over layers of effective rank / largest
+    possible rank: near 1 for random weights, towards 0 where layers collapse to rank one.
 
     Args:
-        indicators: What to log of each spectrum, by the names of the functions in `lightning_symmetry.functional`.
+        indicators: What to log of each spectrum of weights or gradients, by the names of the functions in
+            `lightning_symmetry.functional`.
+        of: Of what: ``"weights"``, ``"gradients"``, ``"updates"``, or several of them.
         max_overhead: As for `Monitor`.
         every_n_train_steps: As for `Monitor`.
         include: As for `Monitor`.
@@ -37,10 +60,12 @@ class SpectrumMonitor(Monitor):
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[SpectrumMonitor()], logger=False, enable_checkpointing=False)
+        >>> monitor = SpectrumMonitor(of=["weights", "updates"])
+        >>> trainer = Trainer(callbacks=[monitor], logger=False, enable_checkpointing=False)
 
     References:
-        Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007.
+        Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007; Yang, Simon,
+        Bernstein, "A Spectral Condition for Feature Learning", arXiv:2310.17813.
     """
 
     section = "spectrum"
@@ -49,6 +74,7 @@ class SpectrumMonitor(Monitor):
     def __init__(
         self,
         indicators: Sequence[str] = ("effective_rank", "stable_rank", "spectral_norm"),
+        of: Sequence[SpectrumOf] | SpectrumOf = ("weights",),
         max_overhead: float = 0.01,
         every_n_train_steps: int | None = None,
         include: str | None = None,
@@ -64,18 +90,100 @@ class SpectrumMonitor(Monitor):
                     f"indicators={list(indicators)!r}: {indicator!r} is no indicator of a spectrum; known are "
                     f"{', '.join(SPECTRAL_INDICATORS)}"
                 )
+        asked = (of,) if isinstance(of, str) else tuple(of)
+        unknown = [each for each in asked if each not in get_args(SpectrumOf)]
+        if unknown or not asked:
+            raise ValueError(f"of={of!r} must be one or more of {', '.join(map(repr, get_args(SpectrumOf)))}")
         self.indicators = tuple(indicators)
+        self.of = asked
+        self._steps: OptimizerSteps | None = None
+        self._last_step = math.inf
+        self._warned = False
 
     def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
-        """Plan one piece for each weight matrix."""
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters() if _is_matrix(parameter)}
-        layers = {name: shape for name, shape in shapes.items() if full_rank(shape) > 1}
-        selected = set(self.select(name for name, _ in model.named_parameters()))
-        layers = {name: shape for name, shape in layers.items() if name in selected}
-        return Plan(
-            pieces=spectrum_pieces(layers, self.indicators),
-            aggregates=lambda values: spectrum_aggregates(layers, values),
+        """Plan one piece for each weight matrix, and one for each of which gradients and updates are asked for."""
+        weights = self._layers(model)
+        layers = {name: parameter.shape for name, parameter in weights.items()}
+        steps = OptimizerSteps(
+            weights if set(self.of) != {"weights"} else {},
+            self.indicators if "gradients" in self.of else (),
+            "updates" in self.of,
+            trainer.global_rank,
+            trainer.world_size,
         )
+        self._steps = steps if steps.layers else None
+        return Plan(
+            pieces=[*(spectrum_pieces(layers, self.indicators) if "weights" in self.of else ()), *steps.pieces()],
+            aggregates=lambda values: spectrum_aggregates(layers, values),
+            take_sums=steps.take,
+            unknown=steps.unknown,
+        )
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Repeat no measurement, and find out at which step training ends."""
+        super().on_train_start(trainer, pl_module)
+        with self._fenced(trainer):
+            self._steps = None
+            self._last_step = trainer.estimated_stepping_batches if set(self.of) != {"weights"} else math.inf
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Measure, if the step is due; say which layers have their turn at the optimizer's step."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        with self._listening(trainer) as steps:
+            if steps is not None and self._session is not None:
+                step = steps_done(trainer)
+                left = min(self._session.taken_in(step), self._last_step - step)
+                steps.listen(left if left <= 1 or self.every_n_train_steps is None else math.inf)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Read the gradients of the layers that have their turn, and copy their weights."""
+        with self._listening(trainer) as steps:
+            if steps is not None:
+                steps.before(optimizer, getattr(trainer.precision_plugin, "scaler", None))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Tell what the optimizer's step has changed, and record what was measured."""
+        with self._listening(trainer) as steps:
+            if steps is not None:
+                steps.after()
+                self._tell_of_rounding(steps)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Keep nothing of the model."""
+        self._steps = None
+
+    def _layers(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The weight matrices to measure."""
+        selected = set(self.select(name for name, _ in model.named_parameters()))
+        return {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if name in selected and _is_matrix(parameter) and full_rank(parameter.shape) > 1
+        }
+
+    @contextmanager
+    def _listening(self, trainer: Any) -> Iterator[OptimizerSteps | None]:
+        """Count the time within as spent on gathering; a failure is said once, and ends the listening."""
+        if self._steps is None or self._session is None:
+            yield None
+            return
+        with self._fenced(trainer), self._session.gathering():
+            try:
+                yield self._steps
+            except Exception:
+                self._steps = None
+                raise
+
+    def _tell_of_rounding(self, steps: OptimizerSteps) -> None:
+        """Warn once of layers whose weights round small updates away."""
+        if steps.without_master_weights and not self._warned:
+            self._warned = True
+            few = ", ".join(sorted(steps.without_master_weights)[:3])
+            warn(
+                "spectrum/update_ratio tells of updates as half-precision weights round them, which hides those below "
+                f"2^-9 of a weight: the optimizer's state holds no master weights of {few}"
+            )
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
 from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_aggregates, symmetry_pieces
+from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.units import too_large_to_match
 from lightning_symmetry.symmetry.find import check_kinds, find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
@@ -25,10 +26,10 @@ class SymmetryMonitor(Monitor):
     For every group it logs, at one row a measurement, ``symmetry/INDICATOR/GROUP``: ``broken_fraction`` (0: fully
     symmetric, 1: fully broken), and by the kind of the group ``distinct_units``, ``distinct_alive_units``,
     ``effective_units``, ``relative_distance`` and the quantiles of ``nearest_distance``, the early warning of a merger;
-    ``alive_units``; or ``product_rank`` and ``effective_share``, the share of the parameters of two maps that this rank
-    leaves. Of the whole model it logs ``symmetry/broken_fraction`` (the mean over groups) and
-    ``complexity/effective_parameters``. All of them are taken in one gauge: what a symmetry of the model does to its
-    parameters changes none.
+    ``alive_units``; or ``product_rank``, ``product_effective_rank`` and ``effective_share``, the share of the
+    parameters of two maps that this rank leaves; of queries and keys also ``attention_logit_bound``. Of the whole model
+    it logs ``symmetry/broken_fraction`` (the mean over groups) and ``complexity/effective_parameters``. All of them are
+    taken in one gauge: what a symmetry of the model does to its parameters changes none.
 
     Args:
         kinds: The kinds of symmetry to find; None for all: ``"permutation"``, ``"sign"``,
@@ -105,7 +106,7 @@ class SymmetryMonitor(Monitor):
         gauge = SharedGauge(found)
         numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
         return Plan(
-            pieces=symmetry_pieces(symmetries, self.tolerance, gauge),
+            pieces=[*symmetry_pieces(symmetries, self.tolerance, gauge), *product_pieces(symmetries, gauge)],
             prepare=gauge.at,
             aggregates=lambda values: symmetry_aggregates(symmetries, numel, values),
             findings={

@@ -31,8 +31,11 @@ from lightning_symmetry.functional.order_parameters import (
     permutation_indicators,
     relative_distance,
 )
+from lightning_symmetry.functional.products import attention_logit_bound, product_core
 from lightning_symmetry.functional.similarity import canonical_alignment, linear_cka
+from lightning_symmetry.functional.singular_values import singular_values
 from lightning_symmetry.functional.spectrum import (
+    alpha,
     condition_number,
     effective_rank,
     entropy_rank,
@@ -41,21 +44,23 @@ from lightning_symmetry.functional.spectrum import (
     numerical_rank,
     participation_ratio,
     perplexity,
-    singular_values,
     spectral_indicators,
     spectral_norm,
     srank,
     stable_rank,
 )
 from lightning_symmetry.functional.units import Units
+from lightning_symmetry.functional.updates import update_ratio, update_stable_rank
 
 __all__ = [
     "Inner",
     "Product",
     "Units",
     "alive_units",
+    "alpha",
     "alpha_req",
     "angular_speed",
+    "attention_logit_bound",
     "broken_fraction",
     "canonical_alignment",
     "condition_number",
@@ -88,6 +93,7 @@ __all__ = [
     "participation_ratio",
     "permutation_indicators",
     "perplexity",
+    "product_core",
     "product_rank",
     "relative_distance",
     "rescaling_charges",
@@ -99,4 +105,6 @@ __all__ = [
     "srank",
     "stable_rank",
     "token_rank_residual",
+    "update_ratio",
+    "update_stable_rank",
 ]

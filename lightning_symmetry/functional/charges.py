@@ -24,6 +24,8 @@ from lightning_symmetry.functional.precision import for_measuring, working_dtype
 def rescaling_charges(incoming: Tensor, outgoing: Tensor, degree: float = 1.0) -> Tensor:
     """What gradient flow conserves of each unit: ``Q_i = |a_i|^2 - degree |b_i|^2``.
 
+    Kunin et al., "Neural Mechanics" (arXiv:2012.04728).
+
     Args:
         incoming: ``(n_units, dim)``: a_i, what a rescaling of the unit multiplies.
         outgoing: ``(n_units, dim)``: b_i, what it divides.
@@ -45,6 +47,8 @@ def rescaling_charges(incoming: Tensor, outgoing: Tensor, degree: float = 1.0) -
 
 def rescaling_imbalance(incoming: Tensor, outgoing: Tensor, degree: float = 1.0) -> Tensor:
     """How unbalanced units are: the root mean square over units of ``Q_i / (|a_i|^2 + degree |b_i|^2)``.
+
+    Kunin et al., "Neural Mechanics" (arXiv:2012.04728).
 
     Args:
         incoming: ``(n_units, dim)``: a_i, what a rescaling of the unit multiplies.
@@ -68,6 +72,8 @@ def rescaling_imbalance(incoming: Tensor, outgoing: Tensor, degree: float = 1.0)
 
 def rotation_imbalance(incoming: Tensor, outgoing: Tensor) -> Tensor:
     """How unbalanced two maps are: ``|A A^T - B^T B|_F / (|A A^T|_F + |B^T B|_F)``, which GL(d) between them changes.
+
+    Kunin et al., "Neural Mechanics" (arXiv:2012.04728).
 
     Args:
         incoming: ``(d, m)``: A, the map into the d directions between.
@@ -94,6 +100,8 @@ def rotation_imbalance(incoming: Tensor, outgoing: Tensor) -> Tensor:
 def mean_component(weights: Tensor) -> Tensor:
     """The share of a classifier in what shifts all logits alike: ``|mean over classes| sqrt(K) / |W|_F``.
 
+    Kunin et al., "Neural Mechanics" (arXiv:2012.04728).
+
     Args:
         weights: ``(K, dim)``: the weights of K logits that a softmax reads.
 
@@ -117,6 +125,8 @@ def mean_component(weights: Tensor) -> Tensor:
 
 def effective_learning_rate(weights: Tensor, learning_rate: float, adaptive: bool = False) -> Tensor:
     """The learning rate of the direction of weights that a norm scales: ``eta / |w|^2``, of Adam ``eta / |w|``.
+
+    van Laarhoven, "L2 Regularization versus Batch and Weight Normalization" (arXiv:1706.05350).
 
     Args:
         weights: The weights, of any shape; all but the first dimension belong to one direction.
@@ -142,6 +152,8 @@ def effective_learning_rate(weights: Tensor, learning_rate: float, adaptive: boo
 
 def angular_speed(before: Tensor, after: Tensor, steps: int = 1) -> Tensor:
     """By which angle the direction of each row turned, in radians a step.
+
+    Wan et al., "Spherical Motion Dynamics" (arXiv:2006.08419).
 
     Args:
         before: ``(n, dim)``: the rows at the last measurement.

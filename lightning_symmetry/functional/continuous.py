@@ -11,11 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.precision import for_measuring, working_dtype
+from lightning_symmetry.functional.products import product_core
 
 
 def alive_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: float = 1e-2) -> Tensor:
     """How many units are alive: unit i is dead when sqrt(|a_i| |b_i|) <= tolerance x the root mean square over units.
+
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         incoming: ``(n_units, dim)``: a_i, what a rescaling of the unit multiplies.
@@ -40,6 +42,8 @@ def alive_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: flo
 
 def living_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: float = 1e-2) -> Tensor:
     """Which units are alive: those that `alive_units` counts.
+
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         incoming: ``(n_units, dim)``, as for `alive_units`.
@@ -68,6 +72,7 @@ def product_rank(incoming: Tensor, outgoing: Tensor, tolerance: float = 1e-2) ->
     """How many directions the product of two maps has: the singular values of A^T B above a tolerance.
 
     The product is never formed: its singular values are those of R_A R_B^T, the triangular factors of A^T and B^T.
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         incoming: ``(d, m)``: A, the map into the d directions between.
@@ -87,9 +92,7 @@ def product_rank(incoming: Tensor, outgoing: Tensor, tolerance: float = 1e-2) ->
     _check(tolerance, incoming, outgoing)
     if not bool(incoming.isfinite().all() and outgoing.isfinite().all()):
         return torch.full((), torch.nan, dtype=torch.float64, device=incoming.device)
-    dtype = working_dtype(incoming, outgoing)
-    left, right = (torch.linalg.qr(for_measuring(tensor, dtype).mT, mode="r").R for tensor in (incoming, outgoing))
-    values = torch.linalg.svdvals(left @ right.mT)
+    values = torch.linalg.svdvals(product_core(incoming, outgoing))
     rank: Tensor = (values > tolerance * values.amax()).sum().double()
     return rank
 

@@ -195,7 +195,8 @@ def _of_features(name: str, features: Tensor) -> Tensor:
 def covariance_participation_ratio(features: Tensor) -> Tensor:
     """Participation ratio of the covariance: (sum lambda)^2 / sum lambda^2 = (tr C)^2 / tr C^2.
 
-    The number of directions over which the variance is spread.
+    The number of directions over which the variance is spread. Gao et al., "A theory of multineuronal dimensionality,
+    dynamics and measurement" (doi:10.1101/214262).
 
     Args:
         features: ``(n_samples, dim)``.

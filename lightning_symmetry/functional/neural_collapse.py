@@ -210,6 +210,8 @@ def nc4_of(moments: ClassMoments, features: Tensor, predictions: Tensor) -> Tens
 def nc1(features: Tensor, labels: Tensor) -> Tensor:
     """Variability within classes, relative to that between: tr(S_W S_B^+) / C.
 
+    Papyan, Han, Donoho, "Prevalence of Neural Collapse" (arXiv:2008.08186).
+
     Args:
         features: ``(n_samples, dim)``.
         labels: ``(n_samples,)``, whole numbers from 0.
@@ -232,6 +234,8 @@ def nc1(features: Tensor, labels: Tensor) -> Tensor:
 def nc2_equinorm(features: Tensor, labels: Tensor) -> Tensor:
     """How much the class means differ in length: std_c |m_c| / mean_c |m_c|.
 
+    Papyan, Han, Donoho, "Prevalence of Neural Collapse" (arXiv:2008.08186).
+
     Args:
         features: ``(n_samples, dim)``.
         labels: ``(n_samples,)``, whole numbers from 0.
@@ -252,6 +256,8 @@ def nc2_equinorm(features: Tensor, labels: Tensor) -> Tensor:
 def nc2_equiangularity(features: Tensor, labels: Tensor) -> Tensor:
     """How far the angles of the class means are from those of a simplex: mean_{c != c'} |cos(m_c, m_c') + 1/(C - 1)|.
 
+    Papyan, Han, Donoho, "Prevalence of Neural Collapse" (arXiv:2008.08186).
+
     Args:
         features: ``(n_samples, dim)``.
         labels: ``(n_samples,)``, whole numbers from 0.
@@ -271,6 +277,8 @@ def nc2_equiangularity(features: Tensor, labels: Tensor) -> Tensor:
 
 def nc3(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     """How far the classifier is from the class means: |W / |W|_F - M / |M|_F|_F^2, M the rows m_c.
+
+    Papyan, Han, Donoho, "Prevalence of Neural Collapse" (arXiv:2008.08186).
 
     Args:
         features: ``(n_samples, dim)``.
@@ -295,6 +303,8 @@ def nc3(features: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
 
 def nc4(features: Tensor, labels: Tensor, predictions: Tensor) -> Tensor:
     """How often the network decides for the class whose mean is nearest.
+
+    Papyan, Han, Donoho, "Prevalence of Neural Collapse" (arXiv:2008.08186).
 
     Args:
         features: ``(n_samples, dim)``.

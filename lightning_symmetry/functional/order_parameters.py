@@ -22,11 +22,19 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from lightning_symmetry.functional.singular_values import eigenvalues_of
+from lightning_symmetry.functional.spectral_entropy import estimated_perplexity
 from lightning_symmetry.functional.spectrum import perplexity
-from lightning_symmetry.functional.units import PairGeometry, Units, pair_geometry
+from lightning_symmetry.functional.units import BLOCK_ELEMENTS, PairGeometry, Units, pair_geometry
 
 CLOSE = 1e-2
 """Below this d_ij^2 the Gram matrix costs digits, and `pair_distances` measures again."""
+
+MOST_EIGENVALUES = 4096
+"""The largest matrix of which `effective_units` computes the eigenvalues: 64 MiB in float32, seconds on a CPU."""
+
+MOST_STORED = 16384
+"""Of how many units that are matched the inner products are kept, 1 GiB in float32; of more they are computed again."""
 
 PERMUTATION_INDICATORS = (
     "broken_fraction",
@@ -45,6 +53,7 @@ def pair_distances(units: Tensor | Units) -> Tensor:
     """Relative distance d_ij of each two units to the mirror that exchanges them.
 
     d_ij = m_ij / sqrt(2 |theta_M|^2), as the module describes; sqrt(|w_i - w_j|^2 / (2 |w_i|^2 + 2 |w_j|^2)) for parts.
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         units: ``(n_units, dim)``, or `Units`.
@@ -68,6 +77,8 @@ def pair_distances(units: Tensor | Units) -> Tensor:
 def nearest_distances(units: Tensor | Units) -> Tensor:
     """Relative distance of each unit to the unit nearest to it, min over j of d_ij: the early warning of a merger.
 
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
+
     Args:
         units: ``(n_units, dim)``, or `Units`.
 
@@ -88,6 +99,8 @@ def nearest_distances(units: Tensor | Units) -> Tensor:
 
 def distinct_units(units: Tensor | Units, tolerance: float = 1e-2) -> Tensor:
     """How many distinct units there are: connected components of the graph d_ij <= tolerance.
+
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         units: ``(n_units, dim)``, or `Units`.
@@ -111,7 +124,8 @@ def broken_fraction(units: Tensor | Units, tolerance: float = 1e-2) -> Tensor:
     """How much of the permutation symmetry is broken: 1 - sum_c log(|c|!) / log(n!), over clusters c of merged units.
 
     The residual symmetry is the product of the permutations within clusters; this compares the logarithm of its order
-    with that of the whole group. Clusters are those of `distinct_units`.
+    with that of the whole group. Clusters are those of `distinct_units`. Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry
+    Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         units: ``(n_units, dim)``, or `Units`.
@@ -136,7 +150,8 @@ def relative_distance(units: Tensor | Units) -> Tensor:
 
     For parts P puts the mean unit in place of each, and the distance is sqrt(sum_{i<j} m_ij^2 / (n sum |w_i|^2)). For
     coupled tensors P averages the diagonal and the off-diagonal entries, each among themselves. For inner tensors,
-    whose group is a wreath product, the formula in m_ij is used.
+    whose group is a wreath product, the formula in m_ij is used. Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry
+    Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         units: ``(n_units, dim)``, or `Units`.
@@ -159,7 +174,10 @@ def effective_units(units: Tensor | Units) -> Tensor:
 
     K_ij is the cosine similarity of w_i and w_j, under the best inner permutation for inner tensors (negative
     eigenvalues, which that can cause, are set to 0 and the rest normalised), of the vectors (row, column) for coupled
-    ones. Zero units are left out. Friedman and Dieng, "The Vendi Score" (arXiv:2210.02410).
+    ones. Zero units are left out. The eigenvalues are those of the smaller of K and the scatter of directions; where
+    both have more than 4,096 rows the result is an estimate (`lightning_symmetry.functional.spectral_entropy`): within
+    1 % where nothing is matched, 10 % where signs are, which can make eigenvalues negative. Friedman and Dieng, "The
+    Vendi Score" (arXiv:2210.02410).
 
     Args:
         units: ``(n_units, dim)``, or `Units`.
@@ -181,6 +199,8 @@ def permutation_indicators(
     units: Tensor | Units, tolerance: float = 1e-2, alive: Tensor | None = None
 ) -> dict[str, Tensor]:
     """All order parameters of a permutation group that a monitor logs, from one pass over the pairs.
+
+    Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:
         units: ``(n_units, dim)``, or `Units`.
@@ -206,7 +226,7 @@ def permutation_indicators(
     _check_tolerance(tolerance)
 
     def all_values(geometry: PairGeometry) -> Tensor:
-        gram = None if _is_thin(geometry) else geometry.gram()
+        gram = _stored_gram(geometry)
         nearest, clusters = _neighbours(geometry, tolerance, gram)
         quantiles = nearest.quantile(nearest.new_tensor([0.0, 0.05, 0.5]))
         norms = geometry.squared_norms
@@ -332,19 +352,36 @@ def _relative_distance(geometry: PairGeometry, gram: Tensor | None = None) -> Te
 
 def _scatter(rows: Tensor) -> Tensor:
     """sum_i |w_i - mean w|^2, seen from the first row so that it is exactly 0 for equal ones."""
-    return (rows - rows[:1]).var(0, correction=0).sum() * len(rows)
+    columns = rows.split(max(1, BLOCK_ELEMENTS // len(rows)), 1)
+    return torch.stack([(part - part[:1]).var(0, correction=0).sum() for part in columns]).sum() * len(rows)
 
 
 def _effective_units(geometry: PairGeometry, gram: Tensor | None = None) -> Tensor:
+    """From the eigenvalues of the smaller side; where that is too large, from products with the similarity matrix."""
     norms = geometry.squared_norms.sqrt()
     weights = torch.where(norms > 0, norms.reciprocal(), 0.0)[:, None]
-    if _is_thin(geometry):  # the same eigenvalues but for zeros, from the smaller side
-        directions = torch.cat([vectors for _, vectors in geometry.vectors], 1) * weights
-        similarity = directions.T @ directions
+    if (geometry.dimension if _is_thin(geometry) else geometry.n_units) > MOST_EIGENVALUES:
+        alive = (norms > 0).to(norms)
+        weights = weights / alive.sum().clamp_min(1.0).sqrt()
+        multiply = geometry.product if _is_linear(geometry) else geometry.product_by_rows if gram is None else gram.mm
+        return estimated_perplexity(lambda vectors: weights * multiply(weights * vectors), alive)
+    if _is_thin(geometry):  # the same eigenvalues but for zeros
+        similarity = geometry.scatter(weights)
     else:
         similarity = (geometry.gram() if gram is None else gram) * weights * weights.T
-    return perplexity(torch.linalg.eigvalsh(similarity).clamp_min(0.0))
+    return perplexity(eigenvalues_of(similarity).clamp_min(0.0))
+
+
+def _stored_gram(geometry: PairGeometry) -> Tensor | None:
+    """All inner products, where eigenvalues or an estimate of them need all at once."""
+    most = MOST_EIGENVALUES if _is_linear(geometry) else MOST_STORED
+    return None if _is_thin(geometry) or geometry.n_units > most else geometry.gram()
+
+
+def _is_linear(geometry: PairGeometry) -> bool:
+    """Whether inner products are those of the joint vectors as they are, nothing to be matched."""
+    return not geometry.inner_squares and not geometry.has_signs
 
 
 def _is_thin(geometry: PairGeometry) -> bool:
-    return not geometry.inner_squares and not geometry.has_signs and geometry.dimension < geometry.n_units
+    return _is_linear(geometry) and geometry.dimension < geometry.n_units

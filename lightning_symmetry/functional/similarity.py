@@ -133,7 +133,8 @@ def linear_cka(first: Tensor, second: Tensor) -> Tensor:
     """Linear centred kernel alignment of two representations of the same samples, unbiased.
 
     HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), K and L the Gram matrices of the samples, HSIC the unbiased estimate: no
-    rotation, shift or common factor of either representation changes it.
+    rotation, shift or common factor of either representation changes it. Nguyen, Raghu, Kornblith, "Do Wide and Deep
+    Networks Learn the Same Things?" (arXiv:2010.15327).
 
     Args:
         first: ``(n_samples, dim)``.
@@ -175,6 +176,8 @@ def moment_alignment(first: Tensor, second: Tensor) -> Tensor:
 
 def canonical_alignment(activations: Tensor, gradients: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
     """Cosines between the second moments of a layer's activations, of their gradients, and W W^T.
+
+    Ziyin et al., "Formation of Representations in Neural Networks" (arXiv:2410.03006).
 
     Args:
         activations: ``(n_samples, dim)``, h.

@@ -2,13 +2,7 @@
 
 For W (m x n) with singular values s_1 >= ... >= s_r, r = min(m, n), let w_i = s_i / s_1. Every indicator here is a
 function of s_1 and w, written once, in the table ``_FORMULAS``; the public functions give each its name and meaning. A
-convolution kernel is read as out x (in kh kw).
-
-Singular values come from the Gram matrix on the smaller side, G = W W^T (n x n), s_i = sqrt(lambda_i(G)): one product
-and the eigenvalues of the small matrix, several times faster than an SVD. Squaring costs half of the digits:
-eigenvalues below n eps lambda_1 are noise. A matrix that has such values, as at rank collapse, is measured again in
-float64, where the noise lies at s_i / s_1 = sqrt(n eps64), about 4e-7 for n = 768, below the rank tolerance of float32.
-Float64 matrices go to the SVD itself.
+convolution kernel is read as out x (in kh kw). How the s_i are found: `lightning_symmetry.functional.singular_values`.
 
 All results are detached 0-d float64 tensors on the device of the matrix: a measurement carries no gradient. The zero
 matrix and an empty one have rank 0 in every sense; a NaN or Inf in the matrix makes every result NaN.
@@ -16,7 +10,6 @@ matrix and an empty one have rank 0 in every sense; a NaN or Inf in the matrix m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
@@ -24,71 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.precision import binary_scale, for_measuring, working_dtype
-
-
-def singular_values(matrix: Tensor) -> Tensor:
-    r"""Singular values, the largest first.
-
-    s_i = sqrt(lambda_i(W W^T)), by the Gram matrix on the smaller side, repeated in float64 where float32 cannot
-    resolve the smallest ones; by the SVD for a float64 matrix.
-
-    Args:
-        matrix: ``(m, n)``, or ``(out, in, *kernel)``, which is flattened to ``(out, in * kernel)``.
-
-    Returns:
-        ``(min(m, n),)`` in float64, in the units of ``matrix``. Values too small to be told from 0 are 0: below
-        sqrt(min(m, n) eps64) s_1, or max(m, n) eps64 s_1 for a float64 matrix. All NaN if the matrix has a NaN or Inf.
-
-    Raises:
-        ValueError: If ``matrix`` has fewer than two dimensions.
-
-    Example:
-        >>> singular_values(torch.diag(torch.tensor([3.0, 4.0]))).tolist()
-        [4.0, 3.0]
-    """
-    wide = _as_wide_matrix(matrix)
-    if wide.numel() == 0:
-        return wide.new_zeros(len(wide), dtype=torch.float64)
-    magnitude = torch.linalg.vector_norm(wide, math.inf).item()
-    if magnitude == 0 or not math.isfinite(magnitude):
-        return wide.new_full((len(wide),), 0.0 if magnitude == 0 else math.nan, dtype=torch.float64)
-    scale = binary_scale(magnitude)
-    values = _by_gram(wide / scale) if wide.dtype == torch.float32 else _by_svd(wide / scale)
-    return values * scale
-
-
-def _as_wide_matrix(matrix: Tensor) -> Tensor:
-    """``matrix`` flattened to two dimensions, detached, in the dtype to work in, with the smaller side first."""
-    if matrix.ndim < 2:
-        raise ValueError(
-            f"matrix must have at least 2 dimensions, got shape {tuple(matrix.shape)}: a vector or a scalar has no "
-            "spectrum. Leave it out, or give it as a matrix of one row, matrix.reshape(1, -1)."
-        )
-    dtype = torch.complex128 if matrix.is_complex() else working_dtype(matrix)
-    flat: Tensor = for_measuring(matrix.flatten(1), dtype)
-    return flat if flat.shape[0] <= flat.shape[1] else flat.T
-
-
-def _by_gram(wide: Tensor) -> Tensor:
-    """Singular values of a float32 ``(n, k)``, n <= k, with entries of order 1, from its ``(n, n)`` Gram matrix."""
-    eigenvalues: Tensor = torch.linalg.eigvalsh(wide @ wide.T)
-    # The bound on the noise is n eps lambda_1; where n is small, 1e-4 keeps the smallest value right to 1 % too.
-    if eigenvalues[0] < max(len(wide) * torch.finfo(torch.float32).eps, 1e-4) * eigenvalues[-1]:
-        wide = wide.double()
-        eigenvalues = torch.linalg.eigvalsh(wide @ wide.T)
-        eigenvalues = _drop_below(eigenvalues, len(wide) * torch.finfo(torch.float64).eps * eigenvalues[-1])
-    return eigenvalues.double().flip(0).sqrt()
-
-
-def _by_svd(wide: Tensor) -> Tensor:
-    # LAPACK is several times slower on a wide matrix than on its transpose.
-    values: Tensor = torch.linalg.svdvals(wide.mT)
-    return _drop_below(values, wide.shape[1] * torch.finfo(torch.float64).eps * values[0])
-
-
-def _drop_below(values: Tensor, resolution: Tensor) -> Tensor:
-    return torch.where(values < resolution, 0.0, values)
+from lightning_symmetry.functional.power_law import power_law_exponent
+from lightning_symmetry.functional.singular_values import singular_values
 
 
 def perplexity(weights: Tensor) -> Tensor:
@@ -149,6 +79,7 @@ _FORMULAS: dict[str, Callable[[_Spectrum], Tensor]] = {
     "nuclear_norm": lambda s: s.norm * s.relative.sum(),
     "frobenius_norm": lambda s: s.norm * s.relative.square().sum().sqrt(),
     "condition_number": lambda s: s.relative[-1].reciprocal(),
+    "alpha": lambda s: power_law_exponent(s.relative.square()),
 }
 
 SPECTRAL_INDICATORS: tuple[str, ...] = tuple(_FORMULAS)
@@ -230,6 +161,7 @@ def participation_ratio(matrix: Tensor) -> Tensor:
     """Participation ratio of the squared singular values: (sum s^2)^2 / sum s^4.
 
     The inverse of the probability that two draws from s^2 / sum s^2 coincide: Rényi's counterpart of `entropy_rank`.
+    Del Giudice, "Effective Dimensionality: A Tutorial" (doi:10.1080/00273171.2020.1743631).
 
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
@@ -250,7 +182,8 @@ def participation_ratio(matrix: Tensor) -> Tensor:
 def entropy_rank(matrix: Tensor) -> Tensor:
     """Exponential of the von Neumann entropy: exp(H(q)), q_i = s_i^2 / sum s^2.
 
-    As `effective_rank`, but of the energy s^2 rather than the amplitude s: never larger.
+    As `effective_rank`, but of the energy s^2 rather than the amplitude s: never larger. Del Giudice, "Effective
+    Dimensionality: A Tutorial" (doi:10.1080/00273171.2020.1743631).
 
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
@@ -272,7 +205,7 @@ def numerical_rank(matrix: Tensor) -> Tensor:
     """Numerical rank: the number of s_i > max(m, n) eps s_1.
 
     The tolerance of ``numpy.linalg.matrix_rank``, eps being that of the dtype of ``matrix`` (of float32 for half
-    precision, whose own eps would leave no rank at all).
+    precision, whose own eps would leave no rank at all). Golub and Van Loan, "Matrix Computations" (4th edition, 2013).
 
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
@@ -320,6 +253,8 @@ def srank(matrix: Tensor, delta: float = 0.01) -> Tensor:
 def spectral_norm(matrix: Tensor) -> Tensor:
     """Spectral norm: s_1, the largest factor by which the matrix stretches a vector.
 
+    Golub and Van Loan, "Matrix Computations" (4th edition, 2013).
+
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
 
@@ -338,6 +273,8 @@ def spectral_norm(matrix: Tensor) -> Tensor:
 
 def nuclear_norm(matrix: Tensor) -> Tensor:
     """Nuclear norm: sum s, the convex envelope of the rank on the unit ball of the spectral norm.
+
+    Recht, Fazel, Parrilo, "Guaranteed Minimum-Rank Solutions" (arXiv:0706.4138).
 
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
@@ -358,6 +295,8 @@ def nuclear_norm(matrix: Tensor) -> Tensor:
 def frobenius_norm(matrix: Tensor) -> Tensor:
     """Frobenius norm: sqrt(sum s^2), the root of the sum of squared entries.
 
+    Golub and Van Loan, "Matrix Computations" (4th edition, 2013).
+
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
 
@@ -377,6 +316,8 @@ def frobenius_norm(matrix: Tensor) -> Tensor:
 def condition_number(matrix: Tensor) -> Tensor:
     """Condition number: s_1 / s_r, r = min(m, n).
 
+    Golub and Van Loan, "Matrix Computations" (4th edition, 2013).
+
     Args:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
 
@@ -392,3 +333,32 @@ def condition_number(matrix: Tensor) -> Tensor:
         inf
     """
     return _apply(_FORMULAS["condition_number"], _spectrum(matrix))
+
+
+def alpha(matrix: Tensor) -> Tensor:
+    """Exponent of the power law p(x) ~ x^-alpha that the largest eigenvalues x_i = s_i^2 of W W^T follow.
+
+    alpha = 1 + m / sum_i log(x_i / x_min) over the m eigenvalues x_i >= x_min, x_min where the distance of Kolmogorov
+    and Smirnov between the tail and its law is least (Clauset, Shalizi, Newman, arXiv:0706.1062); the factor of the
+    matrix does not matter. It tells how heavy the tail is: mostly 2 to 6 in the layers of trained networks, lower where
+    they have learned more; below 2 a few directions dominate; above 6 there is no tail to speak of, as at a random
+    initialisation. It is noisy: below some 100 eigenvalues, do not trust the first digit. As in WeightWatcher, but for
+    convolutions, which that takes apart into one matrix for each position of the kernel. Martin and Mahoney, "Implicit
+    Self-Regularization in Deep Neural Networks" (arXiv:1810.01075).
+
+    Args:
+        matrix: ``(m, n)``, or ``(out, in, *kernel)``.
+
+    Returns:
+        0-d, in (1, inf]: towards 1 the heavier the tail, inf where there is none: all nonzero singular values are
+        equal, as in an orthogonal matrix or one of rank one, or there is none.
+
+    Raises:
+        ValueError: If ``matrix`` has fewer than two dimensions.
+
+    Example:
+        >>> quantiles = 1 - (torch.arange(200) + 0.5) / 200
+        >>> round(alpha(torch.diag(quantiles ** (-0.5 / 1.5))).item(), 2)  # s^2 of the law with the exponent 2.5
+        2.51
+    """
+    return _apply(_FORMULAS["alpha"], _spectrum(matrix))

@@ -192,11 +192,36 @@ class PairGeometry:
     def gram(self) -> Tensor:
         """Inner products of all units, ``(n_units, n_units)``."""
         gram = self.inner_norms.new_empty(self.n_units, self.n_units)
-        for start, stop in self._blocks():
+        for start, stop in self._blocks(self.n_units):
             rows = self.gram_rows(start, stop)
             gram[start:stop, start:] = rows
             gram[start:, start:stop] = rows.T
         return gram
+
+    def scatter(self, weights: Tensor) -> Tensor:
+        """The inner products of the columns of the joint vectors, their rows times weights ``(n_units, 1)``.
+
+        Returns:
+            ``(dimension, dimension)``.
+        """
+        total = self.inner_norms.new_zeros(self.dimension, self.dimension)
+        for start, stop in self._blocks(self.dimension):
+            rows = torch.cat([vectors[start:stop] for _, vectors in self.vectors], 1) * weights[start:stop]
+            total.addmm_(rows.T, rows)
+        return total
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """The product of `gram` with ``(n_units, k)`` where nothing is matched, without that matrix."""
+        return sum((own @ (own.T @ vectors) for _, own in self.vectors), start=torch.zeros_like(vectors))
+
+    def product_by_rows(self, vectors: Tensor) -> Tensor:
+        """The product of `gram` with ``(n_units, k)``, a block of its rows at a time."""
+        total = torch.zeros_like(vectors)
+        for start, stop in self._blocks(self.n_units):
+            rows = self.gram_rows(start, stop)
+            total[start:stop] += rows @ vectors[start:]
+            total[stop:] += rows[:, stop - start :].T @ vectors[start:stop]
+        return total
 
     def mirror_blocks(self, gram: Tensor | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
         """m_ij^2 and |theta_M|^2 for a block of rows and the columns from its first one on.
@@ -208,7 +233,7 @@ class PairGeometry:
             The first row of a block, and two tensors ``(n_rows, n_units - first row)``, of use where j > i.
         """
         signed = self.has_signs and bool(self.coupled)
-        for start, stop in self._blocks():
+        for start, stop in self._blocks(self.n_units * max([1, *(tensor.shape[2] for tensor in self.coupled)])):
             norms = self.squared_norms[start:stop, None] + self.squared_norms[start:]
             products = self._products(start, stop) if signed else {}
             moved, too_large = norms, torch.zeros_like(norms)
@@ -283,9 +308,8 @@ class PairGeometry:
         inner = {choice: squares[i, j] for choice, squares in self.inner_squares.items()}
         return _relative(torch.zeros_like(moved) + _least(costs, inner), moved)
 
-    def _blocks(self) -> Iterator[tuple[int, int]]:
-        width = self.n_units * max([1, *(tensor.shape[2] for tensor in self.coupled)])
-        size = max(1, BLOCK_ELEMENTS // width)
+    def _blocks(self, width: int) -> Iterator[tuple[int, int]]:
+        size = max(1, BLOCK_ELEMENTS // max(1, width))
         for start in range(0, self.n_units, size):
             yield start, min(start + size, self.n_units)
 

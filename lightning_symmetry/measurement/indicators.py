@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lightning_symmetry.functional.continuous import living_units, product_rank
 from lightning_symmetry.functional.order_parameters import PERMUTATION_INDICATORS, permutation_indicators
-from lightning_symmetry.functional.spectrum import spectral_indicators
 from lightning_symmetry.measurement.units import in_front, sides_of, units_of
 from lightning_symmetry.symmetry.gauge import Gauge
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
@@ -225,35 +224,6 @@ def symmetry_aggregates(
         "symmetry/broken_fraction": sum(broken) / len(broken),
         "complexity/effective_parameters": sum(numel.values()) - lost,
     }
-
-
-def spectrum_pieces(layers: Mapping[str, torch.Size], indicators: Sequence[str]) -> list[Piece]:
-    """One piece for each layer: indicators of the spectrum of its weights."""
-    keys = key_names(layers)
-    return [
-        Piece(
-            keys=tuple(f"spectrum/{indicator}/{keys[layer]}" for indicator in indicators),
-            measure=lambda tensors, layer=layer: list(spectral_indicators(tensors[layer], indicators).values()),  # type: ignore[misc]
-            reads=(layer,),
-        )
-        for layer in layers
-    ]
-
-
-def spectrum_aggregates(layers: Mapping[str, torch.Size], values: Mapping[str, float]) -> dict[str, float]:
-    """The mean over layers of the effective rank as a fraction of the largest possible."""
-    keys = key_names(layers)
-    fractions = [
-        values[f"spectrum/effective_rank/{keys[layer]}"] / full_rank(shape)
-        for layer, shape in layers.items()
-        if f"spectrum/effective_rank/{keys[layer]}" in values
-    ]
-    return {"complexity/effective_rank_fraction": sum(fractions) / len(fractions)} if fractions else {}
-
-
-def full_rank(shape: torch.Size) -> int:
-    """The largest rank of a matrix of this shape, a convolution read as ``out x (in kh kw)``."""
-    return min(shape[0], shape[1:].numel())
 
 
 def nonfinite(tensors: Tensors) -> list[str]:

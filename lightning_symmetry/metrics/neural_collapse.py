@@ -68,7 +68,8 @@ class ClassMomentsMetric(RepresentationMetric):
 class NC1(ClassMomentsMetric):
     """Variability within classes, relative to that between: tr(S_W S_B^+) / C.
 
-    At least 0: 0 if all features of a class are the same. Its twin is `lightning_symmetry.functional.nc1`.
+    At least 0: 0 if all features of a class are the same. Its twin is `lightning_symmetry.functional.nc1`. Papyan, Han,
+    Donoho, "Prevalence of Neural Collapse" (arXiv:2008.08186).
 
     Args:
         num_classes: The number of classes.
@@ -94,7 +95,8 @@ class NC1(ClassMomentsMetric):
 class NC2Equinorm(ClassMomentsMetric):
     """How much the class means differ in length: std_c |m_c| / mean_c |m_c|.
 
-    In [0, sqrt(C)]: 0 if all are equally long. Its twin is `lightning_symmetry.functional.nc2_equinorm`.
+    In [0, sqrt(C)]: 0 if all are equally long. Its twin is `lightning_symmetry.functional.nc2_equinorm`. Papyan, Han,
+    Donoho, "Prevalence of Neural Collapse" (arXiv:2008.08186).
 
     Args:
         num_classes: The number of classes.
@@ -120,7 +122,8 @@ class NC2Equiangularity(ClassMomentsMetric):
     """How far the angles of the class means are from those of a simplex: mean_{c != c'} |cos(m_c, m_c') + 1/(C - 1)|.
 
     In [0, 1 + 1/(C - 1)]: 0 if all are as far apart as can be. Its twin is
-    `lightning_symmetry.functional.nc2_equiangularity`.
+    `lightning_symmetry.functional.nc2_equiangularity`. Papyan, Han, Donoho, "Prevalence of Neural Collapse"
+    (arXiv:2008.08186).
 
     Args:
         num_classes: The number of classes.
@@ -146,7 +149,8 @@ class NC3(ClassMomentsMetric):
     """How far the classifier is from the class means: |W / |W|_F - M / |M|_F|_F^2, M the rows m_c.
 
     In [0, 4]: 0 if both are the same but for a factor (self-duality), 2 if they are orthogonal. W is the mean of the
-    weights given. Its twin is `lightning_symmetry.functional.nc3`.
+    weights given. Its twin is `lightning_symmetry.functional.nc3`. Papyan, Han, Donoho, "Prevalence of Neural Collapse"
+    (arXiv:2008.08186).
 
     Args:
         num_classes: The number of classes.
@@ -196,7 +200,8 @@ class NC4(ClassMomentsMetric):
 
     In [0, 1]: 1 if it always does. The means are those of all samples; the decisions are compared on a sample of at
     most ``max_samples`` of them, the same whatever the order, the batches and the processes in which they come. Its
-    twin is `lightning_symmetry.functional.nc4`.
+    twin is `lightning_symmetry.functional.nc4`. Papyan, Han, Donoho, "Prevalence of Neural Collapse"
+    (arXiv:2008.08186).
 
     Args:
         num_classes: The number of classes.

@@ -80,7 +80,7 @@ def data(n=48, batch_size=8):
 
 def monitors(**settings):
     settings = {"every_n_train_steps": EVERY, "on_error": "raise", **settings}
-    return [SymmetryMonitor(**settings), SpectrumMonitor(**settings)]
+    return [SymmetryMonitor(**settings), SpectrumMonitor(of=["weights", "gradients", "updates"], **settings)]
 
 
 def train(folder, callbacks, model=None, epochs=2, ckpt_path=None, **settings):

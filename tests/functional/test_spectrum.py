@@ -46,6 +46,7 @@ def test_a_diagonal_matrix_has_the_known_values() -> None:
         "nuclear_norm": 7,
         "frobenius_norm": 5,
         "condition_number": 4 / 3,
+        "alpha": 1 + 2 / math.log(16 / 9),
     }
     assert values(torch.diag(torch.tensor([3.0, 4.0]))) == pytest.approx(expected, rel=1e-6)
 
@@ -55,6 +56,7 @@ def test_an_orthogonal_matrix_has_full_rank_in_every_sense(dtype: torch.dtype) -
     result = values(3 * torch.eye(5, dtype=dtype))
     assert {name: result[name] for name in RANKS} == pytest.approx(dict.fromkeys(RANKS, 5.0))
     assert result["condition_number"] == 1
+    assert result["alpha"] == math.inf
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
@@ -62,6 +64,7 @@ def test_a_matrix_of_ones_has_rank_one_in_every_sense_and_is_singular(dtype: tor
     result = values(torch.ones(3, 7, dtype=dtype))
     assert {name: result[name] for name in RANKS} == pytest.approx(dict.fromkeys(RANKS, 1.0))
     assert result["condition_number"] == math.inf
+    assert result["alpha"] == math.inf
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (4, 3), (0, 4), (4, 0), (2, 0, 3)])
@@ -70,6 +73,7 @@ def test_a_zero_or_empty_matrix_has_rank_zero_in_every_sense(shape: tuple[int, .
     result = values(torch.zeros(shape, dtype=dtype))
     assert {name: result[name] for name in (*RANKS, *NORMS)} == dict.fromkeys((*RANKS, *NORMS), 0.0)
     assert result["condition_number"] == math.inf
+    assert result["alpha"] == math.inf
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -108,7 +112,7 @@ def test_all_indicators_agree_with_the_svd_in_float64(
     expected = reference.indicators(exact, eps)
     result = values(matrix)
     s = reference.singular_values(exact) / expected["spectral_norm"]
-    for name in set(SPECTRAL_INDICATORS) - {"numerical_rank", "srank", "condition_number"}:
+    for name in set(SPECTRAL_INDICATORS) - {"numerical_rank", "srank", "condition_number", "alpha"}:
         assert result[name] == pytest.approx(expected[name], rel=1e-4), name
     if np.all(np.abs(np.log(s / reference.rank_tolerance(exact, eps))) > 0.1):  # no value on the edge of the tolerance
         assert result["numerical_rank"] == expected["numerical_rank"]
@@ -116,6 +120,8 @@ def test_all_indicators_agree_with_the_svd_in_float64(
         assert result["srank"] == expected["srank"]
     if s[-1] > 1e-6:
         assert result["condition_number"] == pytest.approx(expected["condition_number"], rel=1e-2)
+    if dtype == torch.float64 and s[-1] > 1e-6:  # the tail that fits best can change with the last digit
+        assert result["alpha"] == pytest.approx(expected["alpha"], rel=1e-6)
 
 
 @pytest.mark.parametrize("rank", [1, 10])
@@ -177,7 +183,7 @@ def test_srank_refuses_a_share_outside_of_its_range(delta: float) -> None:
 
 
 def test_an_unknown_indicator_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"out of effective_rank, .*condition_number; got 'efective_rank'"):
+    with pytest.raises(ValueError, match=r"out of effective_rank, .*alpha; got 'efective_rank'"):
         spectral_indicators(torch.eye(2), ["efective_rank"])
 
 

@@ -10,11 +10,8 @@ from lightning_symmetry import find_symmetries
 from lightning_symmetry.functional.order_parameters import nearest_distances
 from lightning_symmetry.measurement.indicators import (
     SharedGauge,
-    full_rank,
     key_names,
     nonfinite,
-    spectrum_aggregates,
-    spectrum_pieces,
     symmetry_aggregates,
     symmetry_pieces,
 )
@@ -168,28 +165,6 @@ def test_a_permutation_of_the_model_changes_no_indicator(build, batch):
             moved = group.transform(start, torch.Generator().manual_seed(5))
             for value, other in zip(piece.measure(moved), piece.measure(start), strict=True):
                 assert float(value) == pytest.approx(float(other), rel=1e-5), group.name
-
-
-def test_the_effective_rank_fraction_is_the_mean_over_layers():
-    model = mlp()
-    with torch.no_grad():
-        for layer, rank in ((0, 2), (2, 3), (4, 1)):
-            shape = model[layer].weight.shape
-            model[layer].weight.copy_(torch.zeros(shape))
-            model[layer].weight[range(rank), range(rank)] = 1.0
-    layers = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.dim() > 1}
-    values = {}
-    for piece in spectrum_pieces(layers, ("effective_rank", "spectral_norm")):
-        values |= dict(zip(piece.keys, map(float, piece.measure(snapshot(model))), strict=True))
-    assert values["spectrum/effective_rank/0"] == pytest.approx(2)
-    assert values["spectrum/spectral_norm/4"] == pytest.approx(1)
-    expected = (2 / 5 + 3 / 9 + 1 / 4) / 3
-    assert spectrum_aggregates(layers, values) == {"complexity/effective_rank_fraction": pytest.approx(expected)}
-
-
-def test_the_full_rank_of_a_convolution_is_that_of_its_matrix():
-    assert full_rank(torch.Size([16, 3, 5, 5])) == 16
-    assert full_rank(torch.Size([64, 3, 3, 3])) == 27
 
 
 def test_a_nan_gives_nan_values_and_is_traced_to_its_parameter():

@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric, MetricCollection
 
 from lightning_symmetry import functional, metrics
+from tests.functional.test_neural_collapse import trained_classifier
 from tests.metrics.cases import BATCHES, OF_RANK, cases
+from tests.reference import representation as reference
 
 CASES = cases()
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -258,6 +260,51 @@ def test_two_processes_find_what_one_finds(two_processes, name):
         for step, value in enumerate(found[name]["steps"]):
             both = [case.batches()[batches[step]] for batches in OF_RANK]
             assert as_floats(value) == approximately(case.expected(both))
+
+
+def test_neural_collapse_of_a_trained_classifier_streamed_agrees_with_papyan_on_the_full_batch():
+    """In batches of unequal sizes, whose order mixes the classes; NC4 on all samples."""
+    features, labels, weight, logits = trained_classifier()
+    weight = weight.detach()
+    n_classes, width = weight.shape
+    expected = reference.neural_collapse(
+        features.double().numpy(), labels.numpy(), weight.double().numpy(), logits.numpy()
+    )
+    collapse = MetricCollection(
+        {
+            "nc1": metrics.NC1(n_classes, width),
+            "nc2_equinorm": metrics.NC2Equinorm(n_classes, width),
+            "nc2_equiangularity": metrics.NC2Equiangularity(n_classes, width),
+            "nc3": metrics.NC3(n_classes, width),
+            "nc4": metrics.NC4(n_classes, width),
+        }
+    )
+    for part in torch.arange(len(features)).split([1, 700, 96, len(features) - 797]):
+        predictions = logits[part].argmax(-1)
+        collapse.update(features=features[part], labels=labels[part], weight=weight, predictions=predictions)
+    assert as_floats(collapse.compute()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [64, 256])
+def test_cka_over_mini_batches_agrees_with_all_samples_at_once(batch_size):
+    generator = torch.Generator().manual_seed(0)
+    signal, noise = torch.randn(2, 2048, 8, generator=generator)
+    second = signal @ torch.randn(8, 20, generator=generator) + 2 * torch.randn(2048, 20, generator=generator)
+    first = torch.cat([signal, noise], dim=1)
+    metric = metrics.LinearCKA()
+    for pair in zip(first.split(batch_size), second.split(batch_size), strict=True):
+        metric.update(*pair)
+    full = functional.linear_cka(first, second).item()
+    assert 0.3 < full < 0.7
+    assert metric.compute().item() == pytest.approx(full, abs=1e-2)
+
+
+def test_the_effective_rank_streamed_is_rankme_as_published():
+    features, *_ = trained_classifier()
+    metric = metrics.EffectiveRank(features.shape[1])
+    for batch in features.split(300):
+        metric.update(batch)
+    assert metric.compute().item() == pytest.approx(reference.rankme(features.double().numpy()), rel=1e-4)
 
 
 def test_a_sample_smaller_than_the_data_is_the_same_on_two_processes_and_on_one(two_processes):

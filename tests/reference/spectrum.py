@@ -25,6 +25,19 @@ def srank(s: Array, delta: float) -> int:
     raise AssertionError("the whole sum is always enough")
 
 
+def power_law_exponent(sample: Array) -> float:
+    """The procedure of Clauset, Shalizi and Newman, as in the code that they publish: one attempt after another."""
+    x = np.sort(sample[sample > 0])
+    best, exponent = np.inf, np.inf
+    for minimum in np.unique(x)[:-1]:
+        tail = x[x >= minimum]
+        alpha = 1 + len(tail) / np.sum(np.log(tail / minimum))
+        distance = np.max(np.abs(1 - (tail / minimum) ** (1 - alpha) - np.arange(len(tail)) / len(tail)))
+        if distance < best:
+            best, exponent = distance, alpha
+    return float(exponent)
+
+
 def indicators(matrix: Array, eps: float) -> dict[str, float]:
     """All indicators of a nonzero matrix; ``eps`` is that of the dtype it is stored in."""
     s = singular_values(matrix)
@@ -41,6 +54,7 @@ def indicators(matrix: Array, eps: float) -> dict[str, float]:
         "nuclear_norm": float(np.sum(s)),
         "frobenius_norm": float(np.sqrt(np.sum(matrix**2))),
         "condition_number": float(s[0] / s[-1]),
+        "alpha": power_law_exponent(s**2),
     }
 
 

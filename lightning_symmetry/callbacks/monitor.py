@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,6 +19,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_symmetry.callbacks.hooks import EACH_STEP, attend, pass_over
 from lightning_symmetry.callbacks.session import Plan, Session
 from lightning_symmetry.history import History
 from lightning_symmetry.measurement.budget import Budget
@@ -133,7 +135,7 @@ class Monitor(Callback):
             for name, value in values.items()
         }
 
-    @property
+    @cached_property
     def state_key(self) -> str:
         """The name of its state in a checkpoint."""
         return self._generate_state_key(include=self.include, exclude=self.exclude)
@@ -180,18 +182,24 @@ class Monitor(Callback):
             state, self._restored = self._restored.get("budget"), {}
             if self._session is not None:
                 self._session.begin(steps_done(trainer), self._is_measured(trainer), state)
+            if any(callback is self for callback in trainer.callbacks):
+                idle = [hook for hook in EACH_STEP if getattr(type(self), hook) is getattr(Callback, hook)]
+                pass_over(self, *idle, "on_train_batch_end")
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due, the parameters with which the step begins."""
         with self._fenced(trainer):
-            if self._session is not None:
-                _watch(pl_module, self._session.step_begins(steps_done(trainer), pl_module, batch))
+            if self._session is not None and not self._session.idles(step := steps_done(trainer)):
+                _watch(pl_module, self._session.step_begins(step, pl_module, batch))
+                if self._session.awaits_loss:
+                    attend(self, "on_train_batch_end")
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record what was measured, with the loss of the step."""
         with self._fenced(trainer):
-            if self._session is not None and self._session.awaits_loss:
+            if self._session is not None:
                 self._session.step_ends(_loss(outputs))
+            pass_over(self, "on_train_batch_end")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the parameters with which training ends."""
@@ -269,6 +277,7 @@ class Monitor(Callback):
 
     def _end(self, trainer: Any) -> None:
         self._session = None
+        attend(self, *EACH_STEP)
         recorder = _RECORDERS.get(trainer)
         if recorder is not None and all(monitor._session is None for monitor in _monitors(trainer)):
             recorder.close(steps_done(trainer))

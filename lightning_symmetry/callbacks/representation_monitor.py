@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_symmetry.callbacks.hooks import attend
 from lightning_symmetry.callbacks.monitor import Monitor, OnError, ranks_of, steps_done
 from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.measurement.layers import (
@@ -193,12 +194,13 @@ class RepresentationMonitor(Monitor):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due, what was heard before it; listen to it, if a measurement comes soon."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._session is None or self._listener is None:
+            return
         with self._fenced(trainer):
             step = steps_done(trainer)
-            if self._session is None or self._listener is None:
-                return
             if self._session.gathers(step, self.window) or step >= self._last_step - self.window:
                 self._listened_at = step
+                attend(self, "on_train_batch_end")
                 with self._session.gathering():
                     self._listener.listen(batch)
 

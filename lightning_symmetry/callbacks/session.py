@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import sysconfig
 import time
 import traceback
@@ -130,7 +131,7 @@ class Session:
             self._budget.plan(step, Costs(), 0.0)
         if state:
             try:
-                self._budget.restore(state, step)
+                self._budget.restore(state, max(step, self.measured_at + 1))
                 self._state = state
             except Exception as error:
                 warn(f"{self._name} cannot keep to the steps of the checkpoint: {type(error).__name__}: {error}")
@@ -151,6 +152,11 @@ class Session:
             yield
         self._gathering += self._budget.spent - before
 
+    def idles(self, step: int) -> bool:
+        """Note that a step begins, and tell whether there is nothing to do."""
+        self._budget.step_begins(step)
+        return step < self._wakes_at
+
     def step_begins(self, step: int, model: nn.Module, batch: Any) -> dict[str, float]:
         """Measure what is due at this step; parameters without a shape yet, of lazy modules, are waited for.
 
@@ -158,8 +164,7 @@ class Session:
             What is told of the model as a whole, the same on all ranks: NaN where that is not known; empty where
             no measurement is complete.
         """
-        self._budget.step_begins(step)
-        if step < self._wakes_at or self._standing_down:
+        if self.idles(step) or self._standing_down:
             return {}
         if self._plan is None and any(map(is_lazy, model.parameters())):
             return {}
@@ -220,6 +225,8 @@ class Session:
     @property
     def _next_step(self) -> int:
         """The step before which there is nothing to do."""
+        if self._standing_down:
+            return sys.maxsize
         if self._reached is not None:
             return self._host.lag + (self._reached if self._read is None else self._joined_at)
         if self._plan is None:
@@ -230,7 +237,7 @@ class Session:
     def _make(self, step: int, model: nn.Module, batch: Any) -> None:
         self._plan = self._make_plan(model, batch)
         if self._state:
-            self._budget.restore(self._state, step, len(self._plan.pieces))
+            self._budget.restore(self._state, max(step, self.measured_at + 1), len(self._plan.pieces))
         self._budget.settle()
         for kind, details in self._plan.findings.items():
             self._recorder.event(step, kind, **details)

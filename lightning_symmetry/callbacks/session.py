@@ -111,7 +111,7 @@ class Session:
         self._read: Callable[[], Measured] | None = None
         self._row: tuple[int, dict[str, float]] | None = None
         self._loss: Callable[[], Tensor] | None = None
-        self._failures = 0
+        self._failures = self._failures_here = 0
         self.awaits_loss = False
         self.measured_at = self.taken_at = -1
         recorder.overheads.append(lambda: budget.overhead)
@@ -125,16 +125,16 @@ class Session:
             measured: Whether it is taken for measured, as a resumed run's first may be, or one without anything to
                 measure yet; the next is then measured first.
             state: The budget of the run that is gone on with.
+
+        Raises:
+            Exception: The state cannot be read; all else is done.
         """
         if measured:
             self.measured_at = self.taken_at = step
             self._budget.plan(step, Costs(), 0.0)
         if state:
-            try:
-                self._budget.restore(state, max(step, self.measured_at + 1))
-                self._state = state
-            except Exception as error:
-                warn(f"{self._name} cannot keep to the steps of the checkpoint: {type(error).__name__}: {error}")
+            self._budget.restore(state, max(step, self.measured_at + 1))
+            self._state = state
 
     def listen_first(self) -> None:
         """Plan what to measure not at the first step, but when the first measurement is due."""
@@ -240,7 +240,7 @@ class Session:
             self._budget.restore(self._state, max(step, self.measured_at + 1), len(self._plan.pieces))
         self._budget.settle()
         for kind, details in self._plan.findings.items():
-            self._recorder.event(step, kind, **details)
+            self._recorder.finding(step, kind, details)
 
     def _work(self, step: int, model: nn.Module) -> dict[str, float]:
         """Measure the pieces whose turn it is, or bring a measurement of an earlier step to its end."""
@@ -290,7 +290,10 @@ class Session:
         assert self._plan is not None and self._measurement is not None and self._reached is not None
         if self._read is None and step >= self._reached + lag:
             rest = self._budget.owed - self._measurement.seconds - self._gathering
-            self._read = self._measurement.joined(self._budget.step_time, self._gathering, max(rest, 0.0))
+            self._read = self._measurement.joined(
+                self._budget.step_time, self._gathering, max(rest, 0.0), self._failures_here
+            )
+            self._failures_here = 0
             self._joined_at = step
             self._gathering = 0.0
             self._budget.settle()
@@ -352,14 +355,25 @@ class Session:
         try:
             yield
         except Exception as error:
+            if self._plan is None:
+                self._failures = PATIENCE - 1  # without a plan there is nothing to go on with
             self._drop()
-            self._fail(step, error)
+            self._fail(step, error, known=self._plan is None or self._ranks.world_size == 1)
 
-    def _fail(self, step: int, error: Exception, here_alone: bool = False) -> None:
-        """Count a failure and say so: rank zero for all ranks, and the rank on which alone it happened."""
+    def fail(self, step: int, error: Exception) -> None:
+        """Count a failure outside of a measurement; other ranks hear of it with the next one."""
+        self._drop()
+        self._fail(step, error, here_alone=True, known=self._ranks.world_size == 1)
+
+    def _fail(self, step: int, error: Exception, here_alone: bool = False, known: bool = True) -> None:
+        """Count a failure and say so: rank zero for all ranks, and the rank on which alone it happened.
+
+        A rank does not stand down before the others know why, since they would wait for it.
+        """
         if self._raise_errors:
             raise error
-        self._failures = PATIENCE if self._plan is None else self._failures + 1
+        self._failures += known
+        self._failures_here += not known
         self._budget.due = max(self._budget.due, step + 1)
         self._recorder.errors += 1
         message = f"{type(error).__name__}: {error}{_line_of(error)}"

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import os
 import re
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Callback
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_symmetry.callbacks.fence import fenced
 from lightning_symmetry.callbacks.hooks import EACH_STEP, attend, pass_over
+from lightning_symmetry.callbacks.run import begin_run, open_recorder, steps_done
 from lightning_symmetry.callbacks.session import PATIENCE, Plan, Session
 from lightning_symmetry.history import History
 from lightning_symmetry.measurement.budget import Budget
@@ -199,7 +195,8 @@ class Monitor(Callback):
         measured: dict[str, float] = {}
         with self._fenced(trainer):
             if self._session is not None:
-                _begin_run(trainer, pl_module)
+                config = {type(monitor).__name__: monitor.config() for monitor in _monitors(trainer)}
+                begin_run(_RECORDERS[trainer], trainer, pl_module, config)
                 self._take_up()
                 measured = self._measured_at(steps_done(trainer))
         if self._session is not None:
@@ -340,7 +337,9 @@ class Monitor(Callback):
                 "parameters that are sharded over processes (DTensor) cannot be measured yet: this monitor stands down"
             )
         monitors = _monitors(trainer)
-        recorder = _RECORDERS.get(trainer) or _open(trainer, monitors)
+        recorder = _RECORDERS.get(trainer) or open_recorder(
+            trainer, SHARE_OF_REPORTS * max(monitor.max_overhead for monitor in monitors)
+        )
         _RECORDERS[trainer] = recorder
         self.history = recorder.history
         self._transitions = Transitions()
@@ -391,77 +390,6 @@ def ranks_of(trainer: Any) -> Ranks:
 
 def _monitors(trainer: Any) -> list[Monitor]:
     return [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]
-
-
-def _open(trainer: Any, monitors: Sequence[Monitor]) -> Recorder:
-    """The recorder of a run, shared by its monitors: in memory alone on other ranks, and where it cannot be opened."""
-    share = SHARE_OF_REPORTS * max(monitor.max_overhead for monitor in monitors)
-    if not trainer.is_global_zero:
-        return Recorder(None, [], share)
-    try:
-        return Recorder(_run_folder(trainer), trainer.loggers, share)
-    except Exception as error:
-        warn(f"lightning_symmetry cannot write a history, and keeps it in memory: {type(error).__name__}: {error}")
-        return Recorder(None, trainer.loggers, share)
-
-
-def _begin_run(trainer: Any, model: Any) -> None:
-    """Note, once for all monitors, that the run begins or goes on."""
-    recorder = _RECORDERS[trainer]
-    if recorder.begun:
-        return
-    recorder.begin(
-        steps_done(trainer),
-        config={type(monitor).__name__: monitor.config() for monitor in _monitors(trainer)},
-        name=recorder.report.parent.name if recorder.report is not None else None,
-        model=type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters() if not is_lazy(parameter)),
-        started=time.time(),
-        versions={package: _version(package) for package in ("lightning-symmetry", "torch")},
-    )
-
-
-def _run_folder(trainer: Any) -> Path | None:
-    """``symmetry/RUN`` in the log directory, RUN the logger's run id or version; None where nothing may be written.
-
-    Without such a name RUN is the time, and the folder is made at once, so that no other run takes it.
-    """
-    logger = trainer.logger
-    directory = trainer.default_root_dir if logger is None else getattr(logger, "log_dir", None) or logger.save_dir
-    if directory is None or "://" in str(directory) or trainer.fast_dev_run:
-        return None
-    parent = Path(directory) / "symmetry"
-    existing = next(folder for folder in (parent, *parent.absolute().parents) if folder.exists())
-    if not os.access(existing, os.W_OK):
-        return None
-    run = logger.version if logger is not None else None
-    if run is not None and run != "":
-        return parent / (f"version_{run}" if isinstance(run, int) else str(run))
-    return _new_folder(parent, time.strftime("%Y-%m-%d_%H-%M-%S"))
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    """Make the folder of this name, or else of NAME-2, NAME-3, ... that is not there yet."""
-    folder, number = parent / name, 1
-    while True:
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
-            folder = parent / f"{name}-{number}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def steps_done(trainer: Any) -> int:
-    """The optimizer steps done, as Lightning counts them for its loggers: several optimizers count once."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def _loss(outputs: Any) -> Tensor | None:

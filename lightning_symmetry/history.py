@@ -7,6 +7,9 @@ A **measurement** holds numbers taken at one step, an **event** something that h
 {"step": 100, "time": 1767225600.1, "event": {"kind": "nonfinite", "parameter": "fc1.weight"}}
 ```
 
+A run that resumes from an earlier checkpoint goes back: an event of kind `"run"` says at which step a run begins or
+goes on, and what had been written of later steps is read no more.
+
 `step` counts optimizer steps, `time` is seconds since the Unix epoch. The lines are strict JSON, which knows neither
 NaN nor infinity: both are written as `null`, and a value of `null` reads as NaN. Each append writes one whole line, so
 a run that is killed loses at most the line that it was writing; a last line that was torn so is left out on reading
@@ -139,7 +142,7 @@ class History:
 
         Args:
             step: Optimizer steps done.
-            kind: What happened, in one word.
+            kind: What happened, in one word; ``"run"`` takes back what was added of later steps.
             **details: What is told about it: JSON values (NaN and infinite numbers are kept as `None`).
 
         Raises:
@@ -148,7 +151,7 @@ class History:
         """
         details = json.loads(json.dumps(_null_for_nonfinite(details), allow_nan=False))
         event = Event(int(step), time.time(), kind, details)
-        self.events.append(event)
+        self._remember_event(event)
         self._write(event)
 
     def __contains__(self, key: str) -> bool:
@@ -200,6 +203,20 @@ class History:
             rows.append(row)
             values.append(value)
             self._size += 1
+
+    def _remember_event(self, event: Event) -> None:
+        if event.kind == "run":
+            self._go_back(event.step)
+        self.events.append(event)
+
+    def _go_back(self, step: int) -> None:
+        """Forget what is of later steps."""
+        self.events = [event for event in self.events if event.step <= step]
+        if any(later > step for later in self._steps):
+            kept = [measurement for measurement in self.measurements if measurement.step <= step]
+            self._forget()
+            for measurement in kept:
+                self._remember(measurement)
 
     def _thin(self) -> bool:
         """Halve what has become too much, and say whether anything was."""
@@ -283,7 +300,7 @@ class History:
                         "remove the line to read the rest."
                     ) from error
                 if isinstance(entry, Event):
-                    self.events.append(entry)
+                    self._remember_event(entry)
                 elif entry is not None:
                     self._remember(entry)
                 self._thin()

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import os
 import re
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Callback
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from lightning_symmetry.callbacks.session import Plan, Session
+from lightning_symmetry.callbacks.fence import fenced
+from lightning_symmetry.callbacks.hooks import EACH_STEP, attend, pass_over
+from lightning_symmetry.callbacks.run import begin_run, open_recorder, steps_done
+from lightning_symmetry.callbacks.session import PATIENCE, Plan, Session
 from lightning_symmetry.history import History
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.measure import Ranks
@@ -57,6 +56,7 @@ class Monitor(Callback):
             warned of, and never reaches the training.
 
     Attributes:
+        failures: How many of its hooks have failed in this fit.
         history: What was measured, in the run's folder too: see `read_history`.
         section: What the keys of what it measures of each part of the model begin with.
         aggregates: The keys of what it tells of the model as a whole, for `EarlyStopping` and `ModelCheckpoint` to
@@ -110,9 +110,11 @@ class Monitor(Callback):
         self.alert_on = tuple(kind for kind in ALERT_KINDS if kind in kinds)
         self.on_transition = on_transition
         self.history = History(None)
+        self.failures = 0
         self._session: Session | None = None
+        self._is_watched = True
         self._transitions = Transitions()
-        self._restored: Mapping[str, Any] = {}
+        self._restored: Mapping[str, Any] = {}  # what a checkpoint holds, until it is taken up
         self._budget: Budget | None = None
 
     def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
@@ -133,18 +135,29 @@ class Monitor(Callback):
             for name, value in values.items()
         }
 
-    @property
+    @cached_property
     def state_key(self) -> str:
         """The name of its state in a checkpoint."""
         return self._generate_state_key(include=self.include, exclude=self.exclude)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: what is known of the series that are watched for transitions, and the budget."""
+        """What a checkpoint keeps, as plain values; without what fails, since the checkpoint is the user's."""
+        try:
+            return self.state()
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            with suppress(Exception):
+                warn(f"{type(self).__name__} leaves nothing in the checkpoint. {type(error).__name__}: {error}")
+            return {}
+
+    def state(self) -> dict[str, Any]:
+        """What is known of the series that are watched, and the budget."""
         budget = {} if self._budget is None else {"budget": self._budget.state()}
         return {"transitions": self._transitions.state(), **budget}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what a checkpoint holds for the fit that begins."""
+        """Keep what a checkpoint holds for the fit that begins; some strategies read it only after `on_fit_start`."""
         self._restored = state_dict
 
     def select(self, names: Iterable[str]) -> list[str]:
@@ -170,57 +183,137 @@ class Monitor(Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what cannot work, and open the run's history."""
-        self._check(trainer, pl_module)
-        with self._fenced(trainer):
-            self._begin(trainer, pl_module)
+        self.failures = 0
+        refused = self._refused(trainer, pl_module)
+        if refused is not None:
+            raise refused
+        self._begin(trainer, pl_module)
 
+    @fenced
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Go on at the steps of a run that is resumed, and repeat no measurement that it has made already."""
+        """Begin the run, or go on with it where a checkpoint left it; repeat no measurement that it has already."""
+        measured: dict[str, float] = {}
         with self._fenced(trainer):
-            state, self._restored = self._restored.get("budget"), {}
             if self._session is not None:
-                self._session.begin(steps_done(trainer), self._is_measured(trainer), state)
+                config = {type(monitor).__name__: monitor.config() for monitor in _monitors(trainer)}
+                begin_run(_RECORDERS[trainer], trainer, pl_module, config)
+                self._take_up()
+                measured = self._measured_at(steps_done(trainer))
+        if self._session is not None:
+            is_measured = self._is_measured(trainer, bool(measured))
+            with self._taking_up("the budget"):
+                self._session.begin(steps_done(trainer), is_measured, self._restored.get("budget"))
+        if measured:
+            self._transitions.observe(steps_done(trainer), measured)
+        if any(callback is self for callback in trainer.callbacks):
+            idle = [hook for hook in EACH_STEP if getattr(type(self), hook) is getattr(Callback, hook)]
+            pass_over(self, *idle, "on_train_batch_end")
 
+    @fenced
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due, the parameters with which the step begins."""
-        with self._fenced(trainer):
-            if self._session is not None:
-                _watch(pl_module, self._session.step_begins(steps_done(trainer), pl_module, batch))
+        if self._session is not None and not self._session.idles(step := steps_done(trainer)):
+            self._watch(pl_module, self._session.step_begins(step, pl_module, batch))
+            if self._session.awaits_loss:
+                attend(self, "on_train_batch_end")
 
+    @fenced
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record what was measured, with the loss of the step."""
-        with self._fenced(trainer):
-            if self._session is not None and self._session.awaits_loss:
-                self._session.step_ends(_loss(outputs))
+        if self._session is not None:
+            self._session.step_ends(_loss(outputs))
+        pass_over(self, "on_train_batch_end")
 
+    @fenced
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the parameters with which training ends."""
-        with self._fenced(trainer):
-            if self._session is not None:
-                self._session.finish(steps_done(trainer), pl_module)
+        if self._session is not None:
+            self._session.finish(steps_done(trainer), pl_module)
 
+    @fenced
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the report."""
-        with self._fenced(trainer):
-            self._end(trainer)
+        self._end(trainer)
 
+    @fenced
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Make the report of what there is."""
+        self._restored = {}
         with self._fenced(trainer):
             if self._session is not None:
                 self._session.stop(steps_done(trainer), pl_module)
-            self._end(trainer)
+        self._end(trainer)
+
+    @fenced
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forget the checkpoint: a fit that begins later takes up its own."""
+        self._restored = {}
+
+    def fail(self, trainer: Any, error: Exception) -> None:
+        """Count a failure of a hook, and tell of it; the monitor that failed twice stands down."""
+        self.failures += 1
+        if self.failures > PATIENCE:
+            return
+        try:
+            assert self._session is not None
+            self._session.fail(steps_done(trainer), error)
+        except Exception:  # before the session has begun, or where telling fails
+            warn(f"{type(self).__name__} failed; training is not affected. {type(error).__name__}: {error}")
+
+    def _take_up(self) -> None:
+        """Go on watching from what a checkpoint holds."""
+        with self._taking_up("the detectors of transitions"):
+            if "transitions" in self._restored:
+                self._transitions.restore(self._restored["transitions"])
+
+    @contextmanager
+    def _taking_up(self, what: str) -> Iterator[None]:
+        """Go on without what a checkpoint holds where that cannot be read, as that of another version."""
+        try:
+            yield
+        except Exception as error:
+            self._restored = {}
+            warn(
+                f"{type(self).__name__} begins anew: {what} in the checkpoint cannot be read. "
+                f"{type(error).__name__}: {error}"
+            )
 
     @contextmanager
     def _fenced(self, trainer: Any) -> Iterator[None]:
-        """Keep a failure of a hook from the trainer."""
+        """Go on with the rest of a hook where a part of it fails."""
         try:
             yield
         except Exception as error:
             if self.on_error == "raise":
                 raise
-            if trainer.is_global_zero:
-                warn(f"{type(self).__name__} failed; training is not affected. {type(error).__name__}: {error}")
+            self.fail(trainer, error)
+
+    def _watch(self, model: Any, aggregates: Mapping[str, float]) -> None:
+        """Let EarlyStopping and ModelCheckpoint watch what is told of the model as a whole, on every rank alike."""
+        if not aggregates or not self._is_watched:
+            return
+        try:
+            model.log_dict(dict(aggregates), logger=False, on_step=True, on_epoch=False, batch_size=1)
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            self._is_watched = False
+            warn(
+                f"{type(self).__name__} cannot let callbacks watch {', '.join(aggregates)}; training is not affected. "
+                f"{type(error).__name__}: {error}"
+            )
+
+    def _refused(self, trainer: Any, model: Any) -> ValueError | None:
+        """Why this monitor cannot work here, if so."""
+        try:
+            self._check(trainer, model)
+        except ValueError as error:
+            return error
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            self.fail(trainer, error)
+        return None
 
     def _check(self, trainer: Any, model: Any) -> None:
         if not any(True for _ in model.parameters()):
@@ -235,17 +328,21 @@ class Monitor(Callback):
                 "`include` that finds the parameters of both"
             )
 
+    @fenced
     def _begin(self, trainer: Any, model: Any) -> None:
         self._session = None
+        self._is_watched = True
         if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
             raise NotImplementedError(
                 "parameters that are sharded over processes (DTensor) cannot be measured yet: this monitor stands down"
             )
         monitors = _monitors(trainer)
-        recorder = _RECORDERS.get(trainer) or _open(trainer, model, monitors)
+        recorder = _RECORDERS.get(trainer) or open_recorder(
+            trainer, SHARE_OF_REPORTS * max(monitor.max_overhead for monitor in monitors)
+        )
         _RECORDERS[trainer] = recorder
         self.history = recorder.history
-        self._transitions = _restored(self._restored)
+        self._transitions = Transitions()
         share = self.max_overhead * (1 - SHARE_OF_REPORTS) / len(monitors)
         self._budget = Budget(share, self.every_n_train_steps, trainer.world_size)
         self._session = Session(
@@ -261,14 +358,20 @@ class Monitor(Callback):
             raise_errors=self.on_error == "raise",
         )
 
-    def _is_measured(self, trainer: Any) -> bool:
-        """Whether the step that training begins with is the last in the history at which this monitor measured."""
-        keys = self.history.keys(f"{self.section}/")
-        last = max((self.history.series(key)[0][-1] for key in keys), default=-1)
-        return bool(trainer.strategy.broadcast(last) == steps_done(trainer))
+    def _is_measured(self, trainer: Any, is_in_history: bool) -> bool:
+        """Whether nothing is left to measure at the first step, on all ranks as on the one that has the history."""
+        return bool(trainer.strategy.broadcast(is_in_history))
+
+    def _measured_at(self, step: int) -> dict[str, float]:
+        """What this monitor measured at a step, where a run that goes on has stopped there."""
+        if step == 0:
+            return {}
+        series = {key: self.history.series(key) for key in self.history.keys(f"{self.section}/")}
+        return {key: values[-1] for key, (steps, values) in series.items() if steps[-1] == step}
 
     def _end(self, trainer: Any) -> None:
         self._session = None
+        attend(self, *EACH_STEP)
         recorder = _RECORDERS.get(trainer)
         if recorder is not None and all(monitor._session is None for monitor in _monitors(trainer)):
             recorder.close(steps_done(trainer))
@@ -285,93 +388,10 @@ def ranks_of(trainer: Any) -> Ranks:
     )
 
 
-def _restored(state: Mapping[str, Any]) -> Transitions:
-    """The detectors that a checkpoint holds; new ones where it holds none that can be read."""
-    transitions = Transitions()
-    if "transitions" in state:
-        try:
-            transitions.restore(state["transitions"])
-        except Exception as error:
-            warn(f"lightning_symmetry cannot go on watching from the checkpoint: {type(error).__name__}: {error}")
-    return transitions
-
-
 def _monitors(trainer: Any) -> list[Monitor]:
     return [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]
-
-
-def _open(trainer: Any, model: Any, monitors: Sequence[Monitor]) -> Recorder:
-    """The recorder of a run, shared by its monitors: in memory alone on other ranks, and where it cannot be opened."""
-    share = SHARE_OF_REPORTS * max(monitor.max_overhead for monitor in monitors)
-    if not trainer.is_global_zero:
-        return Recorder(None, [], share)
-    try:
-        folder = _run_folder(trainer)
-        recorder = Recorder(folder, trainer.loggers, share)
-    except Exception as error:
-        warn(f"lightning_symmetry cannot write a history, and keeps it in memory: {type(error).__name__}: {error}")
-        folder, recorder = None, Recorder(None, trainer.loggers, share)
-    recorder.begin(
-        steps_done(trainer),
-        config={type(monitor).__name__: monitor.config() for monitor in monitors},
-        name=folder.name if folder is not None else None,
-        model=type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters() if not is_lazy(parameter)),
-        started=time.time(),
-        versions={package: _version(package) for package in ("lightning-symmetry", "torch")},
-    )
-    return recorder
-
-
-def _run_folder(trainer: Any) -> Path | None:
-    """``symmetry/RUN`` in the log directory, RUN the logger's run id or version; None where nothing may be written.
-
-    Without such a name RUN is the time, and the folder is made at once, so that no other run takes it.
-    """
-    logger = trainer.logger
-    directory = trainer.default_root_dir if logger is None else getattr(logger, "log_dir", None) or logger.save_dir
-    if directory is None or "://" in str(directory) or trainer.fast_dev_run:
-        return None
-    parent = Path(directory) / "symmetry"
-    existing = next(folder for folder in (parent, *parent.absolute().parents) if folder.exists())
-    if not os.access(existing, os.W_OK):
-        return None
-    run = logger.version if logger is not None else None
-    if run is not None and run != "":
-        return parent / (f"version_{run}" if isinstance(run, int) else str(run))
-    return _new_folder(parent, time.strftime("%Y-%m-%d_%H-%M-%S"))
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    """Make the folder of this name, or else of NAME-2, NAME-3, ... that is not there yet."""
-    folder, number = parent / name, 1
-    while True:
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
-            folder = parent / f"{name}-{number}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def steps_done(trainer: Any) -> int:
-    """The optimizer steps done, as Lightning counts them for its loggers: several optimizers count once."""
-    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def _loss(outputs: Any) -> Tensor | None:
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None
-
-
-def _watch(model: Any, aggregates: Mapping[str, float]) -> None:
-    """Let EarlyStopping and ModelCheckpoint watch what is told of the model as a whole, on every rank alike."""
-    if aggregates:
-        model.log_dict(dict(aggregates), logger=False, on_step=True, on_epoch=False, batch_size=1)

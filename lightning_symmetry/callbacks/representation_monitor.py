@@ -9,7 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_symmetry.callbacks.monitor import Monitor, OnError, ranks_of, steps_done
+from lightning_symmetry.callbacks.fence import fenced
+from lightning_symmetry.callbacks.hooks import attend
+from lightning_symmetry.callbacks.monitor import Monitor, OnError, ranks_of
+from lightning_symmetry.callbacks.run import steps_done
 from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.measurement.layers import (
     MOST_LAYERS,
@@ -163,71 +166,81 @@ class RepresentationMonitor(Monitor):
             take_sums=lambda: take_sums(heard, listener, ranks),
         )
 
+    @fenced
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Choose the layers; there is nothing to measure before the first step."""
         super().on_train_start(trainer, pl_module)
-        with self._fenced(trainer):
-            session, self._listener, self._listened_at = self._session, None, -1
-            if session is None:
-                return
-            layers = self._choose(trainer, pl_module)
-            if not layers:
-                self._session = None
-                return
-            session.listen_first()
-            self._last_step = trainer.estimated_stepping_batches
-            name = classifier_name(pl_module) if "neural_collapse" in self.indicators else None
-            name = None if name in inside_compiled(pl_module) else name
-            self._listener = Listener(
-                layers={name: pl_module.get_submodule(name) for name in layers},
-                classifier=None if name is None else (name, pl_module.get_submodule(name)),
-                gradients="canonical_alignment" in self.indicators,
-                similarity="linear_cka" in self.indicators,
-                labels=self.labels,
-                conv_features=self.conv_features,
-                max_samples=self.max_samples,
-                kept=max(MOST_DECISIONS // trainer.world_size, 1),
-                timed=session.gathering,
-            )
+        session, self._listener, self._listened_at = self._session, None, -1
+        if session is None:
+            return
+        layers = self._choose(trainer, pl_module)
+        if not layers:
+            self._session = None
+            return
+        session.listen_first()
+        self._last_step = trainer.estimated_stepping_batches
+        name = classifier_name(pl_module) if "neural_collapse" in self.indicators else None
+        name = None if name in inside_compiled(pl_module) else name
+        self._listener = Listener(
+            layers={name: pl_module.get_submodule(name) for name in layers},
+            classifier=None if name is None else (name, pl_module.get_submodule(name)),
+            gradients="canonical_alignment" in self.indicators,
+            similarity="linear_cka" in self.indicators,
+            labels=self.labels,
+            conv_features=self.conv_features,
+            max_samples=self.max_samples,
+            kept=max(MOST_DECISIONS // trainer.world_size, 1),
+            timed=session.gathering,
+        )
 
+    @fenced
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due, what was heard before it; listen to it, if a measurement comes soon."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        with self._fenced(trainer):
-            step = steps_done(trainer)
-            if self._session is None or self._listener is None:
-                return
-            if self._session.gathers(step, self.window) or step >= self._last_step - self.window:
-                self._listened_at = step
-                with self._session.gathering():
-                    self._listener.listen(batch)
+        if self._session is None or self._listener is None:
+            return
+        step = steps_done(trainer)
+        if self._session.gathers(step, self.window) or step >= self._last_step - self.window:
+            self._listened_at = step
+            attend(self, "on_train_batch_end")
+            with self._session.gathering():
+                self._listener.listen(batch)
 
+    @fenced
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Listen no longer, and record what was measured."""
         with self._fenced(trainer):
             self._stop()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    @fenced
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure what was heard since the last measurement."""
-        with self._fenced(trainer):
-            if self._session is not None:
-                heard = self._listened_at >= self._session.taken_at
-                self._session.finish(steps_done(trainer), pl_module, gathered=heard)
+        if self._session is not None:
+            heard = self._listened_at >= self._session.taken_at
+            self._session.finish(steps_done(trainer), pl_module, gathered=heard)
 
+    @fenced
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Listen no longer, and make the report of what there is."""
         with self._fenced(trainer):
             self._stop()
         super().on_exception(trainer, pl_module, exception)
 
+    @fenced
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Keep nothing of the model."""
-        with self._fenced(trainer):
-            self._stop()
-            self._listener = None
+        super().teardown(trainer, pl_module, stage)
+        self._stop()
+        self._listener = None
 
-    def _is_measured(self, trainer: Any) -> bool:
+    def fail(self, trainer: Any, error: Exception) -> None:
+        """Count a failure of a hook, and tell of it; listen no longer, whatever has failed."""
+        for handle in self._listener.handles if self._listener is not None else ():
+            handle.remove()
+        super().fail(trainer, error)
+
+    def _is_measured(self, trainer: Any, is_in_history: bool) -> bool:
         """Before the first step nothing is heard."""
         return True
 

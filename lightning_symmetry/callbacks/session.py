@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import sysconfig
 import time
 import traceback
@@ -112,7 +113,7 @@ class Session:
         self._read: Callable[[], Measured] | None = None
         self._row: tuple[int, dict[str, float]] | None = None
         self._loss: Callable[[], Tensor] | None = None
-        self._failures = 0
+        self._failures = self._failures_here = 0
         self.awaits_loss = False
         self.measured_at = self.taken_at = -1
         recorder.overheads.append(lambda: budget.overhead)
@@ -126,16 +127,16 @@ class Session:
             measured: Whether it is taken for measured, as a resumed run's first may be, or one without anything to
                 measure yet; the next is then measured first.
             state: The budget of the run that is gone on with.
+
+        Raises:
+            Exception: The state cannot be read; all else is done.
         """
         if measured:
             self.measured_at = self.taken_at = step
             self._budget.plan(step, Costs(), 0.0)
         if state:
-            try:
-                self._budget.restore(state, step)
-                self._state = state
-            except Exception as error:
-                warn(f"{self._name} cannot keep to the steps of the checkpoint: {type(error).__name__}: {error}")
+            self._budget.restore(state, max(step, self.measured_at + 1))
+            self._state = state
 
     def listen_first(self) -> None:
         """Plan what to measure not at the first step, but when the first measurement is due."""
@@ -157,6 +158,11 @@ class Session:
             yield
         self._gathering += self._budget.spent - before
 
+    def idles(self, step: int) -> bool:
+        """Note that a step begins, and tell whether there is nothing to do."""
+        self._budget.step_begins(step)
+        return step < self._wakes_at
+
     def step_begins(self, step: int, model: nn.Module, batch: Any) -> dict[str, float]:
         """Measure what is due at this step; parameters without a shape yet, of lazy modules, are waited for.
 
@@ -164,8 +170,7 @@ class Session:
             What is told of the model as a whole, the same on all ranks: NaN where that is not known; empty where
             no measurement is complete.
         """
-        self._budget.step_begins(step)
-        if step < self._wakes_at or self._standing_down:
+        if self.idles(step) or self._standing_down:
             return {}
         if self._plan is None and any(map(is_lazy, model.parameters())):
             return {}
@@ -226,6 +231,8 @@ class Session:
     @property
     def _next_step(self) -> int:
         """The step before which there is nothing to do."""
+        if self._standing_down:
+            return sys.maxsize
         if self._reached is not None:
             return self._host.lag + (self._reached if self._read is None else self._joined_at)
         if self._plan is None:
@@ -236,10 +243,10 @@ class Session:
     def _make(self, step: int, model: nn.Module, batch: Any) -> None:
         self._plan = self._make_plan(model, batch)
         if self._state:
-            self._budget.restore(self._state, step, len(self._plan.pieces))
+            self._budget.restore(self._state, max(step, self.measured_at + 1), len(self._plan.pieces))
         self._budget.settle()
         for kind, details in self._plan.findings.items():
-            self._recorder.event(step, kind, **details)
+            self._recorder.finding(step, kind, details)
 
     def _work(self, step: int, model: nn.Module) -> dict[str, float]:
         """Measure the pieces whose turn it is, or bring a measurement of an earlier step to its end."""
@@ -289,7 +296,10 @@ class Session:
         assert self._plan is not None and self._measurement is not None and self._reached is not None
         if self._read is None and step >= self._reached + lag:
             rest = self._budget.owed - self._measurement.seconds - self._gathering
-            self._read = self._measurement.joined(self._budget.step_time, self._gathering, max(rest, 0.0))
+            self._read = self._measurement.joined(
+                self._budget.step_time, self._gathering, max(rest, 0.0), self._failures_here
+            )
+            self._failures_here = 0
             self._joined_at = step
             self._gathering = 0.0
             self._budget.settle()
@@ -353,14 +363,25 @@ class Session:
         try:
             yield
         except Exception as error:
+            if self._plan is None:
+                self._failures = PATIENCE - 1  # without a plan there is nothing to go on with
             self._drop()
-            self._fail(step, error)
+            self._fail(step, error, known=self._plan is None or self._ranks.world_size == 1)
 
-    def _fail(self, step: int, error: Exception, here_alone: bool = False) -> None:
-        """Count a failure and say so: rank zero for all ranks, and the rank on which alone it happened."""
+    def fail(self, step: int, error: Exception) -> None:
+        """Count a failure outside of a measurement; other ranks hear of it with the next one."""
+        self._drop()
+        self._fail(step, error, here_alone=True, known=self._ranks.world_size == 1)
+
+    def _fail(self, step: int, error: Exception, here_alone: bool = False, known: bool = True) -> None:
+        """Count a failure and say so: rank zero for all ranks, and the rank on which alone it happened.
+
+        A rank does not stand down before the others know why, since they would wait for it.
+        """
         if self._raise_errors:
             raise error
-        self._failures = PATIENCE if self._plan is None else self._failures + 1
+        self._failures += known
+        self._failures_here += not known
         self._budget.due = max(self._budget.due, step + 1)
         self._recorder.errors += 1
         message = f"{type(error).__name__}: {error}{_line_of(error)}"

@@ -15,6 +15,7 @@ from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.units import too_large_to_match
 from lightning_symmetry.symmetry.find import check_kinds, find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
+from lightning_symmetry.symmetry.kept import keep, recall
 
 
 class SymmetryMonitor(Monitor):
@@ -83,19 +84,27 @@ class SymmetryMonitor(Monitor):
         self.tolerance = tolerance
         self.verify_up_to = verify_up_to
         self.symmetries = Symmetries(())
+        self._kept: dict[str, Any] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the symmetries too, so that a resumed run need not look again."""
+        return {**super().state(), "symmetries": self._kept}
 
     def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
         """Find the symmetries on rank zero, tell them to all ranks, and plan one piece for each group."""
         found: Symmetries | Exception | None = None
         if trainer.is_global_zero:
             try:
-                found = find_symmetries(model, batch, kinds=self.kinds, verify_up_to=self.verify_up_to)
+                found = self._recalled(model) or find_symmetries(
+                    model, batch, kinds=self.kinds, verify_up_to=self.verify_up_to
+                )
             except Exception as error:
                 found = error if trainer.world_size == 1 else RuntimeError(f"on rank zero, {error!r}")
         found = trainer.strategy.broadcast(found)
         if isinstance(found, Exception):
             raise found
         assert found is not None
+        self._kept = keep(found, model, self.kinds, self.verify_up_to)
         names = [name for name, _ in model.named_parameters()]
         selected = set(self.select(names))
         chosen = [group for group in found if group.parameters[0] in selected]
@@ -114,3 +123,9 @@ class SymmetryMonitor(Monitor):
                 **({"unmeasured": {"groups": unmeasured, "why": "too many units within each"}} if unmeasured else {}),
             },
         )
+
+    def _recalled(self, model: nn.Module) -> Symmetries | None:
+        """The symmetries that a checkpoint holds; None where it holds none of this model."""
+        with self._taking_up("the symmetries"):
+            return recall(self._restored.get("symmetries", {}), model, self.kinds, self.verify_up_to)
+        return None

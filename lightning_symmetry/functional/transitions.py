@@ -36,6 +36,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import median
+from types import NoneType
 from typing import Any
 
 WINDOW = 8
@@ -141,20 +142,22 @@ class Detector:
     def from_dict(cls, state: Mapping[str, Any]) -> Detector:
         """The detector that `dataclasses.asdict` made a dictionary of; JSON may lie between.
 
+        Raises:
+            KeyError: Something is missing.
+            TypeError: Something is unknown, or no number.
+
         Example:
             >>> import dataclasses, json
             >>> detector, _ = observe(Detector(), step=0, value=1.0)
             >>> Detector.from_dict(json.loads(json.dumps(dataclasses.asdict(detector)))) == detector
             True
         """
-        return cls(
-            **{
-                **state,
-                "recent": tuple(state["recent"]),
-                "rise": Excursion(**state["rise"]),
-                "fall": Excursion(**state["fall"]),
-            }
-        )
+        numbers = {key: value for key, value in state.items() if key not in ("recent", "rise", "fall")}
+        for value in (*numbers.values(), *state["recent"], *state["rise"].values(), *state["fall"].values()):
+            if not isinstance(value, (int, float, NoneType)):
+                raise TypeError(f"{value!r} is no number")
+        rise, fall = Excursion(**state["rise"]), Excursion(**state["fall"])
+        return cls(**numbers, recent=tuple(state["recent"]), rise=rise, fall=fall)
 
 
 def observe(

@@ -180,9 +180,11 @@ class Budget:
 
         Raises:
             KeyError: Something is missing.
-            TypeError: Something is unknown, as from another version.
+            TypeError: Something is unknown, as from another version, or no number.
+            ValueError: Likewise.
         """
-        costs = Costs(**{**state["costs"], "pieces": tuple(state["costs"]["pieces"])})
+        parts = {part: float(cost) for part, cost in state["costs"].items() if part != "pieces"}
+        costs = Costs(tuple(map(float, state["costs"]["pieces"])), **parts)
         due, planned = int(state["due"]), bool(state["planned"])
         self.costs, self.planned, self.due = costs, planned, max(due, step)
         if self.every_n_steps is not None:

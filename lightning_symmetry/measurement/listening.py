@@ -60,6 +60,7 @@ class Listener:
         of_classes: The sums over classes.
         hsics: The similarity of every two layers, summed over batches.
         error: The first failure of a hook, which ended its layer's part.
+        handles: Of the hooks, while it listens.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Listener:
         self._max_samples = max_samples
         self._kept = kept
         self._timed = timed
-        self._handles: list[RemovableHandle] = []
+        self.handles: list[RemovableHandle] = []
         self._grams: dict[str, Tensor] = {}
         self._generators: dict[torch.device, Generator] = {}
         self._projections: dict[tuple[int, torch.device], Tensor] = {}
@@ -106,7 +107,7 @@ class Listener:
         """
         self.stop()
         for name, module in self.layers.items():
-            self._handles.append(module.register_forward_hook(self._hook(name, module)))
+            self.handles.append(module.register_forward_hook(self._hook(name, module)))
         self._mask, self._batch_size = features.attention_mask(batch), features.batch_size_of(batch)
         if self.classifier is not None and not self._without_labels:
             try:
@@ -115,13 +116,13 @@ class Listener:
                 self._without_labels = True
                 raise
             module = self.classifier[1]
-            self._handles.append(module.register_forward_hook(self._classifier_hook(module), with_kwargs=True))
+            self.handles.append(module.register_forward_hook(self._classifier_hook(module), with_kwargs=True))
 
     def stop(self) -> None:
         """Remove the hooks, and compare the layers on what they returned."""
-        for handle in self._handles:
+        for handle in self.handles:
             handle.remove()
-        self._handles.clear()
+        self.handles.clear()
         grams, self._grams = self._grams, {}
         self._mask = self._found_labels = None
         if grams:

@@ -146,13 +146,16 @@ class Measurement:
                 self._costs[number] = stop()
         self.seconds += time.perf_counter() - started
 
-    def joined(self, step_time: float, gathering: float = 0.0, rest: float = 0.0) -> Callable[[], Measured]:
+    def joined(
+        self, step_time: float, gathering: float = 0.0, rest: float = 0.0, failed: int = 0
+    ) -> Callable[[], Measured]:
         """Sum with what the other ranks have measured; every rank must call it.
 
         Args:
             step_time: The seconds of a step of training on this rank.
             gathering: The seconds that this rank took to gather what was measured.
             rest: Other seconds that it spent since the last measurement, to be counted with this one.
+            failed: What else has failed on this rank since then.
 
         Returns:
             What tells what all ranks know, to be called after the lag of the device.
@@ -161,7 +164,9 @@ class Measurement:
         of_rank = torch.zeros(3, world_size, dtype=torch.float64)
         of_rank[:, self._ranks.rank] = torch.tensor([self._preparation(), gathering, rest])
         costs = [self._costs[number]() if number in self._costs else 0.0 for number in places]
-        told = torch.tensor([*costs, *of_rank.flatten(), self._failed, step_time / world_size], dtype=torch.float64)
+        told = torch.tensor(
+            [*costs, *of_rank.flatten(), self._failed + failed, step_time / world_size], dtype=torch.float64
+        )
         values = [self._values.get(number, self._blank(len(self._pieces[number].keys), 0.0)) for number in places]
         digests = [self._digests.get(number, self._blank(1, 0.0)) for number in places]
         slots = torch.cat([*values, *digests, self._host.gathered(told)])

@@ -149,10 +149,11 @@ class Transitions:
 
         Raises:
             KeyError: Something is missing.
-            TypeError: Something is unknown, as from another version.
+            TypeError: Something is unknown, as from another version, or no number.
         """
         detectors = {key: Detector.from_dict(detector) for key, detector in state["detectors"].items()}
-        self._step, self._detectors, self.counts = state["step"], detectors, dict(state["counts"])
+        step, counts = int(state["step"]), {kind: int(count) for kind, count in state["counts"].items()}
+        self._step, self._detectors, self.counts = step, detectors, counts
 
     def _expect(self, watch: Watch) -> None:
         for kind in (watch.rise, watch.fall):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -54,6 +55,7 @@ class Recorder:
         report: The path of the report; None where there is none.
         errors: How many failures of the monitors were recorded.
         refreshing: The seconds spent on reports and heatmaps.
+        begun: Whether it was noted that the run begins.
     """
 
     def __init__(self, folder: Path | None, loggers: Sequence[Any], share: float) -> None:
@@ -67,19 +69,27 @@ class Recorder:
         self._share = share
         self._refreshed = -float("inf")
         self._cost_of_refresh = 0.0
-        self._nonfinite: set[str] = set()
+        self.begun = False
         self._warned = False
         self._closed = False
 
     def begin(self, step: int, config: Mapping[str, Any], **details: Any) -> None:
-        """Note that the run begins: how its monitors are configured, and what else there is to tell."""
+        """Note that the run begins, or goes on: how its monitors are configured, and what else there is to tell."""
+        self.begun = True
         self.event(step, "run", config=dict(config), **details)
+        self.errors = sum(event.kind == "error" for event in self.history.events if step > 0)
         for sink in self._sinks:
             sink.begin(config)
 
     def event(self, step: int, kind: str, **details: Any) -> None:
         """Add an event to the history."""
         self._fenced(self.history.append_event, step, kind, **details)
+
+    def finding(self, step: int, kind: str, details: Mapping[str, Any]) -> None:
+        """Add an event, unless the last of its kind says the same, as where a run goes on."""
+        known = next((event.details for event in reversed(self.history.events) if event.kind == kind), None)
+        if known != json.loads(json.dumps(details)):
+            self.event(step, kind, **details)
 
     def events(self, step: int, kind: str, told: Sequence[Mapping[str, Any]], alert: bool) -> None:
         """Add events of one kind to the history, and send one alert for all of them if one is wanted."""
@@ -91,8 +101,13 @@ class Recorder:
 
     def nonfinite(self, step: int, parameters: Sequence[str], alert: bool = False) -> None:
         """Add one event that names those parameters that were finite until now."""
-        new = [name for name in parameters if name not in self._nonfinite]
-        self._nonfinite.update(new)
+        known = {
+            name
+            for event in self.history.events
+            if event.kind == "nonfinite"
+            for name in event.details.get("parameters", ())
+        }
+        new = [name for name in parameters if name not in known]
         if new:
             self.events(step, "nonfinite", [{"parameter": new[0], "parameters": new}], alert)
 

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 
 from lightning_symmetry import SpectrumMonitor, SymmetryMonitor, read_history
-from lightning_symmetry.callbacks import monitor as monitor_module
+from lightning_symmetry.callbacks import run as run_module
 from tests.callbacks.test_monitors import CannotBeTraced
 from tests.callbacks.trainings import EVERY, Net, monitors, train
 
@@ -59,9 +59,9 @@ def test_a_logger_without_a_version_leaves_the_history_in_memory(tmp_path):
 
 def test_a_package_without_metadata_has_no_version(tmp_path, monkeypatch):
     def missing(package):
-        raise monitor_module.PackageNotFoundError(package)
+        raise run_module.PackageNotFoundError(package)
 
-    monkeypatch.setattr(monitor_module, "version", missing)
+    monkeypatch.setattr(run_module, "version", missing)
     train(tmp_path, callbacks := monitors())
     assert callbacks[0].history.events[0].details["versions"] == {"lightning-symmetry": None, "torch": None}
 
@@ -104,7 +104,7 @@ def test_a_module_that_cannot_log_what_it_is_told_trains_on(tmp_path):
         def log_dict(self, metrics):
             pass
 
-    with pytest.warns(UserWarning, match="Monitor failed; training is not affected. TypeError: .*log_dict"):
+    with pytest.warns(UserWarning, match="Monitor cannot let callbacks watch .* TypeError: .*log_dict"):
         _, trainer = train(tmp_path, callbacks := monitors(on_error="warn"), Narrow())
     assert trainer.global_step == 12
     assert len(callbacks[0].history.measurements) == 10

@@ -198,6 +198,7 @@ _FROM_SHAPE_ALONE = {
     aten.ones_like,
     aten.zeros_like,
 }
+_UNWRITTEN = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
 _NOISE = {aten.rand, aten.rand_like, aten.randn, aten.randn_like, aten.uniform, aten.normal_functional}
 
 
@@ -240,6 +241,8 @@ class _Recorder(TorchDispatchMode):
         self, operation: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if operation.overloadpacket in _UNWRITTEN:
+            return operation(*args, **kwargs).zero_()  # whatever is in memory would tell positions apart
         with self:
             drawn = typical_draw(operation, args, kwargs)
         if drawn is not None:

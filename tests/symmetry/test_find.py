@@ -493,3 +493,12 @@ def test_parameters_that_are_empty_or_not_used_are_in_no_group():
     symmetries = find_symmetries(Partly(), VECTORS)
     assert {name for group in symmetries for name in group.parameters} == {"used.weight", "used.bias", "head.weight"}
     assert not symmetries.rejected
+
+
+def test_units_are_followed_through_memory_that_is_written_to_in_parts():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv1d(8, 2, 3, padding=1, padding_mode="circular")
+    )
+    (units,) = (group for group in find_symmetries(model, torch.randn(4, 3, 20)) if group.kind == "permutation")
+    assert units.parameters == ("0.weight", "0.bias", "2.weight")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
-from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
+from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition, steps_done
 from lightning_symmetry.callbacks.session import Plan
+from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, LearningRate, charge_pieces
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_aggregates, symmetry_pieces
 from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.units import too_large_to_match
@@ -30,13 +31,22 @@ class SymmetryMonitor(Monitor):
     ``alive_units``; or ``product_rank``, ``product_effective_rank`` and ``effective_share``, the share of the
     parameters of two maps that this rank leaves; of queries and keys also ``attention_logit_bound``. Of the whole model
     it logs ``symmetry/broken_fraction`` (the mean over groups) and ``complexity/effective_parameters``. All of them are
-    taken in one gauge: what a symmetry of the model does to its parameters changes none.
+    taken in one gauge: what a symmetry of the model does to its parameters changes none. Beside them it logs how the
+    parameters move *along* the symmetries, which depends on the gauge by its nature, as `indicators` says.
 
     Args:
         kinds: The kinds of symmetry to find; None for all: ``"permutation"``, ``"sign"``,
             ``"rescaling"``, ``"rotation"``, ``"scale"``, ``"translation"``.
         tolerance: The relative distance, in (0, 1), up to which two units count as equal.
         verify_up_to: The largest number of parameters at which groups are verified by rerunning the model in float64.
+        indicators: What to log besides the order parameters, of each group of these kinds: ``"imbalance"`` of a
+            rescaling or rotation (0: both sides of equal size, 1: one side is zero; gradient flow keeps the difference
+            of their squares, weight decay and noise take it away), ``"mean_component"`` of a shift of all logits, or of
+            all that a LayerNorm takes the mean from (the share of the weights that does nothing else), and of what a
+            norm divides by its size
+            ``"effective_lr"`` (the learning rate over |w|^2, over |w| of optimizers other than SGD; the median over
+            units) and ``"angular_speed"`` (radians a step since the last measurement, 0 at the first; the mean over
+            units; keeps a copy of these weights).
         max_overhead: As for `Monitor`.
         every_n_train_steps: As for `Monitor`.
         include: As for `Monitor`; a group belongs to the first parameter that it moves.
@@ -68,6 +78,7 @@ class SymmetryMonitor(Monitor):
         kinds: Sequence[str] | None = None,
         tolerance: float = 1e-2,
         verify_up_to: int = 200_000_000,
+        indicators: Sequence[str] = ("imbalance",),
         max_overhead: float = 0.01,
         every_n_train_steps: int | None = None,
         include: str | None = None,
@@ -80,9 +91,16 @@ class SymmetryMonitor(Monitor):
         check_kinds(kinds)
         if not 0 < tolerance < 1:
             raise ValueError(f"tolerance={tolerance!r} is no relative distance: give a number above 0 and below 1")
+        for indicator in indicators:
+            if indicator not in CHARGE_INDICATORS:
+                raise ValueError(
+                    f"indicators={list(indicators)!r}: {indicator!r} is no indicator that can be chosen; known are "
+                    f"{', '.join(CHARGE_INDICATORS)}. Order parameters are always logged"
+                )
         self.kinds = kinds
         self.tolerance = tolerance
         self.verify_up_to = verify_up_to
+        self.indicators = tuple(indicators)
         self.symmetries = Symmetries(())
         self._kept: dict[str, Any] = {}
 
@@ -115,7 +133,13 @@ class SymmetryMonitor(Monitor):
         gauge = SharedGauge(found)
         numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
         return Plan(
-            pieces=[*symmetry_pieces(symmetries, self.tolerance, gauge), *product_pieces(symmetries, gauge)],
+            pieces=[
+                *symmetry_pieces(symmetries, self.tolerance, gauge),
+                *product_pieces(symmetries, gauge),
+                *charge_pieces(
+                    symmetries, self.indicators, _learning_rates(trainer, model), lambda: steps_done(trainer)
+                ),
+            ],
             prepare=gauge.at,
             aggregates=lambda values: symmetry_aggregates(symmetries, numel, values),
             findings={
@@ -129,3 +153,17 @@ class SymmetryMonitor(Monitor):
         with self._taking_up("the symmetries"):
             return recall(self._restored.get("symmetries", {}), model, self.kinds, self.verify_up_to)
         return None
+
+
+def _learning_rates(trainer: Any, model: nn.Module) -> LearningRate:
+    """Looks up the learning rate of a parameter: 0 where no optimizer has it; all but SGD are taken for adaptive."""
+    parameters: Mapping[str, nn.Parameter] = dict(model.named_parameters())
+
+    def learning_rate(name: str) -> tuple[float, bool]:
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                if any(each is parameters[name] for each in group["params"]):
+                    return float(group["lr"]), "sgd" not in type(optimizer).__name__.lower()
+        return 0.0, False
+
+    return learning_rate

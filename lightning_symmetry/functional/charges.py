@@ -65,7 +65,19 @@ def rescaling_imbalance(incoming: Tensor, outgoing: Tensor, degree: float = 1.0)
         >>> rescaling_imbalance(torch.tensor([[3.0], [0.0]]), torch.tensor([[3.0], [0.0]]))
         tensor(0., dtype=torch.float64)
     """
-    above, below = _squares(incoming, outgoing, degree)
+    return imbalance_of(*_squares(incoming, outgoing, degree))
+
+
+def imbalance_of(above: Tensor, below: Tensor) -> Tensor:
+    """The same from the sums of squares of both sides of each unit, times their degrees.
+
+    Args:
+        above: ``(n_units,)``: of what a rescaling multiplies.
+        below: ``(n_units,)``: of what it divides.
+
+    Returns:
+        As `rescaling_imbalance`.
+    """
     total = above + below
     return torch.where(total == 0, total, (above - below) / total).square().mean().sqrt()
 
@@ -76,11 +88,12 @@ def rotation_imbalance(incoming: Tensor, outgoing: Tensor) -> Tensor:
     Kunin et al., "Neural Mechanics" (arXiv:2012.04728).
 
     Args:
-        incoming: ``(d, m)``: A, the map into the d directions between.
-        outgoing: ``(d, p)``: B^T, the map out of them.
+        incoming: ``(*rows, d, m)``: A, the map into the d directions between; several, as of heads, are told apart.
+        outgoing: ``(*rows, d, p)``: B^T, the map out of them.
 
     Returns:
-        0-d in [0, 1]: 0 at the balanced point (or where both are zero), 1 if one map is zero and the other is not.
+        ``(*rows)`` in [0, 1]: 0 at the balanced point (or where both are zero), 1 if one map is zero and the other is
+        not.
 
     Raises:
         ValueError: The two sides are not of one number of directions.
@@ -89,7 +102,10 @@ def rotation_imbalance(incoming: Tensor, outgoing: Tensor) -> Tensor:
         >>> rotation_imbalance(torch.eye(2), torch.zeros(2, 5))
         tensor(1., dtype=torch.float64)
     """
-    _check(incoming, outgoing)
+    if incoming.ndim < 2 or incoming.shape[:-1] != outgoing.shape[:-1]:
+        raise ValueError(
+            f"sides of shapes {tuple(incoming.shape)} and {tuple(outgoing.shape)}: expected (*rows, d, dim) with one d"
+        )
     dtype = working_dtype(incoming, outgoing)
     above, below = (for_measuring(side, dtype) for side in (incoming, outgoing))
     above, below = (above @ above.mT).double(), (below @ below.mT).double()
@@ -173,23 +189,33 @@ def angular_speed(before: Tensor, after: Tensor, steps: int = 1) -> Tensor:
     if before.shape != after.shape or steps < 1:
         raise ValueError(f"rows of shapes {tuple(before.shape)} and {tuple(after.shape)}, {steps} steps between them")
     first, second = (rows.detach().double().flatten(1) for rows in (before, after))
-    first, second = (torch.nn.functional.normalize(rows, dim=1) for rows in (first, second))
-    # of small angles the cosine tells nothing: half the angle is that between the sum and a side of a rhombus
-    halves = torch.atan2(
-        torch.linalg.vector_norm(first - second, dim=1), torch.linalg.vector_norm(first + second, dim=1)
-    )
-    alive = torch.linalg.vector_norm(first, dim=1) * torch.linalg.vector_norm(second, dim=1) > 0
-    return torch.where(alive, 2 * halves, 0.0) / steps
+    return angles_of(*(rows.square().sum(1) for rows in (first, second, second - first))) / steps
+
+
+def angles_of(first: Tensor, second: Tensor, difference: Tensor) -> Tensor:
+    """The angles between vectors, from their squared lengths and that of their difference; exact for small ones too.
+
+    Of the unit vectors u and v, ``|u - v|^2 = (|a - b|^2 - (|a| - |b|)^2) / (|a| |b|)``, and half of the angle is that
+    between the sum of both and a side of their rhombus. A cosine would tell nothing of small angles.
+
+    Args:
+        first: ``(n,)``: |a|^2.
+        second: ``(n,)``: |b|^2.
+        difference: ``(n,)``: |a - b|^2.
+
+    Returns:
+        ``(n,)`` in [0, pi]: 0 where a vector is zero.
+    """
+    lengths = (first * second).sqrt()
+    apart = (difference - (first.sqrt() - second.sqrt()).square()) / lengths
+    apart = torch.where(lengths > 0, apart.clamp(0, 4), 0.0)
+    return 2 * torch.atan2(apart.sqrt(), (4 - apart).sqrt())
 
 
 def _squares(incoming: Tensor, outgoing: Tensor, degree: float) -> tuple[Tensor, Tensor]:
-    _check(incoming, outgoing)
-    above, below = (side.detach().double().square().sum(1) for side in (incoming, outgoing))
-    return above, degree * below
-
-
-def _check(incoming: Tensor, outgoing: Tensor) -> None:
     if incoming.ndim != 2 or outgoing.ndim != 2 or incoming.shape[0] != outgoing.shape[0]:
         raise ValueError(
             f"sides of shapes {tuple(incoming.shape)} and {tuple(outgoing.shape)}: expected (n, dim) with one n"
         )
+    above, below = (side.detach().double().square().sum(1) for side in (incoming, outgoing))
+    return above, degree * below

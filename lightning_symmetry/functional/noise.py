@@ -1,10 +1,10 @@
 """Where the noise of mini-batches pushes units whose two sides may be rescaled against each other.
 
-The gradient moves nothing along the orbit of a rescaling, but its noise does: a step of SGD changes the charge
-``|a|^2 - |b|^2`` of a unit by the square of the step size times ``|g_b|^2 - |g_a|^2``, up to a sign, g_a and g_b the
-gradients of its two sides. So the charge drifts until the noise of both sides is the same: the noise equilibrium, the
-only point of the orbit at which SGD comes to rest. Source: Ziyin, Wang, Li, Wu, "Parameter Symmetry and Noise
-Equilibrium of Stochastic Gradient Descent" (arXiv:2402.07193).
+The gradient moves nothing along the orbit of a rescaling, but its noise does: a step of SGD of size eta changes the
+charge ``|a|^2 - |b|^2`` of a unit by exactly ``eta^2 (|g_a|^2 - |g_b|^2)``, g_a and g_b the gradients of its two sides,
+of which that of the larger side is the smaller one. So the charge drifts until the noise of both sides is the same: the
+noise equilibrium. Source: Ziyin, Wang, Li, Wu, "Parameter Symmetry and Noise Equilibrium of Stochastic Gradient
+Descent" (arXiv:2402.07193).
 """
 
 from __future__ import annotations

@@ -72,7 +72,14 @@ def test_the_groups_of_each_kind_change_no_order_parameter(name):
         assert_same(measured(symmetries, moved(tensors, some)), before)
 
 
-@pytest.mark.parametrize("name", ["mlp relu", "gru", "lora"])
+SLOW = (
+    *("resnet basic", "resnet bottleneck", "mobilenet", "convnext", "unet", "gpt2", "bert", "vit", "encoder post-norm"),
+    *("encoder pre-norm", "llama", "mixtral eager", "mixtral batched", "t5", "mamba", "mlp-mixer"),
+)
+"""Models that have so many groups that to try each by itself takes minutes."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ZOO])
 def test_each_group_by_itself_changes_no_order_parameter(name):
     symmetries = found(name)
     tensors = generic(ZOO[name].build(), torch.float64)

@@ -1,0 +1,83 @@
+"""What SymmetryMonitor logs besides the order parameters, with the learning rates of real optimizers."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, seed_everything
+
+from lightning_symmetry import SymmetryMonitor
+from tests.callbacks.trainings import EVERY, Net, train
+
+KINDS = ("scale", "rescaling", "translation")
+
+
+class WithTwo(Net):
+    """Two optimizers, one with two groups of parameters, and a scheduler."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        outputs = super().training_step(batch, batch_idx)
+        optimizers = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(outputs)
+        for optimizer in optimizers:
+            optimizer.step()
+        self.lr_schedulers().step()
+
+    def configure_optimizers(self):
+        of_head = torch.optim.SGD(self.head.parameters(), lr=0.3)
+        groups = [{"params": self.hidden.parameters(), "lr": 0.2}, {"params": self.conv.parameters(), "lr": 0.01}]
+        rest = torch.optim.AdamW(groups)
+        return [of_head, rest], [torch.optim.lr_scheduler.StepLR(rest, 1, gamma=0.5)]
+
+
+class Filters(Callback):
+    """Keeps what the convolution's filters were at each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        filters = torch.cat([pl_module.conv.weight.flatten(1), pl_module.conv.bias[:, None]], 1)
+        self.seen.append(filters.detach().double().clone())
+
+
+@pytest.mark.parametrize(
+    ("build", "rate", "power"), [(Net, lambda step: 0.1, 2), (WithTwo, lambda step: 0.01 * 0.5**step, 1)]
+)
+def test_the_learning_rate_is_that_of_the_optimizer_that_holds_the_weights(tmp_path, build, rate, power):
+    seed_everything(0, verbose=False)
+    monitor = SymmetryMonitor(
+        KINDS, indicators=("effective_lr", "angular_speed"), every_n_train_steps=EVERY, on_error="raise"
+    )
+    train(tmp_path, [filters := Filters(), monitor], model=build())
+    steps, rates = monitor.history.series("symmetry/effective_lr/conv_scale")
+    assert steps == [0, 3, 6, 9, 12]
+    for step, value in list(zip(steps, rates, strict=True))[:-1]:
+        norms = filters.seen[step].norm(dim=1)
+        assert value == pytest.approx(float((rate(step) / norms**power).median()), rel=1e-5)
+    turned = monitor.history.series("symmetry/angular_speed/conv_scale")[1]
+    assert turned[0] == 0
+    for number, value in enumerate(turned[1:-1], start=1):
+        before, now = (filters.seen[EVERY * each] for each in (number - 1, number))
+        angles = torch.arccos(torch.nn.functional.cosine_similarity(before, now, dim=1))
+        assert value == pytest.approx(float(angles.mean()) / EVERY, rel=1e-4)
+
+
+def test_by_default_the_imbalance_is_logged_and_nothing_else_of_charges(tmp_path):
+    train(tmp_path, [monitor := SymmetryMonitor(every_n_train_steps=EVERY, on_error="raise")])
+    names = {key.split("/")[1] for key in monitor.history.keys("symmetry/")}
+    assert "imbalance" in names
+    assert names.isdisjoint({"mean_component", "effective_lr", "angular_speed"})
+    train(tmp_path, [monitor := SymmetryMonitor(indicators=(), every_n_train_steps=EVERY, on_error="raise")])
+    assert names - {key.split("/")[1] for key in monitor.history.keys("symmetry/")} == {"imbalance"}
+
+
+def test_an_unknown_indicator_is_refused():
+    with pytest.raises(
+        ValueError, match=r"'balance' is no indicator that can be chosen; known are imbalance, .*always"
+    ):
+        SymmetryMonitor(indicators=["balance"])

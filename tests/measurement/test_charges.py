@@ -1,0 +1,112 @@
+"""Charges of the groups that are found, on states made by hand, and as their formulas say they change."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_symmetry import find_symmetries
+from lightning_symmetry.functional import mean_component, rescaling_imbalance, rotation_imbalance
+from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, charge_pieces
+from lightning_symmetry.measurement.snapshot import snapshot
+from tests.zoo import ZOO
+
+
+class Classifier(nn.Module):
+    """A convolution before a batch norm, ReLU units, a linear map through a narrow space, and a loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(2, 4, 3, bias=False), nn.BatchNorm1d(4)
+        self.hidden, self.narrow, self.head = nn.Linear(4, 6), nn.Linear(6, 3, bias=False), nn.Linear(3, 5)
+
+    def forward(self, inputs, labels):
+        hidden = torch.relu(self.hidden(torch.tanh(self.norm(self.conv(inputs))).mean(-1)))
+        return {"loss": nn.functional.cross_entropy(self.head(self.narrow(hidden)), labels)}
+
+
+def built():
+    torch.manual_seed(0)
+    model = Classifier()
+    batch = {"inputs": torch.randn(16, 2, 8), "labels": torch.arange(16) % 5}
+    return model, find_symmetries(model, batch)
+
+
+def pieces_of(symmetries, rate=(0.1, False), steps_done=lambda: 0):
+    return charge_pieces(symmetries, CHARGE_INDICATORS, lambda name: rate, steps_done)
+
+
+def measured(pieces, model):
+    tensors = snapshot(model)
+    return {
+        key: float(value) for piece in pieces for key, value in zip(piece.keys, piece.measure(tensors), strict=True)
+    }
+
+
+def test_each_is_its_function_of_the_parameters_as_they_are():
+    model, symmetries = built()
+    values = measured(pieces_of(symmetries), model)
+    incoming = torch.cat([model.hidden.weight, model.hidden.bias[:, None]], 1)
+    of_units = rescaling_imbalance(incoming, model.narrow.weight.T)
+    assert values["symmetry/imbalance/hidden_rescaling"] == pytest.approx(float(of_units))
+    of_maps = rotation_imbalance(model.narrow.weight, model.head.weight.T)
+    assert values["symmetry/imbalance/narrow_rotation"] == pytest.approx(float(of_maps))
+    of_logits = mean_component(model.head.weight)
+    assert values["symmetry/mean_component/head_weight_translation"] == pytest.approx(float(of_logits), rel=1e-6)
+    squares = model.conv.weight.detach().flatten(1).square().sum(1)
+    assert values["symmetry/effective_lr/conv_scale"] == pytest.approx(float((0.1 / squares).median()), rel=1e-6)
+    adaptive = measured(pieces_of(symmetries, (0.1, True)), model)
+    assert adaptive["symmetry/effective_lr/conv_scale"] == pytest.approx(
+        float((0.1 / squares.sqrt()).median()), rel=1e-6
+    )
+
+
+def test_a_rescaling_changes_the_imbalance_as_its_formula_says():
+    model, symmetries = built()
+    with torch.no_grad():
+        for side in (model.hidden.weight, model.hidden.bias, model.narrow.weight.T):
+            side /= side.norm() if side.ndim == 1 else side.norm(dim=1, keepdim=True)
+        model.hidden.bias.zero_()
+        balanced = measured(pieces_of(symmetries), model)["symmetry/imbalance/hidden_rescaling"]
+        model.hidden.weight *= 2
+        model.narrow.weight /= 2
+        scaled = measured(pieces_of(symmetries), model)["symmetry/imbalance/hidden_rescaling"]
+    assert balanced == pytest.approx(0, abs=1e-6)
+    assert scaled == pytest.approx((4 - 1 / 4) / (4 + 1 / 4), rel=1e-6)
+
+
+def test_weights_turn_by_an_angle_a_step():
+    model, symmetries = built()
+    step = 0
+    pieces = pieces_of(symmetries, steps_done=lambda: step)
+    key = "symmetry/angular_speed/conv_scale"
+    with torch.no_grad():
+        model.conv.weight.zero_()
+        model.conv.weight[:, 0, 0] = 2.0
+        assert measured(pieces, model)[key] == 0
+        model.conv.weight.mul_(3)
+        model.conv.weight[:2, 0, 1] = model.conv.weight[:2, 0, 0]
+        step = 10
+        assert measured(pieces, model)[key] == pytest.approx(math.pi / 4 / 2 / 10)
+        step = 20
+        assert measured(pieces, model)[key] == 0
+
+
+def test_a_filter_that_is_zero_has_no_learning_rate():
+    model, symmetries = built()
+    with torch.no_grad():
+        model.conv.weight.zero_()
+        model.conv.weight[1, 0, 0] = 0.5
+    assert measured(pieces_of(symmetries), model)["symmetry/effective_lr/conv_scale"] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("name", ["mlp relu", "resnet basic", "gpt2", "llama", "mixtral eager", "lora", "t5"])
+def test_of_every_group_they_are_in_their_range(name):
+    symmetries = find_symmetries(model := ZOO[name].build(), ZOO[name].batch())
+    pieces = pieces_of(symmetries)
+    for values in (measured(pieces, model), measured(pieces, model)):
+        assert {key.split("/")[1] for key in values} <= set(CHARGE_INDICATORS)
+        for key, value in values.items():
+            assert 0 <= value <= (1 if "effective_lr" not in key else math.inf), key
+    assert len(values) == len(pieces) > 0

@@ -31,7 +31,7 @@ from lightning_symmetry.functional.order_parameters import (
     permutation_indicators,
     relative_distance,
 )
-from lightning_symmetry.functional.products import attention_logit_bound, product_core
+from lightning_symmetry.functional.products import attention_logit_bound, product_core, rotary_attention_logit_bound
 from lightning_symmetry.functional.similarity import canonical_alignment, linear_cka
 from lightning_symmetry.functional.singular_values import singular_values
 from lightning_symmetry.functional.spectrum import (
@@ -98,6 +98,7 @@ __all__ = [
     "relative_distance",
     "rescaling_charges",
     "rescaling_imbalance",
+    "rotary_attention_logit_bound",
     "rotation_imbalance",
     "singular_values",
     "spectral_indicators",

@@ -72,6 +72,42 @@ def attention_logit_bound(query: Tensor, key: Tensor) -> Tensor:
     return bound
 
 
+def rotary_attention_logit_bound(query: Tensor, key: Tensor) -> Tensor:
+    """How large the logits of an attention head can be whose queries and keys are turned by positions (RoPE).
+
+    At every distance of positions another rotation R of the planes stands between, and |x^T W_Q^T R W_K y| / sqrt(d) is
+    at most s_1(C W_Q) s_1(C^-1 W_K) / sqrt(d), C a factor for each plane: that at which the plane's parts of both maps
+    have the same Frobenius norm, so that no factor that goes from one to the other changes the bound. Otherwise as
+    `attention_logit_bound`, which it is at least. Zhai et al., "Stabilizing Transformer Training by Preventing
+    Attention Entropy Collapse" (arXiv:2303.06296).
+
+    Args:
+        query: ``(d / 2, 2, m)``: W_Q of one head, its rows by plane.
+        key: ``(d / 2, 2, p)``: W_K of the same head.
+
+    Returns:
+        0-d, at least 0: 0 where all positions are attended to alike; NaN if an entry is not finite.
+
+    Raises:
+        ValueError: If a tensor is not of shape ``(d / 2, 2, ·)``.
+
+    Example:
+        >>> planes = torch.eye(4).view(2, 2, 4)
+        >>> round(rotary_attention_logit_bound(6 * planes, planes).item(), 6)
+        3.0
+    """
+    shapes = [tuple(query.shape), tuple(key.shape)]
+    if any(len(shape) != 3 or shape[1] != 2 for shape in shapes) or shapes[0][0] != shapes[1][0]:
+        raise ValueError(f"query and key must be of shape (d / 2, 2, m) and (d / 2, 2, p), by plane; got {shapes}")
+    sides = [side.detach().double() for side in (query, key)]
+    norms = [torch.linalg.vector_norm(side, dim=(1, 2), keepdim=True) for side in sides]
+    factors = torch.where(norms[0] * norms[1] == 0, 0.0, (norms[1] / norms[0]).sqrt())
+    inverse = torch.where(factors == 0, 0.0, factors.reciprocal())
+    left, right = (spectral_norm((side * by).flatten(0, 1)) for side, by in zip(sides, (factors, inverse), strict=True))
+    bound: Tensor = left * right / math.sqrt(2 * len(query))
+    return bound
+
+
 def _check(incoming: Tensor, outgoing: Tensor) -> None:
     shapes = [tuple(incoming.shape), tuple(outgoing.shape)]
     if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][0]:

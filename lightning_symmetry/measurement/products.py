@@ -6,18 +6,22 @@ spectrum is taken in the gauge of the other groups, for each row of the group, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.products import attention_logit_bound, product_core
+from lightning_symmetry.functional.products import attention_logit_bound, product_core, rotary_attention_logit_bound
 from lightning_symmetry.functional.spectrum import effective_rank
 from lightning_symmetry.measurement.indicators import Piece, SharedGauge, Tensors, key_names
-from lightning_symmetry.symmetry.actions import Block
+from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.mixing import sides_of_rotation
+
+INDICATORS = ("product_effective_rank", "attention_logit_bound")
+"""What is measured of a product; the second of queries and keys alone."""
 
 
 def product_pieces(symmetries: Symmetries, gauge: SharedGauge) -> list[Piece]:
@@ -26,21 +30,26 @@ def product_pieces(symmetries: Symmetries, gauge: SharedGauge) -> list[Piece]:
     ``symmetry/product_effective_rank/GROUP`` is the mean over rows of the effective rank of the product; of queries and
     keys ``symmetry/attention_logit_bound/GROUP`` is the largest over heads of the bound on their logits. Where several
     heads of queries share their keys their queries count as one map, which can make the bound larger than theirs. Where
-    positions rotate queries and keys in planes (RoPE), they have no one product, and no piece.
+    positions turn queries and keys (RoPE), the product is that at one position, and the bound is that at all distances.
 
     Args:
         symmetries: The groups to measure.
         gauge: The gauge, of all groups of the model.
     """
     keys = key_names(group.name for group in symmetries)
-    return [
-        Piece(
-            keys=tuple(f"symmetry/{indicator}/{keys[group.name]}" for indicator in _indicators(group)),
-            measure=partial(_measure, group, gauge),
-        )
-        for group in symmetries
-        if group.kind == "rotation" and not group.form
-    ]
+    axes = {axis for block in gauge.symmetries.blocks for axis in block.axes}
+    pieces = []
+    for group in symmetries:
+        turned = bool(group.form) and group.axis not in axes
+        if group.kind == "rotation" and (turned or not group.form):
+            indicators = INDICATORS if turned or is_query_key(group) else INDICATORS[:1]
+            pieces.append(
+                Piece(
+                    keys=tuple(f"symmetry/{indicator}/{keys[group.name]}" for indicator in indicators),
+                    measure=partial(_turned if turned else _products, group, gauge),
+                )
+            )
+    return pieces
 
 
 def is_query_key(group: SymmetryGroup) -> bool:
@@ -70,14 +79,46 @@ def _origins(block: Block) -> tuple[int, ...]:
     return tuple(origins)
 
 
-def _indicators(group: SymmetryGroup) -> tuple[str, ...]:
-    return ("product_effective_rank", "attention_logit_bound") if is_query_key(group) else ("product_effective_rank",)
-
-
-def _measure(group: SymmetryGroup, gauge: SharedGauge, tensors: Tensors) -> Sequence[Tensor]:
+def _products(group: SymmetryGroup, gauge: SharedGauge, tensors: Tensors) -> Sequence[Tensor]:
     sides = sides_of_rotation(gauge.at(tensors), group, tensors)
     rows = list(zip(*(side.reshape(group.n_rows, group.size, -1) for side in sides), strict=True))
     values = [torch.stack([effective_rank(product_core(*row)) for row in rows]).mean()]
     if is_query_key(group):
         values.append(torch.stack([attention_logit_bound(*row) for row in rows]).amax())
     return values
+
+
+def _turned(group: SymmetryGroup, gauge: SharedGauge, tensors: Tensors) -> Sequence[Tensor]:
+    sides: dict[int, list[Tensor]] = {1: [], -1: []}
+    for action in group.actions:
+        degree = max(action.degrees, key=abs)
+        halves = [_by_plane(group, half, gauge.at(tensors).of(half, tensors)) for half in _halves(action, gauge)]
+        sides[1 if degree > 0 else -1].append(torch.stack(halves, -2))
+    queries, keys = (torch.cat(parts, -1) for parts in sides.values())
+    n_heads = max(queries.shape[1], keys.shape[1])
+    heads = [
+        (query, key)
+        for side in zip(queries, keys, strict=True)
+        for query, key in zip(*(each.expand(n_heads, *each.shape[1:]) for each in side), strict=True)
+    ]
+    ranks = [effective_rank(product_core(query.flatten(0, 1), key.flatten(0, 1))) for query, key in heads]
+    bounds = [rotary_attention_logit_bound(query, key) for query, key in heads]
+    return [torch.stack(ranks).mean(), torch.stack(bounds).amax()]
+
+
+def _halves(action: Action, gauge: SharedGauge) -> list[Block]:
+    """The blocks of the first and of the second coordinates of the planes that an action turns."""
+    *before, _ = action.block.views[:-1]
+    own = [b for b in gauge.symmetries.blocks if b.tensor == action.block.tensor and b.views[:-1] == tuple(before)]
+    return sorted(own, key=lambda block: block.views[-1][1])
+
+
+def _by_plane(group: SymmetryGroup, half: Block, entries: Tensor) -> Tensor:
+    """One coordinate of the planes, ``(n_rows, n_heads, n_planes, dim)``: heads that share a row beside each other."""
+    rows = [half.dims(row)[0] for row, _ in group.rows]
+    plane, origins = rows.pop(), _origins(half)
+    written = [dim for dim, origin in enumerate(origins) if origin == origins[plane]]
+    heads = [dim for dim in written if dim not in (*rows, plane)]
+    read = [dim for dim in range(entries.ndim) if dim not in written]
+    shape = [math.prod(entries.shape[dim] for dim in dims) for dims in (rows, heads, [plane], read)]
+    return entries.permute(*rows, *heads, plane, *read).reshape(shape)

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_symmetry.functional import attention_logit_bound, effective_rank, product_core, singular_values
+from lightning_symmetry.functional import (
+    attention_logit_bound,
+    effective_rank,
+    product_core,
+    rotary_attention_logit_bound,
+    singular_values,
+)
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -44,6 +50,28 @@ def test_no_attention_logit_is_beyond_the_bound_and_one_reaches_it() -> None:
     assert logits.abs().max() <= bound
     left, values, right = torch.linalg.svd(query.T @ key)
     assert (query @ left[:, 0]) @ (key @ right[0]) / math.sqrt(4) == pytest.approx(bound) == values[0] / 2
+
+
+@given(planes=st.integers(1, 4), seed=st.integers(0, 10**6))
+def test_no_rotation_of_the_planes_brings_logits_beyond_their_bound(planes: int, seed: int) -> None:
+    query, key = gaussian(planes, 2, 6, seed=seed), gaussian(planes, 2, 5, seed=seed + 1)
+    query[0] *= 30
+    bound = rotary_attention_logit_bound(query, key).item()
+    for turn in torch.linalg.qr(gaussian(9, planes, 2, 2, seed=seed + 2)).Q:
+        assert attention_logit_bound((turn @ query).flatten(0, 1), key.flatten(0, 1)).item() <= bound * (1 + 1e-9)
+    factors = gaussian(planes, 1, 1, seed=seed + 3).exp()
+    assert rotary_attention_logit_bound(factors * query, key / factors).item() == pytest.approx(bound)
+
+
+def test_a_plane_that_queries_or_keys_do_not_use_counts_for_nothing() -> None:
+    query, key = gaussian(3, 2, 6), gaussian(3, 2, 5, seed=1)
+    query[1], key[2] = 0.0, 0.0
+    expected = rotary_attention_logit_bound(query[:1], key[:1]) / math.sqrt(3)
+    assert rotary_attention_logit_bound(query, key).item() == pytest.approx(expected.item())
+    assert rotary_attention_logit_bound(query, 0 * key) == 0
+    assert rotary_attention_logit_bound(query * math.nan, key).isnan()
+    with pytest.raises(ValueError, match=r"\(d / 2, 2, p\), by plane; got \[\(3, 2, 6\), \(6, 5\)\]"):
+        rotary_attention_logit_bound(query, key.flatten(0, 1))
 
 
 def test_a_large_product_of_few_directions_is_never_formed() -> None:

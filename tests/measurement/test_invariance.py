@@ -7,7 +7,8 @@ import torch
 
 from lightning_symmetry import find_symmetries
 from lightning_symmetry.measurement import indicators
-from lightning_symmetry.measurement.indicators import symmetry_pieces
+from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_pieces
+from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.symmetry.gauge import Gauge
 from tests.zoo import ZOO
@@ -43,8 +44,8 @@ def moved(tensors, groups, seed=5):
 
 def measured(symmetries, tensors):
     """All order parameters, from a gauge that is found anew."""
-    values = {}
-    for piece in symmetry_pieces(symmetries, 1e-2):
+    values, gauge = {}, SharedGauge(symmetries)
+    for piece in [*symmetry_pieces(symmetries, 1e-2, gauge), *product_pieces(symmetries, gauge)]:
         values |= dict(zip(piece.keys, map(float, piece.measure(tensors)), strict=True))
     return values
 

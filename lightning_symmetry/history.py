@@ -371,8 +371,8 @@ def decimate(steps: Sequence[int], values: Sequence[float], at_most: int) -> lis
     stretch = (inner - steps[0]) * stretches // (steps[-1] - steps[0])
     by_value = np.lexsort((np.asarray(values, dtype=np.float64)[1:-1], stretch))  # within each stretch; NaN last
     ends = np.flatnonzero(np.diff(stretch))
-    lowest, highest = by_value[np.r_[0, ends + 1]], by_value[np.r_[ends, count - 3]]
-    return [0, *np.unique(np.r_[lowest, highest] + 1).tolist(), count - 1]
+    lowest, highest = by_value[[0, *(ends + 1)]], by_value[[*ends, count - 3]]
+    return [0, *sorted({*(lowest + 1).tolist(), *(highest + 1).tolist()}), count - 1]
 
 
 def _parse(line: bytes) -> Measurement | Event | None:

@@ -23,13 +23,12 @@ and the lowest and highest of each stretch: early training stays as dense as lat
 
 from __future__ import annotations
 
-import heapq
 import json
 import math
 import os
 import time
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,9 +236,7 @@ class History:
         self._forget()
         for measurement in measurements:
             self._remember(measurement)
-        self._thin_beyond = max(
-            MOST_VALUES, 2 * self._size
-        )  # with so many keys that even two numbers each are too many
+        self._thin_beyond = max(MOST_VALUES, 2 * self._size)  # the latter with so many keys that two each are too many
         self.events = [event for event in self.events if event.kind != "thinned"]
         self.events.append(Event(measurements[-1].step, time.time(), "thinned", {"numbers_per_series": share}))
         return True
@@ -272,10 +269,8 @@ class History:
         unfinished = self.path.with_name(f".{self.path.name}.unfinished")
         try:
             with unfinished.open("wb") as file:
-                entries: Iterable[Measurement | Event] = heapq.merge(  # both as they came, whatever the clock did
-                    self.measurements, self.events, key=lambda entry: entry.time
-                )
-                file.writelines(map(_line, entries))
+                file.writelines(map(_line, self.events))  # first, so that none of a run begun takes measurements back
+                file.writelines(map(_line, self.measurements))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, self.path)
@@ -371,8 +366,8 @@ def decimate(steps: Sequence[int], values: Sequence[float], at_most: int) -> lis
     stretch = (inner - steps[0]) * stretches // (steps[-1] - steps[0])
     by_value = np.lexsort((np.asarray(values, dtype=np.float64)[1:-1], stretch))  # within each stretch; NaN last
     ends = np.flatnonzero(np.diff(stretch))
-    lowest, highest = by_value[np.r_[0, ends + 1]], by_value[np.r_[ends, count - 3]]
-    return [0, *np.unique(np.r_[lowest, highest] + 1).tolist(), count - 1]
+    lowest, highest = by_value[[0, *(ends + 1)]], by_value[[*ends, count - 3]]
+    return [0, *sorted({*(lowest + 1).tolist(), *(highest + 1).tolist()}), count - 1]
 
 
 def _parse(line: bytes) -> Measurement | Event | None:

@@ -301,3 +301,16 @@ def test_decimate_takes_the_extremes_of_stretches_of_equally_many_steps() -> Non
     steps = [0, 1, 2, 3, 4, 5, 6, 50, 60, 100]  # two stretches: up to 49, and beyond
     values = [0, 3, 1, -2, 5, 1, 0, 2, 7, 0]
     assert decimate(steps, values, at_most=6) == [0, 3, 4, 7, 8, 9]
+
+
+@pytest.mark.usefixtures("room_for_400")
+def test_what_a_resumed_run_measured_survives_thinning_and_reading(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl")
+    for start in (0, 300):
+        history.append_event(start, "run", name="resumed")
+        for step in range(start, start + 600):
+            history.append(step, {"loss": float(step)})
+    again = read_history(tmp_path)
+    assert [event.step for event in again.events if event.kind == "run"] == [0, 300]
+    assert again.measurements == history.measurements
+    assert again.series("loss")[1][-1] == 899.0

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -111,7 +112,8 @@ class WandbServer:
         self._http.shutdown()
         self._http.server_close()
         for connection in list(self._connections):
-            connection.close()
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def answer(self, path: str, body: bytes) -> dict[str, Any]:
         """Take what a request brings, and say what to answer."""
@@ -218,10 +220,11 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if path == "/behave":
             told = json.loads(body)
-            self._send(200, {})
-            if told.pop("stop", False):
-                threading.Thread(target=self.wandb.stop).start()
+            stop = told.pop("stop", False)
             vars(self.wandb).update(told)
+            self._send(200, {"refused": self.wandb.refused})
+            if stop:
+                threading.Thread(target=self.wandb.stop).start()
             return
         time.sleep(self.wandb.delay)
         if self.wandb.status is not None:
@@ -246,7 +249,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def behave(url: str, **how: Any) -> None:
-    """Tell a server, from another process, how to behave: `delay=3`, `status=503`, `status=None`, `stop=True`."""
-    with urlopen(Request(f"{url}/behave", json.dumps(how).encode(), method="POST"), timeout=10):
-        pass
+def behave(url: str, **how: Any) -> dict[str, Any]:
+    """Tell a server, from another process, how to behave: `delay=3`, `status=503`, `status=None`, `stop=True`.
+
+    Returns:
+        How many requests it has refused.
+    """
+    with urlopen(Request(f"{url}/behave", json.dumps(how).encode(), method="POST"), timeout=10) as answer:
+        return json.loads(answer.read())

@@ -71,6 +71,7 @@ class WandbServer:
         status: What to answer instead of serving: 429, 503, ...; None serves.
         runs: What arrived, by the id of the run.
         views: The saved views, by their id.
+        views_per_page: How many views one answer lists.
         refused: How many requests were refused.
         requests: The operation or path of every request that was served.
     """
@@ -80,6 +81,7 @@ class WandbServer:
         self.status: int | None = None
         self.runs: dict[str, Run] = defaultdict(Run)
         self.views: dict[str, dict[str, Any]] = {}
+        self.views_per_page = 100
         self.refused = 0
         self.requests: list[str] = []
         self._connections: set[socket.socket] = set()
@@ -177,20 +179,24 @@ class WandbServer:
 
     def _all_views(self, variables: dict[str, Any]) -> dict[str, Any]:
         found = [
-            {"node": {name: view[name] for name in ("id", "name", "displayName", "spec")}}
+            {"node": {name: view[name] for name in ("id", "name", "displayName")}, "cursor": view["id"]}
             for view in self.views.values()
-            if view["projectName"] == variables["name"]
-            and view["entityName"] == variables["entityName"]
-            and view["type"] == variables["viewType"]
-            and variables.get("viewName") in (None, view["name"])
+            if (view["entityName"], view["projectName"]) == (variables["entity"], variables["project"])
         ]
-        page = {"edges": found, "pageInfo": {"endCursor": None, "hasNextPage": False}}
-        return {"project": {"allViews": page}}
+        start = next((i + 1 for i, edge in enumerate(found) if edge["cursor"] == variables["cursor"]), 0)
+        page = found[start : start + self.views_per_page]
+        more = start + len(page) < len(found)
+        return {"project": {"allViews": {"edges": page, "pageInfo": {"hasNextPage": more}}}}
+
+    def _summaries(self, variables: dict[str, Any]) -> dict[str, Any]:
+        found = [{"node": {"summaryMetrics": json.dumps(run.summary)}} for run in self.runs.values()]
+        return {"project": {"runs": {"edges": found[::-1][: variables["first"]]}} if found else None}
 
 
 _OPERATIONS = {
     "upsertView(": WandbServer._upsert_view,
     "allViews(": WandbServer._all_views,
+    "runs(first:": WandbServer._summaries,
     "upsertBucket(": WandbServer._upsert_bucket,
     "createRunFiles(": WandbServer._create_run_files,
     "notifyScriptableRunAlert(": WandbServer._alert,

@@ -19,7 +19,7 @@ MOST_KEYS = {"symmetry": 500, "spectrum": 250, "representation": 200}
 """Most keys of each section; with the aggregates fewer than a thousand. GPT-2 small has 369, 150 and 73."""
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-"""The fractions of its multiples are spread evenly, however many are taken, and follow no period of layers."""
+"""The fractions of its multiples are spread evenly, however many are taken, and keep step with no period of layers."""
 
 _RANKED_BY = {
     "symmetry": ("broken_fraction", "groups, the least broken"),

@@ -42,14 +42,16 @@ class Gone(Trouble):
 class Stopwatch(Callback):
     """One before and one after the monitors tell how long each step spends in their hooks."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self.begins: list[float] = []
+        self.ends: list[float] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.times.append(time.perf_counter())
+        self.begins.append(self.clock())
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.times.append(time.perf_counter())
+        self.ends.append(self.clock())
 
 
 class Silent(Twins):
@@ -138,11 +140,19 @@ def _refusing(url: str, status: int) -> Trouble:
     return Trouble(lambda: behave(url, status=status), relieve)
 
 
-def play(scenario: Callable[[str], dict[str, Any]], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
+def play(
+    scenario: Callable[[str], dict[str, Any]],
+    folder: Path,
+    environment: dict[str, str],
+    monitored: bool = True,
+    epochs: int = EPOCHS,
+    max_overhead: float = 0.01,
+) -> dict[str, Any]:
     """Train in this process, in and into a folder.
 
     Returns:
-        How many steps were done, how long each spent in the hooks of the monitors, what these warned of, and the run.
+        How many steps were done, the seconds that each took, spent in the hooks of the monitors, and kept the
+        processor busy there, what the monitors warned of, and the run.
     """
     os.environ.update(environment)
     os.chdir(folder)
@@ -153,22 +163,31 @@ def play(scenario: Callable[[str], dict[str, Any]], folder: Path, environment: d
     trouble, model = given.get("trouble", Trouble(lambda: None)), given.get("model", Twins())
     seed_everything(0, verbose=False)
     logger = WandbLogger(project="test", save_dir=folder, settings=settings())
-    watched = monitors(every_n_train_steps=1, alert_on={"restoration"})
-    watched.append(RepresentationMonitor(every_n_train_steps=1, on_error="raise"))
+    watched: list[Callback] = []
+    if monitored:
+        often = {"every_n_train_steps": 1, "max_overhead": max_overhead, "on_error": "raise"}
+        watched = [*monitors(alert_on={"restoration"}, **often), RepresentationMonitor(**often)]
     before, after = Stopwatch(), Stopwatch()
-    callbacks = [trouble, Plant(), before, *watched, after]
+    busy_before, busy_after = Stopwatch(time.thread_time), Stopwatch(time.thread_time)
+    callbacks = [trouble, Plant(), before, busy_before, *watched, busy_after, after]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        _, trainer = train(folder, callbacks, model, EPOCHS, logger=[logger, *given.get("others", [])])
+        _, trainer = train(folder, callbacks, model, epochs, logger=[logger, *given.get("others", [])])
         run = logger.experiment.id
         if given.get("ends", True):
             logger.experiment.finish()
         else:  # W&B would wait for the server
             kill_service()
-    hooks = [end - start for start, end in zip(before.times, after.times, strict=True)]
     return {
         "steps": trainer.global_step,
-        "seconds": [start + end for start, end in zip(hooks[::2], hooks[1::2], strict=True)],
+        "seconds": [end - begin for begin, end in zip(before.begins, after.ends, strict=True)],
+        "in_hooks": _between(before, after),
+        "busy_in_hooks": _between(busy_before, busy_after),
         "warnings": [str(one.message) for one in caught if "/lightning_symmetry/" in one.filename],
         "run": run,
     }
+
+
+def _between(before: Stopwatch, after: Stopwatch) -> list[float]:
+    begins = [end - begin for begin, end in zip(before.begins, after.begins, strict=True)]
+    return [at_begin + end - begin for at_begin, begin, end in zip(begins, before.ends, after.ends, strict=True)]

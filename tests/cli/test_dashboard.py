@@ -11,7 +11,7 @@ import pytest
 
 from tests.wandb_server import WandbServer
 
-COMMAND = "from lightning_symmetry.cli.dashboard import dashboard; dashboard(prog_name='lightning-symmetry dashboard')"
+COMMAND = "from lightning_symmetry.cli import main; main(prog_name='lightning-symmetry')"
 NO_NETWORK = "import socket\ndef refuse(*args): raise OSError('no network')\nsocket.socket.connect = refuse\n"
 
 
@@ -19,7 +19,7 @@ def call(*arguments, server=None, before=""):
     """Call the command; without a server there is no network."""
     environment = server.environment if server else {"WANDB_API_KEY": "", "WANDB_BASE_URL": "http://127.0.0.1:9"}
     return subprocess.run(
-        [sys.executable, "-c", (before if server else NO_NETWORK + before) + COMMAND, *arguments],
+        [sys.executable, "-c", (before if server else NO_NETWORK + before) + COMMAND, "dashboard", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
         capture_output=True,
         text=True,
@@ -93,6 +93,7 @@ def test_what_is_no_project_is_bad_usage(project):
 def test_a_project_that_does_not_exist_is_named(server):
     server.runs.clear()
     printed = call("me/vision", server=server)
-    assert printed.returncode != 0
-    assert "there is no project me/vision" in printed.stderr
+    assert printed.returncode == 2
+    (line,) = [line for line in printed.stderr.splitlines() if not line.startswith("wandb:")]
+    assert "there is no project me/vision" in line
     assert not server.views

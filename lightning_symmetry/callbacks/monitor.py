@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from lightning_symmetry.callbacks.fence import fenced
 from lightning_symmetry.callbacks.hooks import EACH_STEP, attend, pass_over
-from lightning_symmetry.callbacks.run import begin_run, open_recorder, steps_done
+from lightning_symmetry.callbacks.run import begin_run, open_recorder, ranks_of, steps_done
 from lightning_symmetry.callbacks.session import PATIENCE, Plan, Session
 from lightning_symmetry.history import History
 from lightning_symmetry.measurement.budget import Budget
-from lightning_symmetry.measurement.measure import Ranks
 from lightning_symmetry.measurement.transitions import TRANSITION_KINDS, Transition, TransitionKind, Transitions
 from lightning_symmetry.sinks.recorder import Recorder
 from lightning_symmetry.sinks.warning import warn
@@ -225,6 +224,14 @@ class Monitor(Callback):
         pass_over(self, "on_train_batch_end")
 
     @fenced
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Make the report anew, if that is due, where training pauses by itself."""
+        if self._session is not None:
+            self._session.pauses()
+
+    on_train_epoch_end = on_validation_end
+
+    @fenced
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the parameters with which training ends."""
         if self._session is not None:
@@ -376,16 +383,6 @@ class Monitor(Callback):
         if recorder is not None and all(monitor._session is None for monitor in _monitors(trainer)):
             recorder.close(steps_done(trainer))
             del _RECORDERS[trainer]
-
-
-def ranks_of(trainer: Any) -> Ranks:
-    """The processes of a trainer."""
-    return Ranks(
-        rank=trainer.global_rank,
-        world_size=trainer.world_size,
-        device=trainer.strategy.root_device,
-        sum=lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"),
-    )
 
 
 def _monitors(trainer: Any) -> list[Monitor]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lightning_symmetry.callbacks.fence import fenced
 from lightning_symmetry.callbacks.hooks import attend
-from lightning_symmetry.callbacks.monitor import Monitor, OnError, ranks_of
-from lightning_symmetry.callbacks.run import steps_done
+from lightning_symmetry.callbacks.monitor import Monitor, OnError
+from lightning_symmetry.callbacks.run import ranks_of, steps_done
 from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.measurement.layers import (
     MOST_LAYERS,

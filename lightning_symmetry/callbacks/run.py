@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.nn.parameter import is_lazy
 
+from lightning_symmetry.measurement.measure import Ranks
 from lightning_symmetry.sinks.recorder import Recorder
 from lightning_symmetry.sinks.warning import warn
 
@@ -82,3 +83,13 @@ def _version(package: str) -> str | None:
 def steps_done(trainer: Any) -> int:
     """The optimizer steps done, as Lightning counts them for its loggers: several optimizers count once."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def ranks_of(trainer: Any) -> Ranks:
+    """The processes of a trainer."""
+    return Ranks(
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        device=trainer.strategy.root_device,
+        sum=lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"),
+    )

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
-import sysconfig
 import time
-import traceback
 from collections import ChainMap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_symmetry.callbacks.origin import line_of
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.device import device_of
 from lightning_symmetry.measurement.frozen import Memory
@@ -192,6 +190,11 @@ class Session:
                 self._loss = None if loss is None else self._host.copied(loss.detach().clone())
                 self._hand_on()
 
+    def pauses(self) -> None:
+        """Make use of a pause of the training, for what takes longer than a step may."""
+        with self._budget.measuring():
+            self._refreshing(self._recorder.pause)
+
     def finish(self, step: int, model: nn.Module, gathered: bool = True) -> None:
         """Measure where training ended.
 
@@ -338,11 +341,16 @@ class Session:
         if self._row is not None:
             (step, values), self._row = self._row, None
             loss, self._loss = self._loss, None
-            refreshing = self._recorder.refreshing
-            self._recorder.record(step, values if loss is None else {**values, "loss": float(loss())})
-            self._budget.settle(self._recorder.refreshing - refreshing)
+            values = values if loss is None else {**values, "loss": float(loss())}
+            self._refreshing(lambda: self._recorder.record(step, values))
             if not self._budget.counting:
                 self._budget.start_counting()
+
+    def _refreshing(self, record: Callable[[], None]) -> None:
+        """Do what may make pictures; these have a share of their own, and do not put off the next measurement."""
+        before = self._recorder.refreshing
+        record()
+        self._budget.settle(self._recorder.refreshing - before)
 
     def _tell(self, step: int, found: Sequence[Transition]) -> None:
         """Tell of transitions: the history and the loggers, each kind at once, and who asked to be called."""
@@ -384,18 +392,9 @@ class Session:
         self._failures_here += not known
         self._budget.due = max(self._budget.due, step + 1)
         self._recorder.errors += 1
-        message = f"{type(error).__name__}: {error}{_line_of(error)}"
+        message = f"{type(error).__name__}: {error}{line_of(error)}"
         told = {"where": self._name, "message": message}
         self._recorder.events(step, "error", [told], alert="error" in self._alert_on)
         if here_alone or self._ranks.rank == 0:
             fate = "stands down" if self._standing_down else "goes on"
             warn(f"{self._name} failed at step {step} and {fate}; training is not affected. {message}")
-
-
-def _line_of(error: BaseException) -> str:
-    """Where in the user's own code an error came from: the last line that is of no installed package and not ours."""
-    installed = (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), str(Path(__file__).parents[1]))
-    lines = [
-        line for line in traceback.extract_tb(error.__traceback__) if not line.filename.startswith((*installed, "<"))
-    ]
-    return f" ({lines[-1].filename}, line {lines[-1].lineno}, in {lines[-1].name})" if lines else ""

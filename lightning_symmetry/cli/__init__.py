@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from lightning_symmetry.cli.dashboard import dashboard
 from lightning_symmetry.cli.failure import Failure
 from lightning_symmetry.cli.report import report
 from lightning_symmetry.cli.scan import scan
@@ -38,6 +39,7 @@ Examples:
   lightning-symmetry scan last.ckpt
   lightning-symmetry symmetries train:Net --batch train:batch
   lightning-symmetry report logs/version_0/symmetry/version_0
+  lightning-symmetry dashboard my-team/vision
 
 \b
 Completion in bash (or zsh_source, fish_source):
@@ -49,5 +51,5 @@ def main() -> None:
     """Parameter symmetries and ranks of PyTorch models, checkpoints and runs."""
 
 
-for command in (scan, symmetries, report):
+for command in (scan, symmetries, report, dashboard):
     main.add_command(command)

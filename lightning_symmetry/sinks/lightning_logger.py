@@ -6,7 +6,8 @@ either package name under which Lightning is installed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from plotly.graph_objects import Figure
@@ -21,7 +22,7 @@ PATIENCE = 3
 
 
 class LoggerSink:
-    """Passes measurements on to a logger.
+    """Passes measurements on to a logger. Where that fails it is warned of once, and the logger given up in the end.
 
     Args:
         logger: Any Lightning logger.
@@ -30,55 +31,67 @@ class LoggerSink:
     def __init__(self, logger: Any) -> None:
         self._logger = logger
         self._failures = 0
+        self._warned = False
         self._alerts = Alerts()
 
     def begin(self, config: Mapping[str, Any]) -> None:
         """Tell the run how its monitors are configured, where it has a place for that."""
-        self._fenced(self._begin, config)
+        self._on_wandb(lambda run: wandb_run.set_config(run, config))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Log the values of one measurement as one row."""
-        self._fenced(self._log, values, step)
+        self._fenced(lambda: self._log(values, step))
 
-    def log_figures(self, figures: Mapping[str, Figure], step: int) -> None:
-        """Log figures, where the logger takes any."""
-        self._fenced(self._log_figures, figures, step)
+    def log_figure(self, key: str, figure: Figure, step: int) -> None:
+        """Log a figure, where the logger shows any."""
+        self._on_wandb(lambda run: self._logger.log_metrics({key: wandb_run.figure(figure)}, step=step))
+
+    def log_report(self, report: Path, step: int) -> None:
+        """Log the report, where the logger shows any."""
+        self._on_wandb(lambda run: self._logger.log_metrics({wandb_run.REPORT: wandb_run.page(report)}, step=step))
 
     def alert(self, events: Sequence[Event]) -> None:
         """Send one alert for events of one kind, where the logger sends any."""
-        self._fenced(self._alert, events)
+        self._on_wandb(lambda run: self._alerts.send(run, events))
 
-    def _begin(self, config: Mapping[str, Any]) -> None:
-        if self._is_wandb():
-            wandb_run.set_config(self._logger.experiment, config)
+    @property
+    def shows_media(self) -> bool:
+        """Whether it is worth while to draw anything for this logger."""
+        return self._fenced(self._wandb_run) is not None
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
-        if self._is_wandb():
-            wandb_run.define_metrics(self._logger.experiment, values)
+        run = self._wandb_run()
+        if run is not None:
+            prefix = getattr(self._logger, "_prefix", "")
+            joined = f"{prefix}{self._logger.LOGGER_JOIN_CHAR}" if prefix else ""
+            wandb_run.define_metrics(run, [f"{joined}{key}" for key in values])
         self._logger.log_metrics(dict(values), step=step)
+        self._failures = 0
 
-    def _log_figures(self, figures: Mapping[str, Figure], step: int) -> None:
-        if self._is_wandb():
-            self._logger.log_metrics(wandb_run.as_media(figures), step=step)
+    def _on_wandb(self, use: Callable[[Any], None]) -> None:
+        def if_wandb() -> None:
+            run = self._wandb_run()
+            if run is not None:
+                use(run)
 
-    def _alert(self, events: Sequence[Event]) -> None:
-        if self._is_wandb():
-            self._alerts.send(self._logger.experiment, events)
+        self._fenced(if_wandb)
 
-    def _is_wandb(self) -> bool:
-        return hasattr(type(getattr(self._logger, "experiment", None)), "define_metric")
+    def _wandb_run(self) -> Any:
+        """The W&B run; None where the logger has none, and where W&B is switched off."""
+        run = getattr(self._logger, "experiment", None)
+        return run if hasattr(type(run), "define_metric") and not getattr(run, "disabled", False) else None
 
-    def _fenced(self, function: Any, *args: Any) -> None:
+    def _fenced(self, use: Callable[[], Any]) -> Any:
         if self._failures >= PATIENCE:
-            return
+            return None
         try:
-            function(*args)
-            self._failures = 0
+            return use()
         except Exception as error:
             self._failures += 1
-            if self._failures in (1, PATIENCE):
-                fate = (
-                    "is given up; the history in the run's folder goes on" if self._failures == PATIENCE else "goes on"
+            if not self._warned:
+                self._warned = True
+                warn(
+                    f"lightning_symmetry could not log to {type(self._logger).__name__}, and gives it up after "
+                    f"{PATIENCE} failures in a row; training and the history go on. {type(error).__name__}: {error}"
                 )
-                name = type(self._logger).__name__
-                warn(f"lightning_symmetry could not log to {name}, which {fate}: {type(error).__name__}: {error}")
+            return None

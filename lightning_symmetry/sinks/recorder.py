@@ -1,4 +1,8 @@
-"""What becomes of a measurement: a line of the run's history, a row of each logger, and now and then a new report."""
+"""What becomes of a measurement: a line of the run's history, a row of each logger, and now and then new pictures.
+
+No step of training waits for more than a row and one heatmap, each some milliseconds; a report takes longer, and is
+made where training pauses by itself, and at its end.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from plotly.graph_objects import Figure
 
 from lightning_symmetry.history import FILE_NAME, Event, History
 from lightning_symmetry.report import render_report
-from lightning_symmetry.report.charts import (
-    broken_fraction_heatmap,
-    effective_rank_heatmap,
-    feature_rank_heatmap,
-    linear_cka_heatmap,
-)
-from lightning_symmetry.report.marks import mark_events
+from lightning_symmetry.sinks.heatmaps import draw_heatmap, heatmaps
+from lightning_symmetry.sinks.key_limit import KeyLimit
 from lightning_symmetry.sinks.lightning_logger import LoggerSink
+from lightning_symmetry.sinks.upkeep import Upkeep
 from lightning_symmetry.sinks.warning import warn
 
 REPORT_NAME = "report.html"
@@ -29,19 +28,11 @@ HISTORY_ONLY = ("loss", "representation/linear_cka/")
 """What begins the keys that loggers do not get: what the user's own logging has already, and pairs of layers, which are
 too many to be charts of their own."""
 
-_HEATMAPS: dict[str, tuple[str, Callable[[History], Figure]]] = {
-    "symmetry/broken_fraction_heatmap": ("symmetry/broken_fraction/", broken_fraction_heatmap),
-    "spectrum/effective_rank_heatmap": ("spectrum/effective_rank/", effective_rank_heatmap),
-    "representation/effective_rank_heatmap": ("representation/effective_rank/", feature_rank_heatmap),
-    "representation/linear_cka_heatmap": ("representation/linear_cka/", linear_cka_heatmap),
-}
-
 
 class Recorder:
     """The one place to which all monitors of a run hand what they measured.
 
-    The report and the heatmaps are made anew when making them takes a small share of the time since they were last
-    made.
+    A picture is made anew when making it takes a small share of the time since it was last made.
 
     Args:
         folder: The run's folder; None keeps the history in memory and makes no report.
@@ -54,7 +45,6 @@ class Recorder:
         counters: One function for each monitor: how many transitions of each kind it saw.
         report: The path of the report; None where there is none.
         errors: How many failures of the monitors were recorded.
-        refreshing: The seconds spent on reports and heatmaps.
         begun: Whether it was noted that the run begins.
     """
 
@@ -64,11 +54,10 @@ class Recorder:
         self.overheads: list[Callable[[], float]] = []
         self.counters: list[Callable[[], Mapping[str, int]]] = []
         self.errors = 0
-        self.refreshing = 0.0
         self._sinks = [LoggerSink(logger) for logger in loggers]
-        self._share = share
-        self._refreshed = -float("inf")
-        self._cost_of_refresh = 0.0
+        self._limit = KeyLimit(self.history)
+        self._report_upkeep, self._heatmap_upkeep = Upkeep(share / 2), Upkeep(share / 2)
+        self._undrawn: list[str] = []
         self.begun = False
         self._warned = False
         self._closed = False
@@ -112,7 +101,7 @@ class Recorder:
             self.events(step, "nonfinite", [{"parameter": new[0], "parameters": new}], alert)
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a measurement to the history, pass it on to the loggers, and refresh the report where that is due."""
+        """Add a measurement to the history, and pass it on to the loggers, with a heatmap where one is due."""
         values = {
             **values,
             **self._transitions(),
@@ -121,10 +110,25 @@ class Recorder:
         }
         self._closed = False
         self._fenced(self.history.append, step, values)
-        for sink in self._sinks:
-            sink.log({key: value for key, value in values.items() if not key.startswith(HISTORY_ONLY)}, step)
-        if time.perf_counter() - self._refreshed > self._cost_of_refresh / self._share:
-            self._refresh(step)
+        if self._sinks:
+            told = {key: value for key, value in values.items() if not key.startswith(HISTORY_ONLY)}
+            told = self._limit.choose(told)
+            for sink in self._sinks:
+                sink.log(told, step)
+        if self._heatmap_upkeep.due and not self._undrawn:
+            self._undrawn = heatmaps(self.history)
+        if self._undrawn:
+            self._send_heatmap(step)
+
+    def pause(self) -> None:
+        """Make the report anew if that is due: training pauses by itself, for a validation or between epochs."""
+        if self.report is not None and self.history.keys() and self._report_upkeep.due:
+            self._make_report()
+
+    @property
+    def refreshing(self) -> float:
+        """The seconds spent on reports and heatmaps."""
+        return self._report_upkeep.spent + self._heatmap_upkeep.spent
 
     def _transitions(self) -> dict[str, float]:
         counts: Counter[str] = Counter()
@@ -133,33 +137,39 @@ class Recorder:
         return {f"transition/{kind}": float(count) for kind, count in counts.items()}
 
     def close(self, step: int) -> None:
-        """Make the last report, and say where it is."""
-        if self._closed or not self.history.measurements:
+        """Make all pictures for the last time, say where the report is, and send it to loggers that show it."""
+        if self._closed or not self.history.keys():
             return
         self._closed = True
-        self._refresh(step)
-        if self.report is not None:
+        self._undrawn = heatmaps(self.history)
+        while self._undrawn:
+            self._send_heatmap(step)
+        if self.report is not None and self._make_report():
             rank_zero_info(f"Symmetry report: {self.report}")
+            for sink in self._sinks:
+                sink.log_report(self.report, step)
 
-    def _refresh(self, step: int) -> None:
-        started = time.perf_counter()
-        if self.report is not None:
-            self._fenced(render_report, self.history, self.report)
-        figures = {key: draw for key, (prefix, draw) in _HEATMAPS.items() if self.history.keys(prefix)}
-        if self._sinks and figures:
-            self._fenced(self._log_figures, figures, step)
-        self._refreshed = time.perf_counter()
-        self._cost_of_refresh = self._refreshed - started
-        self.refreshing += self._cost_of_refresh
+    def _make_report(self) -> bool:
+        with self._report_upkeep.at_work():
+            return self._fenced(render_report, self.history, self.report)
 
-    def _log_figures(self, figures: Mapping[str, Callable[[History], Figure]], step: int) -> None:
-        drawn = {key: mark_events(draw(self.history), self.history) for key, draw in figures.items()}
-        for sink in self._sinks:
-            sink.log_figures(drawn, step)
+    def _send_heatmap(self, step: int) -> None:
+        key = self._undrawn.pop(0)
+        sinks = [sink for sink in self._sinks if sink.shows_media]
+        if sinks:
+            with self._heatmap_upkeep.at_work():
+                self._fenced(self._draw_and_send, key, sinks, step)
 
-    def _fenced(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def _draw_and_send(self, key: str, sinks: Sequence[LoggerSink], step: int) -> None:
+        figure = draw_heatmap(key, self.history)
+        for sink in sinks:
+            sink.log_figure(key, figure, step)
+
+    def _fenced(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+        """Call a function, and say whether it went well."""
         try:
             function(*args, **kwargs)
+            return True
         except Exception as error:
             if not self._warned:
                 self._warned = True
@@ -167,6 +177,7 @@ class Recorder:
                     f"lightning_symmetry could not write to {self.history.path}, and says so once; training goes on: "
                     f"{type(error).__name__}: {error}"
                 )
+            return False
 
 
 def _opened(path: Path) -> History:

@@ -15,6 +15,9 @@ WAIT = 3600.0
 MOST_NAMED = 10
 """Most events that one alert names."""
 
+LONGEST_TITLE = 63
+"""Most characters of the title of an alert, which W&B wants to be fewer than 64."""
+
 _LEVELS = {"nonfinite": "ERROR", "error": "WARN", "breaking": "INFO", "rank_jump": "INFO", "restoration": "INFO"}
 
 
@@ -55,7 +58,11 @@ def _place(event: Event) -> tuple[str, str]:
 def _title(events: Sequence[Event]) -> str:
     others = f" and {len(events) - 1} more" if len(events) > 1 else ""
     kind, where = _place(events[0])
-    return f"{in_words(kind).capitalize()}: {where}{others}"
+    begin = f"{in_words(kind).capitalize()}: "
+    room = LONGEST_TITLE - len(begin) - len(others)
+    if len(where) > room:  # the end of a name tells more than its beginning
+        where = f"…{where[1 - room :]}"
+    return f"{begin}{where}{others}"
 
 
 def _text(events: Sequence[Event]) -> str:

@@ -1,8 +1,13 @@
-"""What only a W&B run can do. `wandb` is imported when it is needed, and only here and beside."""
+"""What only a W&B run can do. `wandb` is imported when it is needed, and only here and beside.
+
+Nothing here waits for the network: rows, media files, alerts and definitions are handed to W&B's own process, which
+sends them when it can. A table, a `wandb.plot` or an artifact would ask the server first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -10,6 +15,9 @@ from plotly.graph_objects import Figure
 
 STEP_METRIC = "trainer/global_step"
 """The x axis that Lightning's WandbLogger logs with every row."""
+
+REPORT = "symmetry/report"
+"""The key of the report, a panel in the section of the symmetries."""
 
 _DEFINED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
@@ -28,8 +36,15 @@ def set_config(run: Any, config: Mapping[str, Any]) -> None:
     run.config.update({"lightning_symmetry": dict(config)}, allow_val_change=True)
 
 
-def as_media(figures: Mapping[str, Figure]) -> dict[str, Any]:
-    """Plotly figures as media files: they upload in the background, where a table would block training."""
+def figure(drawn: Figure) -> Any:
+    """A Plotly figure as a media file."""
     import wandb
 
-    return {key: wandb.Plotly(figure) for key, figure in figures.items()}
+    return wandb.Plotly(drawn)
+
+
+def page(path: Path) -> Any:
+    """A page that needs nothing beside it as a media file, as it is."""
+    import wandb
+
+    return wandb.Html(str(path), inject=False)

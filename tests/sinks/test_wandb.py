@@ -12,7 +12,9 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import WandbLogger
 
 from lightning_symmetry import read_history
+from lightning_symmetry.sinks.lightning_logger import LoggerSink
 from tests.callbacks.trainings import monitors, train
+from tests.wandb_server import WandbServer
 
 
 def records(run_folder):
@@ -40,7 +42,7 @@ def run(tmp_path_factory):
     train(folder, callbacks := monitors(), logger=logger)
     run_folder = Path(logger.experiment.dir).parent
     logger.experiment.finish()
-    return records(run_folder), read_history(folder / "symmetry" / logger.version), callbacks
+    return records(run_folder), read_history(folder / "symmetry" / logger.version), callbacks, run_folder
 
 
 def of_type(found, kind):
@@ -48,7 +50,7 @@ def of_type(found, kind):
 
 
 def test_every_measurement_is_one_row_with_the_numbers_of_the_history(run):
-    found, history, _ = run
+    found, history, _, _ = run
     rows = [row["item"] for row in of_type(found, "history")]
     rows = [row for row in rows if "monitor/overhead" in row]
     assert len(rows) == len(history.measurements) == 10
@@ -61,7 +63,7 @@ def test_every_measurement_is_one_row_with_the_numbers_of_the_history(run):
 
 
 def test_each_key_is_defined_exactly_before_its_first_row(run):
-    found, history, _ = run
+    found, history, _, _ = run
     first_row = {}
     for position, record in enumerate(found):
         if record["type"] == "history":
@@ -81,21 +83,54 @@ def test_each_key_is_defined_exactly_before_its_first_row(run):
         assert metric["summary"] == {"min": True, "max": True, "last": True}
 
 
-def test_the_heatmaps_are_plotly_media(run):
-    found, _, _ = run
-    last = [row["item"] for row in of_type(found, "history")][-1]
+def test_the_heatmaps_are_plotly_media_and_the_report_is_a_page(run):
+    found, _, _, _ = run
+    media = {}
+    for row in of_type(found, "history"):
+        media |= row["item"]
     for key in ("symmetry/broken_fraction_heatmap", "spectrum/effective_rank_heatmap"):
-        assert last[f"{key}._type"] == "plotly-file"
-        assert last[f"{key}.size"] > 0
+        assert media[f"{key}._type"] == "plotly-file"
+        assert media[f"{key}.size"] > 0
+    assert media["symmetry/report._type"] == "html-file"
+
+
+def test_syncing_it_delivers_the_same_rows_and_files(run):
+    found, history, _, run_folder = run
+    rows = [row["item"] for row in of_type(found, "history")]
+    wandb = str(Path(sys.executable).with_name("wandb"))
+    with WandbServer() as server:
+        environment = {**os.environ, **server.environment}
+        synced = subprocess.run([wandb, "sync", str(run_folder)], env=environment, capture_output=True, text=True)
+    assert synced.returncode == 0, synced.stderr
+    delivered = server.run.rows
+    assert len(delivered) == len(rows)
+    for arrived, row in zip(delivered, rows, strict=True):
+        numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and "." not in key}
+        assert {key: arrived[key] for key in numbers} == pytest.approx(numbers)
+    report = history.path.with_name("report.html").read_bytes()
+    assert report in server.run.files.values()
+    assert any(path.startswith("media/plotly/spectrum/effective_rank_heatmap") for path in server.run.files)
 
 
 def test_the_config_tells_how_the_monitors_are_set(run):
-    found, _, callbacks = run
+    found, _, callbacks, _ = run
     (config,) = [record["update"] for record in of_type(found, "config")]
     assert config == {
         "lightning_symmetry": {type(monitor).__name__: wandb_types(monitor.config()) for monitor in callbacks}
     }
     assert config["lightning_symmetry"]["SymmetryMonitor"]["tolerance"] == 1e-2
+
+
+def test_keys_with_the_loggers_prefix_are_the_ones_defined(tmp_path):
+    logger = WandbLogger(project="test", mode="offline", save_dir=tmp_path, prefix="encoder")
+    sink = LoggerSink(logger)
+    sink.log({"symmetry/broken_fraction": 1.0}, 0)
+    run_folder = Path(logger.experiment.dir).parent
+    logger.experiment.finish()
+    found = records(run_folder)
+    (row,) = [row["item"] for row in of_type(found, "history")]
+    assert row["encoder-symmetry/broken_fraction"] == 1.0
+    assert "encoder-symmetry/broken_fraction" in [metric.get("name") for metric in of_type(found, "metric")]
 
 
 def wandb_types(plain):

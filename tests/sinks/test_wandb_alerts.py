@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_symmetry.history import Event
 from lightning_symmetry.measurement.transitions import TRANSITION_KINDS
 from lightning_symmetry.report.events import MEANINGS
-from lightning_symmetry.sinks.wandb_alerts import MOST_NAMED, Alerts
+from lightning_symmetry.sinks.wandb_alerts import LONGEST_TITLE, MOST_NAMED, Alerts
 from tests.callbacks.test_transitions_in_training import PLANTED, run
 from tests.callbacks.trainings import monitors
 from tests.sinks.test_wandb import of_type, records
@@ -48,6 +48,15 @@ def test_what_happened_at_once_is_one_alert():
     assert title == f"Rank collapse: fc0 and {MOST_NAMED + 4} more"
     assert f"fc{MOST_NAMED - 1} " in text and f"fc{MOST_NAMED} " not in text
     assert "And 5 more." in text
+
+
+def test_a_title_keeps_within_what_wandb_allows_and_shows_the_end_of_a_long_name():
+    group = "model_encoder_layers_11_self_attention_output_projection_heads"
+    Alerts().send(sent := Sent(), [fall(group), fall("fc2")])
+    ((title, text, _),) = sent.alerts
+    assert len(title) == LONGEST_TITLE
+    assert title.startswith("Rank collapse: …") and title.endswith("output_projection_heads and 1 more")
+    assert f"effective rank of {group} fell" in text
 
 
 def test_the_same_kind_of_the_same_group_waits_and_others_do_not():

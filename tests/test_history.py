@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_symmetry import history as module
-from lightning_symmetry.history import History, decimate, read_history
+from lightning_symmetry.decimation import decimate
+from lightning_symmetry.history import History, read_history
 
 
 def test_a_measurement_is_one_json_line_with_step_time_and_values(tmp_path: Path) -> None:

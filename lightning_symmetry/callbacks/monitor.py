@@ -229,7 +229,9 @@ class Monitor(Callback):
         if self._session is not None:
             self._session.pauses()
 
-    on_train_epoch_end = on_validation_end
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Make the report anew, if that is due."""
+        self.on_validation_end(trainer, pl_module)
 
     @fenced
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

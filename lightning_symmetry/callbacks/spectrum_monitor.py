@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition, steps_done
+from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
+from lightning_symmetry.callbacks.run import steps_done
 from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.functional.spectrum import SPECTRAL_INDICATORS
 from lightning_symmetry.measurement.optimizer_steps import OptimizerSteps

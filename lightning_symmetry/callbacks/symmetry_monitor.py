@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
-from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition, steps_done
+from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
+from lightning_symmetry.callbacks.run import steps_done
 from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, LearningRate, charge_pieces
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_aggregates, symmetry_pieces

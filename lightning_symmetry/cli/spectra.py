@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_symmetry.cli.checkpoint import Stored
 from lightning_symmetry.functional.spectrum import spectral_indicators
-from lightning_symmetry.measurement.indicators import full_rank
+from lightning_symmetry.measurement.spectra import full_rank
 
 MEASURED = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
 """The dtypes that are measured: others are counts and flags, or the codes of a quantisation."""

@@ -8,7 +8,7 @@ from lightning_symmetry.cli.names import Names
 
 
 def _kinds() -> tuple[str, ...]:
-    from lightning_symmetry.symmetry.actions import KINDS
+    from lightning_symmetry.symmetry.kinds import KINDS
 
     return tuple(KINDS)
 

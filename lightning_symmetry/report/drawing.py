@@ -23,7 +23,8 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lightning_symmetry.history import History, decimate
+from lightning_symmetry.decimation import decimate
+from lightning_symmetry.history import History
 from lightning_symmetry.report.names import short_names
 
 MOST_ROWS = 60

@@ -279,18 +279,9 @@ LINEAR = {
     aten.upsample_bilinear2d,
     aten.upsample_nearest2d,
 }
-PRODUCTS = {
-    aten.avg_pool1d,
-    aten.avg_pool2d,
-    aten._grouped_mm,
-    aten.bmm,
-    aten.dot,
-    aten.linalg_vecdot,
-    aten.mm,
-    aten.mul,
-    aten.mv,
-    aten.sum,
-}
+_MATRIX_PRODUCTS = {aten._grouped_mm, aten.bmm, aten.dot, aten.linalg_vecdot, aten.mm, aten.mv}
+PRODUCTS = _MATRIX_PRODUCTS | {aten.avg_pool1d, aten.avg_pool2d, aten.mul, aten.sum}
+CONTRACTIONS = _MATRIX_PRODUCTS | {aten.addmm, aten.convolution}
 NORMS = {
     aten._native_batch_norm_legit,
     aten._native_batch_norm_legit_functional,
@@ -298,16 +289,6 @@ NORMS = {
     aten.native_batch_norm,
     aten.native_group_norm,
     aten.native_layer_norm,
-}
-CONTRACTIONS = {
-    aten._grouped_mm,
-    aten.addmm,
-    aten.bmm,
-    aten.convolution,
-    aten.dot,
-    aten.linalg_vecdot,
-    aten.mm,
-    aten.mv,
 }
 WRITTEN = {aten.index_add, aten.index_put, aten.scatter_add}
 HOMOGENEOUS = {aten.amax, aten.amin, aten.leaky_relu, aten.max, aten.max_pool2d_with_indices, aten.min, aten.relu}

@@ -46,7 +46,8 @@ Examples:
     type=Names(_indicators),
     help="What to show of each spectrum, separated by commas: effective_rank, stable_rank, participation_ratio, "
     "entropy_rank, numerical_rank, srank, spectral_norm, nuclear_norm, frobenius_norm, condition_number, "
-    "effective_rank_fraction. [default: effective_rank,stable_rank,spectral_norm; of two checkpoints effective_rank]",
+    "alpha, effective_rank_fraction. [default: effective_rank,stable_rank,spectral_norm; of two checkpoints "
+    "effective_rank]",
 )
 @click.option("--include", metavar="REGEX", help="Only tensors whose name it is found in.")
 @click.option("--exclude", metavar="REGEX", help="No tensor whose name it is found in.")

@@ -103,6 +103,7 @@ def scan(
     from lightning_symmetry.cli.listing import console, show
     from lightning_symmetry.cli.page import write_page
     from lightning_symmetry.cli.plain import plain
+    from lightning_symmetry.cli.printable import printable
     from lightning_symmetry.cli.selection import select
     from lightning_symmetry.cli.tables import broken_table, changes_table, spectra_table
 
@@ -148,7 +149,7 @@ def scan(
             click.echo("\n" * (number > 0), nl=False)
             show(table, console())
     for finding in findings:
-        click.echo(f"found {finding}", err=True)
+        click.echo(printable(f"found {finding}"), err=True)
     ctx.exit(1 if findings else 0)
 
 

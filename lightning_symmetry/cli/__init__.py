@@ -27,8 +27,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except Failure as error:
-            error.message = printable(error.message)
-            raise
+            raise Failure(printable(error.message)) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:

@@ -13,6 +13,7 @@ import click
 
 from lightning_symmetry.cli.dashboard import dashboard
 from lightning_symmetry.cli.failure import Failure
+from lightning_symmetry.cli.printable import printable
 from lightning_symmetry.cli.report import report
 from lightning_symmetry.cli.scan import scan
 from lightning_symmetry.cli.symmetries import symmetries
@@ -25,6 +26,8 @@ class Commands(click.Group):
         """Run a command; what it raises is told in one line."""
         try:
             return super().invoke(ctx)
+        except Failure as error:
+            raise Failure(printable(error.message)) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:

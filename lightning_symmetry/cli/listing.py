@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lightning_symmetry.cli.printable import printable
+
 
 @dataclass(frozen=True)
 class Row:
@@ -97,11 +99,6 @@ def shape(sizes: Sequence[int]) -> str:
         '768x3072'
     """
     return "x".join(map(str, sizes))
-
-
-def printable(text: str) -> str:
-    """Text without what would steer a terminal: a checkpoint may name its tensors as it likes."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def console() -> Console:

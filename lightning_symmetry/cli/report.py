@@ -25,7 +25,7 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
     """Make the report of a run anew from its history.jsonl, while it still runs too; of several runs, compare them."""
     from lightning_symmetry.cli.failure import Failure
     from lightning_symmetry.history import read_history
-    from lightning_symmetry.report import render_report
+    from lightning_symmetry.report import render_comparison, render_report
 
     try:
         histories = {run: read_history(run) for run in dict.fromkeys(runs)}
@@ -39,8 +39,6 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
         folder = run if run.is_dir() else run.parent
         click.echo(render_report(history, output or folder / "report.html"))
     else:
-        from lightning_symmetry.report import render_comparison  # type: ignore[attr-defined, unused-ignore]
-
         names = _short(list(histories))
         named = dict(zip(names, histories.values(), strict=True))
         click.echo(render_comparison(named, output or Path("comparison.html")))

@@ -46,7 +46,8 @@ Examples:
     type=Names(_indicators),
     help="What to show of each spectrum, separated by commas: effective_rank, stable_rank, participation_ratio, "
     "entropy_rank, numerical_rank, srank, spectral_norm, nuclear_norm, frobenius_norm, condition_number, "
-    "effective_rank_fraction. [default: effective_rank,stable_rank,spectral_norm; of two checkpoints effective_rank]",
+    "alpha, effective_rank_fraction. [default: effective_rank,stable_rank,spectral_norm; of two checkpoints "
+    "effective_rank]",
 )
 @click.option("--include", metavar="REGEX", help="Only tensors whose name it is found in.")
 @click.option("--exclude", metavar="REGEX", help="No tensor whose name it is found in.")
@@ -102,6 +103,7 @@ def scan(
     from lightning_symmetry.cli.listing import console, show
     from lightning_symmetry.cli.page import write_page
     from lightning_symmetry.cli.plain import plain
+    from lightning_symmetry.cli.printable import printable
     from lightning_symmetry.cli.selection import select
     from lightning_symmetry.cli.tables import broken_table, changes_table, spectra_table
 
@@ -147,7 +149,7 @@ def scan(
             click.echo("\n" * (number > 0), nl=False)
             show(table, console())
     for finding in findings:
-        click.echo(f"found {finding}", err=True)
+        click.echo(printable(f"found {finding}"), err=True)
     ctx.exit(1 if findings else 0)
 
 

@@ -195,6 +195,10 @@ def test_names_are_text_for_the_terminal_and_the_page(command: Command) -> None:
     assert "[bold]a" in output
     assert r"\x1b[2J" in output
     assert "\x1b" not in output
+    for options in (["--include", "2JJ"], ["--fail-on", "stable_rank>0"]):
+        told = command("scan", "evil.pt", *options).stderr
+        assert r"\x1b[2J" in told
+        assert "\x1b" not in told
     page = Path("page.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "<script" not in page

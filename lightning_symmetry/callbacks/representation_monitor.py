@@ -202,7 +202,7 @@ class RepresentationMonitor(Monitor):
         step = steps_done(trainer)
         if self._session.gathers(step, self.window) or step >= self._last_step - self.window:
             self._listened_at = step
-            attend(self, "on_train_batch_end")
+            attend(self, ["on_train_batch_end"])
             with self._session.gathering():
                 self._listener.listen(batch)
 

@@ -98,6 +98,7 @@ class Session:
         self._on_transition = on_transition
         self._raise_errors = raise_errors
         self._host = device_of(ranks.device)
+        self._lag = 0 if (budget.every_n_steps or math.inf) <= 2 * self._host.lag else self._host.lag
         self._memory = Memory(at_once=not self._host.lag)
         self._plan: Plan | None = None
         self._plan_from = 0
@@ -237,7 +238,7 @@ class Session:
         if self._standing_down:
             return sys.maxsize
         if self._reached is not None:
-            return self._host.lag + (self._reached if self._read is None else self._joined_at)
+            return self._lag + (self._reached if self._read is None else self._joined_at)
         if self._plan is None:
             return self._plan_from
         next_step = self._budget.next_step
@@ -254,14 +255,14 @@ class Session:
     def _work(self, step: int, model: nn.Module) -> dict[str, float]:
         """Measure the pieces whose turn it is, or bring a measurement of an earlier step to its end."""
         if self._reached is not None:
-            return self._complete(step, model, self._host.lag)
+            return self._complete(step, model, self._lag)
         due = step >= self._budget.due
         if not self._budget.planned:
             if due:
                 self._plan_first_interval(step)
             return {}
         self._measure(self._budget.take(step), step, model, due)
-        return self._complete(step, model, self._host.lag) if due else {}
+        return self._complete(step, model, self._lag) if due else {}
 
     def _plan_first_interval(self, step: int) -> None:
         """Agree on how long a step takes, and on what it cost to hand on the first measurement."""

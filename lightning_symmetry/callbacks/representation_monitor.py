@@ -177,7 +177,7 @@ class RepresentationMonitor(Monitor):
         if not layers:
             self._session = None
             return
-        session.listen_first()
+        session.listen_first(self.window)
         self._last_step = trainer.estimated_stepping_batches
         name = classifier_name(pl_module) if "neural_collapse" in self.indicators else None
         name = None if name in inside_compiled(pl_module) else name

@@ -137,8 +137,9 @@ class Session:
             self._budget.restore(state, max(step, self.measured_at + 1))
             self._state = state
 
-    def listen_first(self) -> None:
-        """Plan what to measure not at the first step, but when the first measurement is due."""
+    def listen_first(self, window: int) -> None:
+        """Plan what to measure when so many steps were listened to, or when the first measurement is due."""
+        self._budget.wait_until(self.measured_at + window)
         self._plan_from = self._wakes_at = self._budget.due
 
     def gathers(self, step: int, window: int) -> bool:
@@ -179,7 +180,7 @@ class Session:
                 self._make(step, model, batch)
             told = self._work(step, model)
         self._wakes_at = self._next_step
-        if self._reached is None and not self.awaits_loss and not self._budget.counting:
+        if self._state and self._reached is None and not self.awaits_loss and not self._budget.counting:
             self._budget.start_counting()  # a run that is gone on with has measured before
         return told if self._plan is not None else self._untold
 
@@ -188,7 +189,7 @@ class Session:
         if self.awaits_loss:
             with self._budget.measuring():
                 self.awaits_loss = False
-                self._loss = None if loss is None else self._host.copied(loss.detach().clone())
+                self._loss = None if loss is None else self._host.copied(loss.detach())
                 self._hand_on()
 
     def pauses(self) -> None:
@@ -257,7 +258,7 @@ class Session:
         if self._reached is not None:
             return self._complete(step, model, self._lag)
         due = step >= self._budget.due
-        if not self._budget.planned:
+        if not self._budget.planned and (not due or self._budget.costs.pieces):
             if due:
                 self._plan_first_interval(step)
             return {}

@@ -173,3 +173,15 @@ def test_the_hooks_of_a_monitor_inside_another_callback_are_called(tmp_path):
     other, monitor = monitors()
     train(tmp_path, [other, Wrapper(monitor)])
     assert monitor.history.series("spectrum/effective_rank/hidden")[0] == [0, 3, 6, 9, 12]
+
+
+def test_a_resumed_run_measures_next_at_the_step_that_was_due(tmp_path):
+    """It has a history of its own, and would without the budget of the checkpoint begin with a measurement."""
+    first, resumed = (SpectrumMonitor(max_overhead=0.5, on_error="raise") for _ in range(2))
+    _, trainer = train(tmp_path / "first", [first], Deep(), epochs=3)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    due = first.state_dict()["budget"]["due"]
+    assert due > 18
+    epochs = due // 6 + 2
+    train(tmp_path / "second", [resumed], Deep(), epochs, ckpt_path=tmp_path / "last.ckpt")
+    assert resumed.history.series("spectrum/effective_rank/layers_0")[0][0] == due

@@ -225,10 +225,6 @@ class Session:
                 self._complete(step, model, lag=0)
         self.step_ends(None)
 
-    def state(self) -> dict[str, Any]:
-        """What `begin` needs to go on."""
-        return self._budget.state()
-
     @property
     def _standing_down(self) -> bool:
         return self._failures >= PATIENCE

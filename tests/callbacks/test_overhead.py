@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
 from lightning_symmetry.callbacks.hooks import EACH_STEP
+from lightning_symmetry.measurement import spectra
 from lightning_symmetry.measurement.schedule import WINDOW
 from tests.callbacks.trainings import monitors, train
 
@@ -87,16 +88,14 @@ def test_the_overhead_is_logged(trained):
 
 
 def test_frozen_layers_are_measured_once(tmp_path, monkeypatch):
-    from lightning_symmetry.measurement import indicators
-
     measured = []
-    spectral_indicators = indicators.spectral_indicators
+    spectral_indicators = spectra.spectral_indicators
 
     def counted(matrix, names):
         measured.append(matrix.data_ptr())
         return spectral_indicators(matrix, names)
 
-    monkeypatch.setattr(indicators, "spectral_indicators", counted)
+    monkeypatch.setattr(spectra, "spectral_indicators", counted)
     model = Deep()
     model.layers[:4].requires_grad_(False)
     train(tmp_path, [monitor := SpectrumMonitor(every_n_train_steps=3)], model)

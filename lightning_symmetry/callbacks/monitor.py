@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from lightning_symmetry.callbacks.fence import fenced
-from lightning_symmetry.callbacks.hooks import EACH_STEP, attend, pass_over
+from lightning_symmetry.callbacks.hooks import attend, inherited, pass_over
 from lightning_symmetry.callbacks.run import begin_run, open_recorder, ranks_of, steps_done
 from lightning_symmetry.callbacks.session import PATIENCE, Plan, Session
 from lightning_symmetry.history import History
@@ -204,24 +204,23 @@ class Monitor(Callback):
                 self._session.begin(steps_done(trainer), is_measured, self._restored.get("budget"))
         if measured:
             self._transitions.observe(steps_done(trainer), measured)
-        if any(callback is self for callback in trainer.callbacks):
-            idle = [hook for hook in EACH_STEP if getattr(type(self), hook) is getattr(Callback, hook)]
-            pass_over(self, *idle, "on_train_batch_end")
+        pass_over(self, trainer, [*inherited(self), "on_train_batch_end"])
 
     @fenced
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due, the parameters with which the step begins."""
         if self._session is not None and not self._session.idles(step := steps_done(trainer)):
-            self._watch(pl_module, self._session.step_begins(step, pl_module, batch))
+            told = self._session.step_begins(step, pl_module, batch)
             if self._session.awaits_loss:
-                attend(self, "on_train_batch_end")
+                attend(self, ["on_train_batch_end"])
+            self._watch(pl_module, told)
 
     @fenced
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record what was measured, with the loss of the step."""
         if self._session is not None:
             self._session.step_ends(_loss(outputs))
-        pass_over(self, "on_train_batch_end")
+        pass_over(self, trainer, ["on_train_batch_end"])
 
     @fenced
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -380,7 +379,7 @@ class Monitor(Callback):
 
     def _end(self, trainer: Any) -> None:
         self._session = None
-        attend(self, *EACH_STEP)
+        attend(self)
         recorder = _RECORDERS.get(trainer)
         if recorder is not None and all(monitor._session is None for monitor in _monitors(trainer)):
             recorder.close(steps_done(trainer))

@@ -177,7 +177,7 @@ class RepresentationMonitor(Monitor):
         if not layers:
             self._session = None
             return
-        session.listen_first()
+        session.listen_first(self.window)
         self._last_step = trainer.estimated_stepping_batches
         name = classifier_name(pl_module) if "neural_collapse" in self.indicators else None
         name = None if name in inside_compiled(pl_module) else name
@@ -202,7 +202,7 @@ class RepresentationMonitor(Monitor):
         step = steps_done(trainer)
         if self._session.gathers(step, self.window) or step >= self._last_step - self.window:
             self._listened_at = step
-            attend(self, "on_train_batch_end")
+            attend(self, ["on_train_batch_end"])
             with self._session.gathering():
                 self._listener.listen(batch)
 

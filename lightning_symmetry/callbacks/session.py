@@ -98,6 +98,7 @@ class Session:
         self._on_transition = on_transition
         self._raise_errors = raise_errors
         self._host = device_of(ranks.device)
+        self._lag = 0 if (budget.every_n_steps or math.inf) <= 2 * self._host.lag else self._host.lag
         self._memory = Memory(at_once=not self._host.lag)
         self._plan: Plan | None = None
         self._plan_from = 0
@@ -136,8 +137,9 @@ class Session:
             self._budget.restore(state, max(step, self.measured_at + 1))
             self._state = state
 
-    def listen_first(self) -> None:
-        """Plan what to measure not at the first step, but when the first measurement is due."""
+    def listen_first(self, window: int) -> None:
+        """Plan what to measure when so many steps were listened to, or when the first measurement is due."""
+        self._budget.wait_until(self.measured_at + window)
         self._plan_from = self._wakes_at = self._budget.due
 
     def gathers(self, step: int, window: int) -> bool:
@@ -178,7 +180,7 @@ class Session:
                 self._make(step, model, batch)
             told = self._work(step, model)
         self._wakes_at = self._next_step
-        if self._reached is None and not self.awaits_loss and not self._budget.counting:
+        if self._state and self._reached is None and not self.awaits_loss and not self._budget.counting:
             self._budget.start_counting()  # a run that is gone on with has measured before
         return told if self._plan is not None else self._untold
 
@@ -187,7 +189,7 @@ class Session:
         if self.awaits_loss:
             with self._budget.measuring():
                 self.awaits_loss = False
-                self._loss = None if loss is None else self._host.copied(loss.detach().clone())
+                self._loss = None if loss is None else self._host.copied(loss.detach())
                 self._hand_on()
 
     def pauses(self) -> None:
@@ -223,10 +225,6 @@ class Session:
                 self._complete(step, model, lag=0)
         self.step_ends(None)
 
-    def state(self) -> dict[str, Any]:
-        """What `begin` needs to go on."""
-        return self._budget.state()
-
     @property
     def _standing_down(self) -> bool:
         return self._failures >= PATIENCE
@@ -237,7 +235,7 @@ class Session:
         if self._standing_down:
             return sys.maxsize
         if self._reached is not None:
-            return self._host.lag + (self._reached if self._read is None else self._joined_at)
+            return self._lag + (self._reached if self._read is None else self._joined_at)
         if self._plan is None:
             return self._plan_from
         next_step = self._budget.next_step
@@ -254,14 +252,14 @@ class Session:
     def _work(self, step: int, model: nn.Module) -> dict[str, float]:
         """Measure the pieces whose turn it is, or bring a measurement of an earlier step to its end."""
         if self._reached is not None:
-            return self._complete(step, model, self._host.lag)
+            return self._complete(step, model, self._lag)
         due = step >= self._budget.due
-        if not self._budget.planned:
+        if not self._budget.planned and (not due or self._budget.costs.pieces):
             if due:
                 self._plan_first_interval(step)
             return {}
         self._measure(self._budget.take(step), step, model, due)
-        return self._complete(step, model, self._host.lag) if due else {}
+        return self._complete(step, model, self._lag) if due else {}
 
     def _plan_first_interval(self, step: int) -> None:
         """Agree on how long a step takes, and on what it cost to hand on the first measurement."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from lightning_symmetry.callbacks.hooks import attend, pass_over
 from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
 from lightning_symmetry.callbacks.run import steps_done
 from lightning_symmetry.callbacks.session import Plan
@@ -126,10 +127,15 @@ class SpectrumMonitor(Monitor):
         with self._fenced(trainer):
             self._steps = None
             self._last_step = trainer.estimated_stepping_batches if set(self.of) != {"weights"} else math.inf
+            if set(self.of) == {"weights"}:
+                pass_over(self, trainer, ["on_before_optimizer_step"])
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due; say which layers have their turn at the optimizer's step."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._steps is None:
+            return
+        attend(self, ["on_train_batch_end"])
         with self._listening(trainer) as steps:
             if steps is not None and self._session is not None:
                 step = steps_done(trainer)

@@ -146,6 +146,11 @@ class Budget:
         self.due = next_multiple(steps[-1], ladder(steps[-1] - step))
         self._place(stretched(steps, since, self.due), paid, bundles)
 
+    def wait_until(self, step: int) -> None:
+        """Let the warm-up last until a step, at the least."""
+        if not self.planned:
+            self.due = self.gather_at = max(self.due, step)
+
     def _place(self, steps: Sequence[int], paid: Sequence[float], bundles: Sequence[Bundle]) -> None:
         self.gather_at = steps[0] if len(steps) > len(bundles) else self.due
         pieces = [bundle.pieces for bundle in bundles]

@@ -8,9 +8,10 @@ turns, a few steps each, so that whatever else the machine does slows all of the
 - watch: ``wandb.watch(model, log="all")``;
 - svdvals: a callback that calls ``torch.linalg.svdvals`` on every matrix every 50 steps.
 
-Pairs of turns, with and without, give the mean overhead and the upper end of its one-sided 95 % interval. The steps
-before are left out: the search for symmetries and the first measurement are paid once, and told apart. A stall is what
-a step took longer than the median of its training; those of the plain training are what the machine does by itself.
+Pairs of turns, with and without, give the mean overhead and the upper end of its one-sided 95 % interval: by the clock,
+and by the work of the training's thread, which other processes on the machine do not blur. The steps before are left
+out: the search for symmetries and the first measurement are paid once, and told apart. A stall is what a step took
+longer than the median of its training; those of the plain training are what the machine does by itself.
 """
 
 from __future__ import annotations
@@ -118,15 +119,15 @@ class Paced(Callback):
 
     def __init__(self, connection: Connection, steps: int) -> None:
         self.connection, self.steps = connection, steps
-        self.began: list[float] = []
+        self.began: list[tuple[float, float]] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.began.append(time.perf_counter())
+        self.began.append((time.perf_counter(), time.thread_time()))
         if batch_idx >= LEFT_OUT and (batch_idx - LEFT_OUT) % self.steps == 0:
-            took = [later - earlier for earlier, later in zip(self.began, self.began[1:], strict=False)]
-            self.connection.send((took, {key: float(value) for key, value in trainer.logged_metrics.items()}))
+            pairs = zip(self.began, self.began[1:], strict=False)
+            self.connection.send([(later[0] - one[0], later[1] - one[1]) for one, later in pairs])
             trainer.should_stop = not self.connection.recv()
-            self.began = [time.perf_counter()]
+            self.began = [(time.perf_counter(), time.thread_time())]
 
 
 class SingularValues(Callback):
@@ -169,20 +170,33 @@ def train(name: str, contender: str, connection: Connection) -> None:
         trainer.fit(model)
 
 
+Steps = list[tuple[float, float]]
+"""The seconds of steps: by the clock, and of the thread's work."""
+
+
 @dataclass(frozen=True)
 class Result:
-    """The seconds of all steps of a training: those left out, and by pair."""
+    """The steps of a training: those left out, and those of each pair."""
 
-    first: list[float]
-    pairs: list[list[float]]
+    first: Steps
+    pairs: list[Steps]
 
     @property
     def step(self) -> float:
-        return statistics.median(second for pair in self.pairs for second in pair)
+        """The median step."""
+        return statistics.median(clock for pair in self.pairs for clock, _ in pair)
 
     @property
     def stall(self) -> float:
-        return max(second for pair in self.pairs for second in pair) - self.step
+        """What the longest step took longer."""
+        return max(clock for pair in self.pairs for clock, _ in pair) - self.step
+
+    def overheads(self, plain: Result, place: int) -> tuple[float, float]:
+        """The mean overhead beside the plain training, and its upper bound; place 0: by the clock, 1: by its work."""
+        both = zip(self.pairs, plain.pairs, strict=True)
+        ratios = [sum(step[place] for step in one) / sum(step[place] for step in other) - 1 for one, other in both]
+        mean, error = statistics.mean(ratios), statistics.stdev(ratios) / PAIRS**0.5
+        return mean, mean + error * float(student_t.ppf(0.95, PAIRS - 1))
 
 
 def measure(name: str) -> dict[str, Result]:
@@ -193,7 +207,7 @@ def measure(name: str) -> dict[str, Result]:
         ends[contender], other = context.Pipe()
         processes.append(context.Process(target=train, args=(name, contender, other)))
         processes[-1].start()
-        first[contender] = ends[contender].recv()[0]
+        first[contender] = ends[contender].recv()
     results = {contender: Result(first[contender], []) for contender in CONTENDERS}
     for pair in range(PAIRS):
         for contender in CONTENDERS:
@@ -202,7 +216,7 @@ def measure(name: str) -> dict[str, Result]:
             order = CONTENDERS if (pair + turn) % 2 else tuple(reversed(CONTENDERS))
             for contender in order:
                 ends[contender].send(True)
-                results[contender].pairs[pair] += ends[contender].recv()[0]
+                results[contender].pairs[pair] += ends[contender].recv()
     for contender, process in zip(CONTENDERS, processes, strict=True):
         ends[contender].send(False)
         process.join()
@@ -215,13 +229,13 @@ def main(names: Sequence[str]) -> None:
         results = measure(name)
         plain = results["plain"]
         print(f"{name}: {plain.step * 1e3:.2f} ms a step, {PAIRS} pairs of {len(plain.pairs[0])} steps each")
-        print(f"  {'':10}{'overhead':>10}{'95 % bound':>12}{'largest stall':>16}{'first steps':>14}")
+        print(f"  {'':10}{'by the clock':>12}{'95 % bound':>12}{'by its work':>13}{'95 % bound':>12}", end="")
+        print(f"{'largest stall':>15}{'first steps':>13}")
         for contender, result in results.items():
-            ratios = [sum(one) / sum(other) - 1 for one, other in zip(result.pairs, plain.pairs, strict=True)]
-            error = statistics.stdev(ratios) / PAIRS**0.5
-            mean, bound = statistics.mean(ratios), statistics.mean(ratios) + error * student_t.ppf(0.95, PAIRS - 1)
-            once = sum(result.first) - sum(plain.first)
-            print(f"  {contender:10}{mean:10.2%}{bound:12.2%}{result.stall * 1e3:13.1f} ms{once:12.2f} s", flush=True)
+            shares = [share for place in (0, 1) for share in result.overheads(plain, place)]
+            print(f"  {contender:10}{shares[0]:12.2%}{shares[1]:12.2%}{shares[2]:13.2%}{shares[3]:12.2%}", end="")
+            once = sum(clock for clock, _ in result.first) - sum(clock for clock, _ in plain.first)
+            print(f"{result.stall * 1e3:12.1f} ms{once:11.2f} s", flush=True)
 
 
 if __name__ == "__main__":

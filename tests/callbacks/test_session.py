@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_symmetry.callbacks import session as session_module
 from lightning_symmetry.callbacks.session import Plan, Session
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.indicators import Piece
 from lightning_symmetry.measurement.measure import Ranks
 from lightning_symmetry.measurement.transitions import Transitions
 from lightning_symmetry.sinks.recorder import Recorder
+from tests.measurement.behind import Behind
 
 
 def fails(tensors):
@@ -55,3 +57,71 @@ def test_an_aggregate_that_a_measurement_does_not_know_is_nan():
     told = session(0, torch.zeros(14), [GOOD, BAD]).step_begins(0, nn.Linear(2, 2), None)
     assert told["mean"] == 1.0
     assert math.isnan(told["unknown"])
+
+
+class Behinds:
+    """The monitor of a single process whose device is behind: steps of a training, and the rows that it left."""
+
+    def __init__(self, monkeypatch, every_n_steps, **settings):
+        self.host, self.recorder = Behind(), Recorder(None, [], 0.1)
+        monkeypatch.setattr(session_module, "device_of", lambda device: self.host)
+        self.model, self.sums = nn.Linear(2, 2), 0
+        self.session = Session(
+            name="Monitor",
+            make_plan=lambda model, batch: Plan([Piece(("weight",), lambda tensors: [tensors["weight"].sum()])], dict),
+            aggregates=("weight",),
+            budget=Budget(0.01, every_n_steps),
+            ranks=Ranks(),
+            recorder=self.recorder,
+            transitions=Transitions(),
+            alert_on=(),
+            on_transition=None,
+            raise_errors=True,
+        )
+
+    def step(self, step):
+        """The weights are the number of the step, and its loss is ten times that."""
+        self.host.catch_up()
+        with torch.no_grad():
+            self.model.weight.fill_(step / 4)
+        told = self.session.step_begins(step, self.model, None)
+        if self.session.awaits_loss:
+            self.session.step_ends(torch.tensor(10.0 * step))
+        return told
+
+    @property
+    def rows(self):
+        return [(row.step, row.values["weight"], row.values.get("loss")) for row in self.recorder.history.measurements]
+
+
+def test_on_an_accelerator_a_row_is_finished_two_steps_later_and_nothing_is_waited_for(monkeypatch):
+    run = Behinds(monkeypatch, every_n_steps=5)
+    told = [step for step in range(13) if run.step(step)]
+    assert told == [2, 7, 12]
+    assert run.rows == [(step, float(step), 10.0 * step) for step in (0, 5, 10)]
+    assert run.host.waits == 0
+
+
+def test_on_an_accelerator_a_grid_too_fine_for_that_is_kept_to_all_the_same(monkeypatch):
+    run = Behinds(monkeypatch, every_n_steps=1)
+    for step in range(3):
+        run.step(step)
+    assert run.rows == [(step, float(step), 10.0 * step) for step in range(3)]
+    assert run.host.waits > 0
+
+
+def test_at_the_end_of_training_what_is_on_its_way_is_waited_for(monkeypatch):
+    run = Behinds(monkeypatch, every_n_steps=5)
+    for step in range(7):
+        run.step(step)
+    run.session.finish(7, run.model)
+    assert run.rows == [(0, 0.0, 0.0), (5, 5.0, 50.0), (7, 6.0, None)]
+
+
+@pytest.mark.parametrize(("last", "steps"), [(5, [0]), (6, [0, 5])])
+def test_where_training_fails_what_ranks_have_joined_is_handed_on_and_nothing_else(monkeypatch, last, steps):
+    run = Behinds(monkeypatch, every_n_steps=5)
+    for step in range(last + 1):
+        run.step(step)
+    run.session.stop(last, run.model)
+    assert [step for step, _, _ in run.rows] == steps

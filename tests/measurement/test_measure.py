@@ -9,6 +9,7 @@ from lightning_symmetry.measurement.device import Host
 from lightning_symmetry.measurement.frozen import Memory
 from lightning_symmetry.measurement.indicators import Piece
 from lightning_symmetry.measurement.measure import Measurement, Ranks
+from tests.measurement.behind import Behind
 
 
 def pieces(n):
@@ -121,34 +122,16 @@ def test_one_process_moves_nothing_to_its_device():
     assert measurement.joined(0.1)().values == known.values
 
 
-class Delayed(Host):
-    """A host that is behind by a step, as one with an accelerator is: what is read too early has no numbers yet."""
-
-    lag = 1
-
-    def __init__(self):
-        self.copies = []
-
-    def copied(self, tensor):
-        copy = torch.full_like(tensor, torch.nan)
-        self.copies.append((tensor, copy))
-        return lambda: copy
-
-    def step(self):
-        """The device has caught up."""
-        for tensor, copy in self.copies:
-            copy.copy_(tensor)
-
-
 def test_the_host_reads_nothing_before_the_copy_is_asked_for():
     """Neither a value nor a cost is read while measuring and joining: all come with the one copy at the end."""
-    host = Delayed()
+    host = Behind()
     measurement = Measurement(pieces(3), Ranks(), host)
     measurement.measure(range(3), lambda: {"x": torch.tensor([1.0, 2.0])})
     known = measurement.joined(0.1)
     assert len(host.copies) == 1
-    host.step()
+    host.catch_up()
     assert known().values["2/sum"] == 6.0
+    assert host.waits == 0
 
 
 class Counted:

@@ -1,0 +1,186 @@
+"""What the monitors cost in real trainings: the budget, step by step; and hooks that have nothing to do."""
+
+import statistics
+import time
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, seed_everything
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
+from lightning_symmetry.callbacks.hooks import EACH_STEP
+from lightning_symmetry.measurement import spectra
+from lightning_symmetry.measurement.schedule import WINDOW
+from tests.callbacks.trainings import monitors, train
+
+STEPS, SHARE = 600, 0.05
+
+
+class Deep(LightningModule):
+    """Eight layers, and steps of four milliseconds: what is measured costs a multiple of what a step may."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(36, 36) for _ in range(8)])
+
+    def training_step(self, batch, batch_idx):
+        time.sleep(0.004)
+        features = batch[0].flatten(1)
+        for layer in self.layers:
+            features = torch.tanh(layer(features))
+        return F.cross_entropy(features, batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Stopwatch(Callback):
+    """Notes when each step begins, and how long this thread has worked until then."""
+
+    def __init__(self):
+        self.began, self.worked = {}, {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.began[trainer.global_step], self.worked[trainer.global_step] = time.perf_counter(), time.thread_time()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The monitors of a training on a budget of 5 %, when each step began, and the seconds that they worked in it.
+
+    It is their own work alone that is counted: other processes hold up what is timed by the clock.
+    """
+    seed_everything(0, verbose=False)
+    before, after = Stopwatch(), Stopwatch()
+    callbacks = monitors(every_n_train_steps=None, max_overhead=SHARE)
+    train(tmp_path_factory.mktemp("budget"), [before, *callbacks, after], Deep(), epochs=STEPS // 6)
+    return callbacks, before.began, [after.worked[step] - before.worked[step] for step in range(STEPS)]
+
+
+def test_a_measurement_is_spread_over_many_steps_and_stalls_none_for_long(trained):
+    """The first one is at one step; of those that follow each of many steps takes a part."""
+    callbacks, _, worked = trained
+    rows = [len(monitor.history.series(monitor.aggregates[0])[0]) for monitor in callbacks]
+    assert max(rows) > 2
+    busy = [seconds for seconds in worked[10:] if seconds > 2e-4]  # idle hooks take a hundredth of that
+    assert len(busy) > 3 * max(rows)
+    assert statistics.median(busy) < worked[0] / 4
+
+
+def test_the_time_spent_keeps_to_its_share_over_any_window_of_200_steps(trained):
+    _, began, worked = trained
+    shares = [
+        sum(worked[start : start + WINDOW]) / (began[start + WINDOW] - began[start])
+        for start in range(10, STEPS - WINDOW)
+    ]
+    assert 0 < max(shares) < SHARE
+
+
+def test_the_overhead_is_logged(trained):
+    """It is by the clock, and thus at least what the monitors worked."""
+    callbacks, began, worked = trained
+    steps, values = callbacks[0].history.series("monitor/overhead")
+    shares = dict(zip(steps, values, strict=True))
+    last = steps[-2]
+    assert sum(worked[10:last]) / (began[last] - began[0]) < shares[last] < 1
+
+
+def test_frozen_layers_are_measured_once(tmp_path, monkeypatch):
+    measured = []
+    spectral_indicators = spectra.spectral_indicators
+
+    def counted(matrix, names):
+        measured.append(matrix.data_ptr())
+        return spectral_indicators(matrix, names)
+
+    monkeypatch.setattr(spectra, "spectral_indicators", counted)
+    model = Deep()
+    model.layers[:4].requires_grad_(False)
+    train(tmp_path, [monitor := SpectrumMonitor(every_n_train_steps=3)], model)
+    counts = [measured.count(layer.weight.data_ptr()) for layer in model.layers]
+    assert counts == [1] * 4 + [5] * 4
+    values = monitor.history.series("spectrum/effective_rank/layers_0")[1]
+    assert len(values) == 5 and len(set(values)) == 1
+
+
+class Asks(Callback):
+    """Looks at which hooks of the monitors a Trainer can call in each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        found = [one for one in trainer.callbacks if one is not self and type(one).__module__.startswith("lightning_")]
+        self.seen.append([sum(callable(getattr(one, hook)) for one in found) for hook in EACH_STEP])
+
+
+def test_hooks_that_have_nothing_to_do_are_passed_over(tmp_path):
+    callbacks = [*monitors(), RepresentationMonitor(every_n_train_steps=3, window=1)]
+    train(tmp_path, [asks := Asks(), *callbacks])
+    due, listened = [3, 0, 0, 0, 0, 2], [3, 0, 0, 0, 0, 1]
+    assert asks.seen[1] == [3, 0, 0, 0, 0, 0]
+    assert (asks.seen[0], asks.seen[2]) == (due, listened)  # who waits for a loss, and who listens
+    for monitor in callbacks:  # after the fit all is as it was
+        assert all(callable(getattr(monitor, hook)) for hook in EACH_STEP)
+
+
+def test_the_hooks_of_a_users_own_monitor_are_called(tmp_path):
+    called = []
+
+    class Own(SymmetryMonitor):
+        def on_before_backward(self, trainer, pl_module, loss):
+            super().on_before_backward(trainer, pl_module, loss)
+            called.append("backward")
+
+        def on_train_batch_end(self, *args):
+            super().on_train_batch_end(*args)
+            called.append("end")
+
+    train(tmp_path, [own := Own(every_n_train_steps=3, on_error="raise")])
+    assert called == ["backward", "end"] * 12
+    assert own.history.series("loss")[0] == [0, 3, 6, 9]
+
+
+class Wrapper(Callback):
+    """Passes the hooks of a Trainer on to a monitor that is not in its list of callbacks."""
+
+    def __init__(self, monitor):
+        self.monitor = monitor
+
+    def on_fit_start(self, *args):
+        self.monitor.on_fit_start(*args)
+
+    def on_train_start(self, *args):
+        self.monitor.on_train_start(*args)
+
+    def on_train_batch_start(self, *args):
+        self.monitor.on_train_batch_start(*args)
+
+    def on_before_backward(self, *args):
+        self.monitor.on_before_backward(*args)
+
+    def on_train_batch_end(self, *args):
+        self.monitor.on_train_batch_end(*args)
+
+    def on_train_end(self, *args):
+        self.monitor.on_train_end(*args)
+
+
+def test_the_hooks_of_a_monitor_inside_another_callback_are_called(tmp_path):
+    other, monitor = monitors()
+    train(tmp_path, [other, Wrapper(monitor)])
+    assert monitor.history.series("spectrum/effective_rank/hidden")[0] == [0, 3, 6, 9, 12]
+
+
+def test_a_resumed_run_measures_next_at_the_step_that_was_due(tmp_path):
+    """It has a history of its own, and would without the budget of the checkpoint begin with a measurement."""
+    first, resumed = (SpectrumMonitor(max_overhead=0.5, on_error="raise") for _ in range(2))
+    _, trainer = train(tmp_path / "first", [first], Deep(), epochs=3)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    due = first.state_dict()["budget"]["due"]
+    assert due > 18
+    epochs = due // 6 + 2
+    train(tmp_path / "second", [resumed], Deep(), epochs, ckpt_path=tmp_path / "last.ckpt")
+    assert resumed.history.series("spectrum/effective_rank/layers_0")[0][0] == due

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections import ChainMap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -218,6 +218,7 @@ class Session:
 
     def stop(self, step: int, model: nn.Module) -> None:
         """Hand on what all ranks have measured, and wait for nobody: training has failed."""
+        self._ranks = replace(self._ranks, world_size=1)
         with self._fenced(step), self._budget.measuring():
             if self._read is not None:
                 self._complete(step, model, lag=0)
@@ -291,8 +292,7 @@ class Session:
             )
 
     def _tensors(self, model: nn.Module) -> Mapping[str, Tensor]:
-        tensors = snapshot(model)
-        return ChainMap(dict(self._gathered), tensors) if self._gathered else tensors
+        return snapshot(model, self._ranks, self._gathered)
 
     def _complete(self, step: int, model: nn.Module, lag: int) -> dict[str, float]:
         """Bring a measurement to its end, as far as it can be without waiting for the device."""
@@ -319,9 +319,11 @@ class Session:
         aggregates = self._plan.aggregates(values)
         self._row = (reached, {**aggregates, **values})
         if any(map(math.isnan, values.values())):
-            tensors = snapshot(model)
+            held = snapshot(model).held
             names = [name for name, _ in model.named_parameters()]
-            bad = nonfinite({name: tensors[name] for name in names}) or nonfinite(gathered)
+            here = nonfinite({name: held[name] for name in names})
+            anywhere = join({name: torch.tensor(float(name in here)) for name in names}, self._ranks)
+            bad = [name for name, ranks in anywhere.items() if ranks] or nonfinite(gathered)
             self._recorder.nonfinite(reached, bad, alert="nonfinite" in self._alert_on)
         self._tell(reached, self._transitions.observe(reached, values))
         if not self.awaits_loss:

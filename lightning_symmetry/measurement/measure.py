@@ -17,6 +17,7 @@ from lightning_symmetry.measurement.device import Host, Stopwatch
 from lightning_symmetry.measurement.frozen import Memory, digest_of
 from lightning_symmetry.measurement.indicators import Piece, Tensors
 from lightning_symmetry.measurement.schedule import Costs
+from lightning_symmetry.measurement.snapshot import attend
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class Measurement:
         self.begun.update(numbers)
         own = numbers[self._ranks.rank :: self._ranks.world_size]
         stop = self._host.stopwatch()
+        tensors: Tensors = {}
         with torch.no_grad():
             try:
                 tensors = read()
@@ -144,6 +146,7 @@ class Measurement:
                 except Exception as error:
                     self._fail([number], error)
                 self._costs[number] = stop()
+            attend(tensors)
         self.seconds += time.perf_counter() - started
 
     def joined(

@@ -7,7 +7,7 @@ and plans the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -206,8 +206,9 @@ class Measurement:
     def _blank(self, length: int, value: float = torch.nan) -> Tensor:
         return self._host.gathered(torch.full((length,), value, dtype=torch.float64))
 
-    def _fail(self, numbers: Iterable[int], error: Exception) -> None:
+    def _fail(self, numbers: Sequence[int], error: Exception) -> None:
+        """Count a failure, also of a rank without pieces of its own: all ranks must know of it."""
         self._error = self._error or error
+        self._failed += max(len(numbers), 1)
         for number in numbers:
-            self._failed += 1
             self._values[number], self._digests[number] = self._blank(len(self._pieces[number].keys)), self._blank(1)

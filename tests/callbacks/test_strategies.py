@@ -141,6 +141,13 @@ def test_a_rank_that_cannot_read_on_keeps_no_other_waiting(left, said):
     assert "another rank failed; its log says why" in said["failing"]
 
 
+def test_ranks_measure_at_the_same_steps_where_a_budget_sets_them(left):
+    rows = by_step(left["budget"][0]["history"])
+    assert list(rows)[0] == 0
+    assert list(rows)[-1] == 60
+    assert len(rows) > 2
+
+
 def test_what_a_rank_has_no_room_for_is_gathered_by_none(left, said):
     assert left["full"][0]["groups"] == []
     assert "rank 1 has no room to gather hidden.weight" in said["full"]

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_symmetry import SymmetryMonitor
+from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
 from lightning_symmetry.measurement.snapshot import Snapshot
 from tests.callbacks.trainings import Net, data, outcome
 
@@ -158,6 +158,13 @@ def rank_one_has_no_room():
     return patch.object(Snapshot, "_has_room", lambda tensors: rank() == 0)
 
 
+def on_a_budget():
+    """At steps that the ranks find by what they have measured of their own time."""
+    monitors = (SymmetryMonitor, SpectrumMonitor, RepresentationMonitor)
+    lavish = {kind.__name__: partial(kind, max_overhead=0.5) for kind in monitors}
+    return patch.multiple("tests.callbacks.trainings", EVERY=None, **lavish)
+
+
 def too_large_for_rank_zero():
     return patch("tests.callbacks.trainings.SymmetryMonitor", partial(SymmetryMonitor, verify_up_to=100))
 
@@ -178,6 +185,7 @@ TRAININGS = {
     ),
     "failing": (SHARDED, over(2, 1), reading_fails_on_rank_one),
     "slow": (SHARDED, over(2, 1), rank_one_is_slow),
+    "budget": (SHARDED, {**over(2, 1), "epochs": 12}, on_a_budget),
     "large": (SHARDED, over(2, 1), too_large_for_rank_zero),
     "flat": (
         Net,
@@ -186,7 +194,7 @@ TRAININGS = {
     ),
     "full": (SHARDED, over(2, 1), rank_one_has_no_room),
 }
-RAISING = ("ddp", "unused", "static", "sharded", "parallel", "both", "half", "slow")
+RAISING = ("ddp", "unused", "static", "sharded", "parallel", "both", "half", "slow", "budget")
 
 
 def whole(left):

@@ -43,7 +43,8 @@ class SymmetryMonitor(Monitor):
         kinds: The kinds of symmetry to find; None for all: ``"permutation"``, ``"sign"``,
             ``"rescaling"``, ``"rotation"``, ``"scale"``, ``"translation"``.
         tolerance: The relative distance, in (0, 1), up to which two units count as equal.
-        verify_up_to: The largest number of parameters at which groups are verified by rerunning the model in float64.
+        verify_up_to: The largest number of parameters at which groups are verified by rerunning the model in float64;
+            beyond it nothing is found where parameters are spread over processes, which then would have to be gathered.
         indicators: What to log besides the order parameters, of each group of these kinds: ``"imbalance"`` of a
             rescaling or rotation (0: both sides of equal size, 1: one side is zero; gradient flow keeps the difference
             of their squares, weight decay and noise take it away), ``"mean_component"`` of a shift of all logits, or of

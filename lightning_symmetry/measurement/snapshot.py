@@ -62,9 +62,9 @@ class Snapshot(Mapping[str, Tensor]):
         return len(self._tensors)
 
     @property
-    def spread(self) -> bool:
-        """Whether any of them is spread over ranks."""
-        return bool(self._spread)
+    def spread(self) -> tuple[str, ...]:
+        """The names of those that are spread over ranks."""
+        return tuple(self._spread)
 
     @property
     def held(self) -> dict[str, Tensor]:
@@ -84,13 +84,19 @@ class Snapshot(Mapping[str, Tensor]):
         votes[0, self._ranks.rank] = 0 if asked is None else 1 + names.index(asked)
         votes[1, self._ranks.rank] = not self._has_room()
         places, full = self._ranks.sum(votes.to(self._ranks.device)).int().tolist()
-        if not any(full):
-            for name in [names[place - 1] for place in sorted({*places} - {0})]:
+        error: Exception | None = None
+        if any(full):
+            error = MemoryError(f"rank {full.index(1)} has no room to gather {asked}")
+        for name in [] if any(full) else [names[place - 1] for place in sorted({*places} - {0})]:
+            try:
                 whole = self._spread[name].full_tensor()
+            except Exception as failure:  # of the rank that asked to tell; the others have more to gather
+                error = failure if name == asked else error
+            else:
                 if name == asked:
                     self._kept[name] = whole
-        elif asked is not None:
-            raise MemoryError(f"rank {full.index(1)} has no room to gather {asked}")
+        if asked is not None and error is not None:
+            raise error
         return any(places)
 
     def _has_room(self) -> bool:

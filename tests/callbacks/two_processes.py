@@ -162,6 +162,7 @@ def on_a_budget():
     """At steps that the ranks find by what they have measured of their own time."""
     monitors = (SymmetryMonitor, SpectrumMonitor, RepresentationMonitor)
     lavish = {kind.__name__: partial(kind, max_overhead=0.5) for kind in monitors}
+    lavish["SpectrumMonitor"] = partial(SpectrumMonitor, max_overhead=0.5, of=("weights", "gradients", "updates"))
     return patch.multiple("tests.callbacks.trainings", EVERY=None, **lavish)
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.distributed
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from lightning_symmetry.measurement import snapshot as module
 from lightning_symmetry.measurement.measure import Ranks
@@ -44,7 +44,7 @@ def test_what_is_spread_is_read_whole_and_what_every_rank_has_is_not_asked_for(m
     spread, everywhere = (distribute_tensor(whole, mesh, [where]) for where in (Shard(0), Replicate()))
     model = nn.ParameterDict({"spread": nn.Parameter(spread), "everywhere": nn.Parameter(everywhere)})
     tensors = snapshot(model, ranks)
-    assert tensors.spread
+    assert tensors.spread == ("spread",)
     assert type(tensors["everywhere"]) is torch.Tensor
     assert not sums
     assert torch.equal(tensors["spread"], whole)
@@ -77,3 +77,20 @@ def test_a_rank_without_room_gathers_nothing_and_is_named(mesh, monkeypatch):
     with pytest.raises(MemoryError, match="rank 0 has no room to gather weight"):
         tensors["weight"]
     tensors.attend()
+
+
+def test_what_cannot_be_gathered_is_told_to_who_reads_it_and_not_to_who_attends(mesh, monkeypatch):
+    votes = [[[2.0], [0.0]], [[1.0], [0.0]], [[0.0], [0.0]]]
+    tensors = Snapshot(
+        {name: distribute_tensor(torch.ones(3), mesh, [Shard(0)]) for name in ("weight", "bias")},
+        Ranks(sum=lambda tensor: torch.tensor(votes.pop(0))),
+    )
+
+    def fails(tensor):
+        raise RuntimeError("no backend for this device")
+
+    monkeypatch.setattr(DTensor, "full_tensor", fails)
+    with pytest.raises(RuntimeError, match="no backend for this device"):
+        tensors["bias"]
+    tensors.attend()
+    assert not votes

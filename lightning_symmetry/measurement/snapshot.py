@@ -84,10 +84,11 @@ class Snapshot(Mapping[str, Tensor]):
         votes[0, self._ranks.rank] = 0 if asked is None else 1 + names.index(asked)
         votes[1, self._ranks.rank] = not self._has_room()
         places, full = self._ranks.sum(votes.to(self._ranks.device)).int().tolist()
+        wanted = [names[place - 1] for place in sorted({*places} - {0})]
         error: Exception | None = None
         if any(full):
-            error = MemoryError(f"rank {full.index(1)} has no room to gather {asked}")
-        for name in [] if any(full) else [names[place - 1] for place in sorted({*places} - {0})]:
+            wanted, error = [], MemoryError(f"rank {full.index(1)} has no room to gather {asked}")
+        for name in wanted:
             try:
                 whole = self._spread[name].full_tensor()
             except Exception as failure:  # of the rank that asked to tell; the others have more to gather

@@ -24,7 +24,6 @@ from lightning_symmetry.measurement.snapshot import refuse_flattened
 from lightning_symmetry.measurement.transitions import TRANSITION_KINDS, Transition, TransitionKind, Transitions
 from lightning_symmetry.sinks.recorder import Recorder
 from lightning_symmetry.sinks.warning import warn
-from lightning_symmetry.symmetry.unsharded import own_class
 
 SHARE_OF_REPORTS = 0.1
 """The share of the budget that reports and heatmaps may take; measurements have the rest."""

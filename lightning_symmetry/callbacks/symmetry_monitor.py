@@ -167,9 +167,9 @@ class SymmetryMonitor(Monitor):
         if tensors.spread and n_parameters > self.verify_up_to:
             raise ValueError(
                 f"the parameters of {own_class(model).__name__} are {n_parameters:,}, spread over processes; to find "
-                f"symmetries rank zero would need all in its memory, more than verify_up_to={self.verify_up_to:,}. Give "
-                "more if it has some 20 bytes of room for each, or find the symmetries of a smaller model of the same "
-                "kind; SpectrumMonitor needs one layer at a time"
+                f"symmetries rank zero would need all in its memory, more than verify_up_to={self.verify_up_to:,}. "
+                "Give more if it has some 20 bytes of room for each, or find the symmetries of a smaller model of the "
+                "same kind; SpectrumMonitor needs one layer at a time"
             )
         if tensors.spread:
             model, batch = unsharded(model, tensors), move_data_to_device(batch, torch.device("cpu"))

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -20,7 +19,7 @@ from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.device import device_of
 from lightning_symmetry.measurement.frozen import Memory
 from lightning_symmetry.measurement.indicators import Piece, Tensors, nonfinite
-from lightning_symmetry.measurement.measure import Measured, Measurement, Ranks, join
+from lightning_symmetry.measurement.measure import Measured, Measurement, Ranks, join, nonfinite_parameters
 from lightning_symmetry.measurement.schedule import Costs, Numbers
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.transitions import Transition, Transitions
@@ -319,11 +318,7 @@ class Session:
         aggregates = self._plan.aggregates(values)
         self._row = (reached, {**aggregates, **values})
         if any(map(math.isnan, values.values())):
-            held = snapshot(model).held
-            names = [name for name, _ in model.named_parameters()]
-            here = nonfinite({name: held[name] for name in names})
-            anywhere = join({name: torch.tensor(float(name in here)) for name in names}, self._ranks)
-            bad = [name for name, ranks in anywhere.items() if ranks] or nonfinite(gathered)
+            bad = nonfinite_parameters(model, self._ranks) or nonfinite(gathered)
             self._recorder.nonfinite(reached, bad, alert="nonfinite" in self._alert_on)
         self._tell(reached, self._transitions.observe(reached, values))
         if not self.awaits_loss:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_symmetry.measurement.device import Host, Stopwatch
 from lightning_symmetry.measurement.frozen import Memory, digest_of
-from lightning_symmetry.measurement.indicators import Piece, Tensors
+from lightning_symmetry.measurement.indicators import Piece, Tensors, nonfinite
 from lightning_symmetry.measurement.schedule import Costs
-from lightning_symmetry.measurement.snapshot import attend
+from lightning_symmetry.measurement.snapshot import attend, snapshot
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,15 @@ def join(sums: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     flat = [tensor.detach().flatten().to(ranks.device, torch.float64) for tensor in sums.values()]
     joined = ranks.sum(torch.cat(flat)).split([len(part) for part in flat])
     return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(sums.items(), joined, strict=True)}
+
+
+def nonfinite_parameters(model: nn.Module, ranks: Ranks) -> list[str]:
+    """The names of the parameters of which some rank holds a NaN or an infinity; one collective."""
+    held = snapshot(model).held
+    names = [name for name, _ in model.named_parameters()]
+    here = nonfinite({name: held[name] for name in names})
+    anywhere = join({name: torch.tensor(float(name in here)) for name in names}, ranks)
+    return [name for name in names if anywhere[name]]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lightning_symmetry.callbacks.run import begin_run, open_recorder, ranks_of,
 from lightning_symmetry.callbacks.session import PATIENCE, Plan, Session
 from lightning_symmetry.history import History
 from lightning_symmetry.measurement.budget import Budget
+from lightning_symmetry.measurement.snapshot import refuse_flattened
 from lightning_symmetry.measurement.transitions import TRANSITION_KINDS, Transition, TransitionKind, Transitions
 from lightning_symmetry.sinks.recorder import Recorder
 from lightning_symmetry.sinks.warning import warn
@@ -340,10 +341,7 @@ class Monitor(Callback):
     def _begin(self, trainer: Any, model: Any) -> None:
         self._session = None
         self._is_watched = True
-        if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
-            raise NotImplementedError(
-                "parameters that are sharded over processes (DTensor) cannot be measured yet: this monitor stands down"
-            )
+        refuse_flattened(model)
         monitors = _monitors(trainer)
         recorder = _RECORDERS.get(trainer) or open_recorder(
             trainer, SHARE_OF_REPORTS * max(monitor.max_overhead for monitor in monitors)

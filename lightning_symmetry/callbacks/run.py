@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from lightning_symmetry.measurement.measure import Ranks
 from lightning_symmetry.sinks.recorder import Recorder
 from lightning_symmetry.sinks.warning import warn
+from lightning_symmetry.symmetry.unsharded import own_class
 
 
 def open_recorder(trainer: Any, share: float) -> Recorder:
@@ -35,7 +36,7 @@ def begin_run(recorder: Recorder, trainer: Any, model: Any, config: Mapping[str,
         steps_done(trainer),
         config=config,
         name=recorder.report.parent.name if recorder.report is not None else None,
-        model=type(model).__name__,
+        model=own_class(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters() if not is_lazy(parameter)),
         started=time.time(),
         versions={package: _version(package) for package in ("lightning-symmetry", "torch")},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections import ChainMap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.device import device_of
 from lightning_symmetry.measurement.frozen import Memory
 from lightning_symmetry.measurement.indicators import Piece, Tensors, nonfinite
-from lightning_symmetry.measurement.measure import Measured, Measurement, Ranks, join
+from lightning_symmetry.measurement.measure import Measured, Measurement, Ranks, join, nonfinite_parameters
 from lightning_symmetry.measurement.schedule import Costs, Numbers
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.transitions import Transition, Transitions
@@ -220,6 +219,7 @@ class Session:
 
     def stop(self, step: int, model: nn.Module) -> None:
         """Hand on what all ranks have measured, and wait for nobody: training has failed."""
+        self._ranks = replace(self._ranks, world_size=1)
         with self._fenced(step), self._budget.measuring():
             if self._read is not None:
                 self._complete(step, model, lag=0)
@@ -289,8 +289,7 @@ class Session:
             )
 
     def _tensors(self, model: nn.Module) -> Mapping[str, Tensor]:
-        tensors = snapshot(model)
-        return ChainMap(dict(self._gathered), tensors) if self._gathered else tensors
+        return snapshot(model, self._ranks, self._gathered)
 
     def _complete(self, step: int, model: nn.Module, lag: int) -> dict[str, float]:
         """Bring a measurement to its end, as far as it can be without waiting for the device."""
@@ -317,9 +316,7 @@ class Session:
         aggregates = self._plan.aggregates(values)
         self._row = (reached, {**aggregates, **values})
         if any(map(math.isnan, values.values())):
-            tensors = snapshot(model)
-            names = [name for name, _ in model.named_parameters()]
-            bad = nonfinite({name: tensors[name] for name in names}) or nonfinite(gathered)
+            bad = nonfinite_parameters(model, self._ranks) or nonfinite(gathered)
             self._recorder.nonfinite(reached, bad, alert="nonfinite" in self._alert_on)
         self._tell(reached, self._transitions.observe(reached, values))
         if not self.awaits_loss:

@@ -15,6 +15,7 @@ from lightning_symmetry.callbacks.run import steps_done
 from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.functional.spectrum import SPECTRAL_INDICATORS
 from lightning_symmetry.measurement.optimizer_steps import OptimizerSteps
+from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.spectra import full_rank, spectrum_aggregates, spectrum_pieces
 from lightning_symmetry.sinks.warning import warn
 
@@ -104,10 +105,14 @@ class SpectrumMonitor(Monitor):
 
     def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
         """Plan one piece for each weight matrix, and one for each of which gradients and updates are asked for."""
+        spread = snapshot(model).spread
         weights = self._layers(model)
         layers = {name: parameter.shape for name, parameter in weights.items()}
+        stepping = {name: parameter for name, parameter in weights.items() if name not in spread}
+        if set(self.of) != {"weights"} and len(stepping) < len(weights) and trainer.is_global_zero:
+            warn("SpectrumMonitor measures no gradients and updates of parameters that are spread over processes")
         steps = OptimizerSteps(
-            weights if set(self.of) != {"weights"} else {},
+            stepping if set(self.of) != {"weights"} else {},
             self.indicators if "gradients" in self.of else (),
             "updates" in self.of,
             trainer.global_rank,

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
-from lightning_symmetry.callbacks.run import steps_done
+from lightning_symmetry.callbacks.run import ranks_of, steps_done
 from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, LearningRate, charge_pieces
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_aggregates, symmetry_pieces
 from lightning_symmetry.measurement.products import product_pieces
+from lightning_symmetry.measurement.snapshot import Snapshot, snapshot
 from lightning_symmetry.measurement.units import too_large_to_match
 from lightning_symmetry.symmetry.find import check_kinds, find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
 from lightning_symmetry.symmetry.kept import keep, recall
+from lightning_symmetry.symmetry.unsharded import own_class, unsharded
 
 
 class SymmetryMonitor(Monitor):
@@ -39,7 +43,8 @@ class SymmetryMonitor(Monitor):
         kinds: The kinds of symmetry to find; None for all: ``"permutation"``, ``"sign"``,
             ``"rescaling"``, ``"rotation"``, ``"scale"``, ``"translation"``.
         tolerance: The relative distance, in (0, 1), up to which two units count as equal.
-        verify_up_to: The largest number of parameters at which groups are verified by rerunning the model in float64.
+        verify_up_to: The largest number of parameters at which groups are verified by rerunning the model in float64;
+            beyond it nothing is found where parameters are spread over processes, which then would have to be gathered.
         indicators: What to log besides the order parameters, of each group of these kinds: ``"imbalance"`` of a
             rescaling or rotation (0: both sides of equal size, 1: one side is zero; gradient flow keeps the difference
             of their squares, weight decay and noise take it away), ``"mean_component"`` of a shift of all logits, or of
@@ -111,14 +116,16 @@ class SymmetryMonitor(Monitor):
 
     def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
         """Find the symmetries on rank zero, tell them to all ranks, and plan one piece for each group."""
+        name = own_class(model).__name__
+        tensors = snapshot(model, ranks_of(trainer))
+        numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
         found: Symmetries | Exception | None = None
         if trainer.is_global_zero:
             try:
-                found = self._recalled(model) or find_symmetries(
-                    model, batch, kinds=self.kinds, verify_up_to=self.verify_up_to
-                )
+                found = self._recalled(model) or self._find(model, batch, tensors)
             except Exception as error:
                 found = error if trainer.world_size == 1 else RuntimeError(f"on rank zero, {error!r}")
+        tensors.attend()
         found = trainer.strategy.broadcast(found)
         if isinstance(found, Exception):
             raise found
@@ -130,9 +137,8 @@ class SymmetryMonitor(Monitor):
         unmeasured = [group.name for group in chosen if too_large_to_match(group, found)]
         symmetries = found.select([group for group in chosen if group.name not in unmeasured])
         self.symmetries = found.select(chosen)
-        rank_zero_info(f"{type(self).__name__} found {len(self.symmetries)} symmetry groups in {type(model).__name__}")
+        rank_zero_info(f"{type(self).__name__} found {len(self.symmetries)} symmetry groups in {name}")
         gauge = SharedGauge(found)
-        numel = {name: parameter.numel() for name, parameter in model.named_parameters()}
         return Plan(
             pieces=[
                 *symmetry_pieces(symmetries, self.tolerance, gauge),
@@ -154,6 +160,20 @@ class SymmetryMonitor(Monitor):
         with self._taking_up("the symmetries"):
             return recall(self._restored.get("symmetries", {}), model, self.kinds, self.verify_up_to)
         return None
+
+    def _find(self, model: nn.Module, batch: Any, tensors: Snapshot) -> Symmetries:
+        """The symmetries of a model, on a whole copy of it where it is spread over processes."""
+        n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        if tensors.spread and n_parameters > self.verify_up_to:
+            raise ValueError(
+                f"the parameters of {own_class(model).__name__} are {n_parameters:,}, spread over processes; to find "
+                f"symmetries rank zero would need all in its memory, more than verify_up_to={self.verify_up_to:,}. "
+                "Give more if it has some 20 bytes of room for each, or find the symmetries of a smaller model of the "
+                "same kind; SpectrumMonitor needs one layer at a time"
+            )
+        if tensors.spread:
+            model, batch = unsharded(model, tensors), move_data_to_device(batch, torch.device("cpu"))
+        return find_symmetries(model, batch, kinds=self.kinds, verify_up_to=self.verify_up_to)
 
 
 def _learning_rates(trainer: Any, model: nn.Module) -> LearningRate:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_symmetry.measurement.layers import original
 
@@ -49,7 +50,7 @@ def layout_of(output: Tensor, module: nn.Module, batch_size: int | None) -> Layo
         module: The module; the last layer with parameters in it says how many features there are.
         batch_size: The number of samples in the batch, where it is known.
     """
-    last = next((m for m in reversed(list(original(module).modules())) if any(True for _ in m.parameters(False))), None)
+    last = _last_with_parameters(module)
     width = _width(last)
     first_fits, last_fits = output.shape[1] == width, output.shape[-1] == width
     spatial = type(last).__name__.startswith(("Conv", "BatchNorm", "GroupNorm", "InstanceNorm"))
@@ -64,6 +65,10 @@ def layout_of(output: Tensor, module: nn.Module, batch_size: int | None) -> Layo
         and output.shape[1] == batch_size
     )
     return Layout(channels_first, sequence_first)
+
+
+def _last_with_parameters(module: nn.Module) -> nn.Module | None:
+    return next((m for m in reversed(list(original(module).modules())) if any(True for _ in m.parameters(False))), None)
 
 
 def _width(layer: nn.Module | None) -> int | None:
@@ -81,6 +86,16 @@ def first_tensor(output: Any) -> Tensor | None:
     if isinstance(output, Mapping):
         output = list(output.values())
     return first_tensor(output[0]) if isinstance(output, tuple | list) and output else None
+
+
+def whole_features(output: Tensor | None, module: nn.Module) -> Tensor | None:
+    """What a module returned, if this process has all of its features: under tensor parallelism it may have a part."""
+    if isinstance(output, DTensor):
+        return output.to_local() if all(placement.is_replicate() for placement in output.placements) else None
+    if output is None or not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        return output
+    width = _width(_last_with_parameters(module))
+    return output if width is None or width in output.shape[1:] else None
 
 
 def spread_sample(n: int, at_most: int, generator: Generator) -> Tensor | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_symmetry.functional.continuous import living_units, product_rank
 from lightning_symmetry.functional.order_parameters import PERMUTATION_INDICATORS, permutation_indicators
+from lightning_symmetry.measurement.snapshot import held
 from lightning_symmetry.measurement.units import in_front, sides_of, units_of
 from lightning_symmetry.symmetry.gauge import Gauge
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
@@ -67,7 +68,7 @@ class SharedGauge:
 
     def at(self, tensors: Tensors) -> Gauge:
         """The gauge of a model's parameters, found once for these tensors as they are."""
-        versions = tuple(tensor._version for tensor in tensors.values())
+        versions = tuple(tensor._version for tensor in held(tensors).values())
         if (
             self._gauge is None
             or self._found_at is None

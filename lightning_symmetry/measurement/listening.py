@@ -164,7 +164,7 @@ class Listener:
             if torch.compiler.is_compiling() or called is not module or _not_the_step() or name in self._failed:
                 return
             with self._hearing(name):
-                self._add(name, module, features.first_tensor(output))
+                self._add(name, module, features.whole_features(features.first_tensor(output), module))
 
         return hook
 
@@ -211,8 +211,10 @@ class Listener:
                 return
             with self._hearing(_CLASSIFIER):
                 given = features.first_tensor(args or dict(kwargs))
-                if given is not None and isinstance(output, Tensor) and self._found_labels is not None:
-                    self._add_classes(given.detach(), self._found_labels, output.detach())
+                logits = features.whole_features(features.first_tensor(output), module)
+                whole = given is not None and given.shape[-1] == getattr(module, "in_features", given.shape[-1])
+                if given is not None and whole and logits is not None and self._found_labels is not None:
+                    self._add_classes(given.detach(), self._found_labels, logits.detach())
 
         return hook
 

@@ -7,16 +7,17 @@ and plans the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_symmetry.measurement.device import Host, Stopwatch
 from lightning_symmetry.measurement.frozen import Memory, digest_of
-from lightning_symmetry.measurement.indicators import Piece, Tensors
+from lightning_symmetry.measurement.indicators import Piece, Tensors, nonfinite
 from lightning_symmetry.measurement.schedule import Costs
+from lightning_symmetry.measurement.snapshot import attend, snapshot
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,15 @@ def join(sums: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     flat = [tensor.detach().flatten().to(ranks.device, torch.float64) for tensor in sums.values()]
     joined = ranks.sum(torch.cat(flat)).split([len(part) for part in flat])
     return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(sums.items(), joined, strict=True)}
+
+
+def nonfinite_parameters(model: nn.Module, ranks: Ranks) -> list[str]:
+    """The names of the parameters of which some rank holds a NaN or an infinity; one collective."""
+    held = snapshot(model).held
+    names = [name for name, _ in model.named_parameters()]
+    here = nonfinite({name: held[name] for name in names})
+    anywhere = join({name: torch.tensor(float(name in here)) for name in names}, ranks)
+    return [name for name in names if anywhere[name]]
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,7 @@ class Measurement:
         self.begun.update(numbers)
         own = numbers[self._ranks.rank :: self._ranks.world_size]
         stop = self._host.stopwatch()
+        tensors: Tensors = {}
         with torch.no_grad():
             try:
                 tensors = read()
@@ -144,6 +155,7 @@ class Measurement:
                 except Exception as error:
                     self._fail([number], error)
                 self._costs[number] = stop()
+            attend(tensors)
         self.seconds += time.perf_counter() - started
 
     def joined(
@@ -203,8 +215,9 @@ class Measurement:
     def _blank(self, length: int, value: float = torch.nan) -> Tensor:
         return self._host.gathered(torch.full((length,), value, dtype=torch.float64))
 
-    def _fail(self, numbers: Iterable[int], error: Exception) -> None:
+    def _fail(self, numbers: Sequence[int], error: Exception) -> None:
+        """Count a failure, also of a rank without pieces of its own: all ranks must know of it."""
         self._error = self._error or error
+        self._failed += max(len(numbers), 1)
         for number in numbers:
-            self._failed += 1
             self._values[number], self._digests[number] = self._blank(len(self._pieces[number].keys)), self._blank(1)

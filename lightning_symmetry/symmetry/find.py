@@ -37,7 +37,8 @@ def find_symmetries(
         The groups, in the order of the parameters that they move.
 
     Raises:
-        ValueError: A kind is unknown, the model has no parameters, or one step returns nothing to compare.
+        ValueError: A kind is unknown, the model has no parameters, or one step returns nothing to compare, or nothing
+            that depends on a parameter.
 
     Example:
         >>> import torch
@@ -52,6 +53,11 @@ def find_symmetries(
     check_kinds(kinds)
     step = Step(model, batch)
     tape = trace(step)
+    if not any(output.depends for output in tape.outputs):
+        raise ValueError(
+            f"what one step of {type(model).__name__} returns depends on none of its parameters, or reaches them from "
+            "outside, as `self.f = torch.compile(self.net.forward)` does; make that a method"
+        )
     proposals = propose(tape, step.parameters, tuple(KINDS) if kinds is None else kinds)
     verified = Verified(proposals.groups)
     if sum(parameter.numel() for parameter in step.parameters.values()) <= verify_up_to:

@@ -233,7 +233,7 @@ class _Differentiating(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _copy(original: Any, shared: dict[int, Any], swapped: Mapping[int, Any] | None = None) -> Any:
+def deep_copy(original: Any, shared: dict[int, Any], swapped: Mapping[int, Any] | None = None) -> Any:
     """A deep copy, but for what is shared, or swapped, by its id.
 
     What cannot be copied, as a lock, is shared from then on.
@@ -256,6 +256,17 @@ def _copy(original: Any, shared: dict[int, Any], swapped: Mapping[int, Any] | No
     return copy.deepcopy(original, {**shared, **(swapped or {})})
 
 
+def uncompiled(copied: Any) -> Any:
+    """A copy of a module without what `torch.compile` and Lightning keep in it, which run the module itself."""
+    for module in copied.modules():
+        vars(module).pop("_compiled_call_impl", None)
+        context: Mapping[str, Any] = getattr(module, "_compiler_ctx", None) or {}
+        for name in ("forward", "training_step"):
+            if f"original_{name}" in context:
+                setattr(module, name, context[f"original_{name}"])
+    return copied
+
+
 def _last_deepcopied(error: Exception) -> Any:
     """What `copy.deepcopy` was given when it failed, the innermost."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code is copy.deepcopy.__code__]
@@ -267,7 +278,7 @@ class _Call(nn.Module):
 
     def __init__(self, model: nn.Module, shared: dict[int, Any]) -> None:
         super().__init__()
-        self.module = _copy(model, shared)
+        self.module = uncompiled(deep_copy(model, shared))
 
     def forward(self, batch: Any) -> tuple[Any, Any]:
         if isinstance(batch, Mapping):
@@ -287,17 +298,17 @@ class _TrainingStep(nn.Module):
         silent = copy.copy(trainer)
         module: Any
         if trainer is None:
-            module = _copy(model, shared)
+            module = deep_copy(model, shared)
             _lend_optimizers(module)
         else:
             optimizers, schedulers = trainer.optimizers, trainer.lr_scheduler_configs
             states = {id(state): state for optimizer in optimizers for state in tree_leaves(dict(optimizer.state))}
-            module, optimizers, schedulers = _copy(
+            module, optimizers, schedulers = deep_copy(
                 (model, optimizers, schedulers), shared, {**states, id(trainer): silent}
             )
-            _silence(silent, module, [_idle(optimizer) for optimizer in optimizers], schedulers)
+            silence(silent, module, [_idle(optimizer) for optimizer in optimizers], schedulers)
             module.trainer = silent
-        self.module = module
+        self.module = uncompiled(module)
         self._silent = silent
         self._forward: list[Any] = []
         for name in ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer", "clip_gradients"):
@@ -323,7 +334,7 @@ class _TrainingStep(nn.Module):
         return output
 
 
-def _silence(trainer: Any, module: nn.Module, optimizers: list[Any], schedulers: list[Any]) -> None:
+def silence(trainer: Any, module: nn.Module, optimizers: list[Any], schedulers: list[Any]) -> None:
     """Make of a shallow copy of a trainer one that a step may read, and that it cannot reach the real one through."""
     trainer.loggers = [DummyLogger() for _ in trainer.loggers]
     trainer._accelerator_connector = copy.copy(trainer._accelerator_connector)

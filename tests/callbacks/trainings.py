@@ -1,16 +1,12 @@
-"""Small real trainings that the tests of the callbacks share; run as a script, one of them on two DDP processes."""
+"""Small real trainings that the tests of the callbacks share."""
 
 import random
-import sys
 import warnings
 
 import numpy as np
 import torch
-import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -41,25 +37,6 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
-class Talking(Net):
-    """Averages over processes by itself, and waits for the others."""
-
-    def training_step(self, batch, batch_idx):
-        count = torch.tensor(float(len(batch[0])))
-        torch.distributed.all_reduce(count)
-        torch.distributed.barrier()
-        torch.distributed.all_gather_object([None, None], batch_idx)
-        return super().training_step(batch, batch_idx) * len(batch[0]) / count
-
-
-class Sharded(Net):
-    """Its parameters are spread over processes."""
-
-    def configure_model(self):
-        for module in (self.conv, self.norm, self.hidden, self.head, self):
-            fully_shard(module, mesh=self.device_mesh["data_parallel"])
-
-
 class Losses(Callback):
     """Keeps the loss of every step."""
 
@@ -75,7 +52,7 @@ def data(n=48, batch_size=8):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(n, 1, 6, 6, generator=generator)
     labels = torch.randint(0, 3, (n,), generator=generator)
-    return DataLoader(TensorDataset(images, labels), batch_size, shuffle=True)
+    return DataLoader(TensorDataset(images, labels), batch_size=batch_size, shuffle=True)
 
 
 def monitors(**settings):
@@ -83,8 +60,8 @@ def monitors(**settings):
     return [SymmetryMonitor(**settings), SpectrumMonitor(of=["weights", "gradients", "updates"], **settings)]
 
 
-def train(folder, callbacks, model=None, epochs=2, ckpt_path=None, **settings):
-    """Fit a model on one device, and return it with its trainer."""
+def train(folder, callbacks, model=None, epochs=2, ckpt_path=None, loader=data, **settings):
+    """Fit a model on one device, and return it with its trainer; without a loader the model has its own."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     model = Net() if model is None else model
     settings = {
@@ -99,11 +76,11 @@ def train(folder, callbacks, model=None, epochs=2, ckpt_path=None, **settings):
         **settings,
     }
     trainer = Trainer(max_epochs=epochs, callbacks=callbacks, **settings)
-    trainer.fit(model, data(), ckpt_path=ckpt_path)
+    trainer.fit(model, loader and loader(), ckpt_path=ckpt_path)
     return model, trainer
 
 
-def outcome(folder, seed, monitored, build=Net, on_error="raise", **settings):
+def outcome(folder, seed, monitored, build=Net, on_error="raise", extra=(), **settings):
     """Everything that a training leaves: losses, parameters and buffers, the optimizers' states, random streams."""
     seed_everything(seed, verbose=False)
     losses = Losses()
@@ -111,7 +88,7 @@ def outcome(folder, seed, monitored, build=Net, on_error="raise", **settings):
     if monitored:
         representations = RepresentationMonitor(every_n_train_steps=EVERY, on_error=on_error)
         callbacks += [representations, *monitors(on_error=on_error)]
-    model, trainer = train(folder, callbacks, build(), **settings)
+    model, trainer = train(folder, [*callbacks, *extra], build(), **settings)
     left = {
         "losses": losses.values,
         "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
@@ -121,16 +98,3 @@ def outcome(folder, seed, monitored, build=Net, on_error="raise", **settings):
         "random": [torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()],
     }
     return left, callbacks[2:], trainer
-
-
-if __name__ == "__main__":
-    folder, monitored, build = sys.argv[1], sys.argv[2] == "monitored", globals()[sys.argv[3]]
-    on_error = "raise" if build is Net else "warn"
-    strategy = ModelParallelStrategy(process_group_backend="gloo") if build is Sharded else "ddp"
-    left, callbacks, trainer = outcome(folder, 3, monitored, build, on_error, devices=2, strategy=strategy)
-    if monitored:
-        left["history"] = [(row.step, dict(row.values)) for row in callbacks[0].history.measurements]
-        left["groups"] = len(callbacks[0].symmetries)
-    if build is Sharded:
-        left = {"losses": left["losses"], "history": left.get("history")}
-    torch.save(left, f"{folder}/{sys.argv[2]}-{trainer.global_rank}.pt")

@@ -1,0 +1,200 @@
+"""Models on two processes: the same groups and numbers as on one, trainings untouched, and no process in wait.
+
+All trainings run one after the other on the same two processes, which are started once.
+"""
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_symmetry import read_history
+from tests.callbacks.test_untouched_training import assert_identical
+from tests.callbacks.trainings import outcome
+from tests.callbacks.two_processes import SPREAD, TRAININGS, Spread
+
+ROOT = Path(__file__).parents[2]
+SHARDED, PARALLEL = ("sharded", "slow"), ("parallel", "both")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("two_processes")
+
+
+@pytest.fixture(scope="module")
+def said(folder):
+    """What both processes said, by training."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.callbacks.two_processes", str(folder), *TRAININGS],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    parts = [part.partition("\n") for part in run.stderr.split("=== ")[1:]]
+    return {name: "".join(text for other, _, text in parts if other == name) for name in TRAININGS}
+
+
+@pytest.fixture(scope="module")
+def left(said, folder):
+    """What each of two ranks left, by training."""
+    return {
+        name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1)] for name in TRAININGS
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The history, by step, and the groups of the same training on one process."""
+    _, (monitor, _), _ = outcome(tmp_path_factory.mktemp("alone"), 3, True, Spread, **SPREAD)
+    history = [(row.step, row.values) for row in monitor.history.measurements]
+    return by_step(history), [str(group) for group in monitor.symmetries]
+
+
+def by_step(history):
+    """The values of every step, but for what each rank measures of itself."""
+    rows = {}
+    for step, values in history:
+        known = {key: value for key, value in values.items() if not key.startswith(("monitor/", "loss"))}
+        rows.setdefault(step, {}).update(known)
+    return rows
+
+
+def of_weights(values):
+    return {key: value for key, value in values.items() if not key.startswith("representation/")}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_no_training_is_changed(left, name):
+    for rank in left[name]:
+        assert_identical(rank["monitored"], rank["plain"])
+
+
+@pytest.mark.parametrize("name", [name for name in TRAININGS if name != "failing"])
+def test_all_ranks_know_the_same(left, name):
+    first, second = (by_step(rank["history"]) for rank in left[name])
+    assert list(first) == list(second)
+    for step, values in first.items():
+        assert second[step] == pytest.approx(values, rel=0, abs=0, nan_ok=True)
+    assert left[name][0]["groups"] == left[name][1]["groups"]
+
+
+@pytest.mark.parametrize("name", ["ddp", "unused", "static", *SHARDED, *PARALLEL])
+def test_what_is_measured_is_finite(left, name):
+    rows = by_step(left[name][0]["history"])
+    assert all(math.isfinite(value) for values in rows.values() for value in values.values())
+    assert {key.partition("/")[0] for key in rows[3]} >= {"symmetry", "spectrum", "representation", "complexity"}
+
+
+@pytest.mark.parametrize("name", [*SHARDED, *PARALLEL, "half"])
+def test_the_same_groups_are_found_where_parameters_are_spread_as_on_one_process(left, alone, name):
+    assert len(alone[1]) == 9
+    assert left[name][0]["groups"] == alone[1]
+
+
+@pytest.mark.parametrize("name", [*SHARDED, *PARALLEL])
+def test_the_same_numbers_are_measured_where_parameters_are_spread_as_on_one_process(left, alone, name):
+    rows = by_step(left[name][0]["history"])
+    assert rows.keys() == alone[0].keys() == {0, 3, 5}
+    for step, values in rows.items():
+        expected = alone[0][step]
+        assert of_weights(values) == pytest.approx(of_weights(expected), rel=1e-5, abs=1e-7)
+        unlike = ("representation/linear_cka/", "representation/effective_rank_fraction")
+        for key in values.keys() - {key for key in values if key.startswith(unlike)}:
+            assert values[key] == pytest.approx(expected[key], rel=1e-5), key
+
+
+def test_a_layer_whose_features_are_spread_over_ranks_is_not_heard_by_halves(left, alone):
+    """Features of a layer that is parallel by columns are on no process together; all others are heard."""
+    for name in PARALLEL:
+        heard = {key.split("/")[2] for key in by_step(left[name][0]["history"])[3] if "/effective_rank/" in key}
+        assert {"conv", "inner", "head"} <= heard
+        missing = alone[0][3].keys() - by_step(left[name][0]["history"])[3].keys()
+        assert missing
+        assert all("hidden" in key and key.startswith("representation/") for key in missing)
+    assert not alone[0][3].keys() - by_step(left["sharded"][0]["history"])[3].keys()
+
+
+def test_parameters_are_measured_in_their_own_type_where_steps_compute_in_half_precision(left, alone):
+    """After a step of validation FSDP2 leaves parameters whole in bfloat16, in which numbers differ by some 1e-3."""
+    found = of_weights(by_step(left["half"][0]["history"])[0])
+    assert found == pytest.approx(of_weights(alone[0][0]), rel=1e-6, abs=1e-7)
+
+
+def test_a_rank_that_cannot_read_on_keeps_no_other_waiting(left, said):
+    """Its own share is unknown, and no more; what failed twice stands down, on all ranks."""
+    rows = by_step(left["failing"][0]["history"])
+    assert all(math.isfinite(value) for value in rows[0].values())
+    unknown = {key for key, value in rows[3].items() if math.isnan(value)}
+    known = {key for key, value in rows[3].items() if math.isfinite(value)}
+    assert any(key.startswith("symmetry/") for key in unknown)
+    assert any(key.startswith("symmetry/") for key in known)
+    assert "this rank alone cannot read on" in said["failing"]
+    assert "another rank failed; its log says why" in said["failing"]
+
+
+def test_gradients_of_what_is_spread_are_not_measured_and_that_is_said(left, said):
+    assert said["budget"].count("measures no gradients and updates of parameters that are spread over processes") == 1
+    assert not any("gradient_effective" in key for key in by_step(left["budget"][0]["history"])[0])
+
+
+def test_ranks_measure_at_the_same_steps_where_a_budget_sets_them(left):
+    rows = by_step(left["budget"][0]["history"])
+    assert min(rows) == 0
+    assert max(rows) == 60
+    assert len(rows) > 2
+
+
+def test_what_a_rank_has_no_room_for_is_gathered_by_none(left, said):
+    assert left["full"][0]["groups"] == []
+    assert "rank 1 has no room to gather hidden.weight" in said["full"]
+    for values in by_step(left["full"][0]["history"]).values():
+        assert all(math.isnan(value) for key, value in values.items() if key.startswith("spectrum/"))
+
+
+def test_a_step_that_talks_to_other_processes_is_not_traced(left, said):
+    rank = left["talking"][0]
+    assert rank["groups"] == []
+    assert {key for values in by_step(rank["history"]).values() for key in values if "spectrum/effective_rank" in key}
+    assert said["talking"].count("the step talks to other processes (c10d::allreduce_)") == 1
+
+
+def test_rank_zero_alone_writes_one_run(left, folder):
+    for name in TRAININGS.keys() - {"flat"}:
+        (run,) = (folder / f"{name}-True" / "symmetry").iterdir()
+        assert sorted(path.name for path in run.iterdir()) == ["history.jsonl", "report.html"]
+        (begun,) = [event for event in read_history(run).events if event.kind == "run"]
+        assert begun.details["model"] in ("Net", "Talking", "HalfUsed", "Spread")
+        written = by_step([(row.step, row.values) for row in read_history(run).measurements])
+        assert list(written) == list(by_step(left[name][0]["history"]))
+        assert not (folder / f"{name}-False" / "symmetry").exists()
+
+
+def test_batches_of_different_sizes_are_heard(left):
+    """The last batch of 26 samples on each rank is of 2."""
+    rows = by_step(left["unused"][0]["history"])
+    assert [step for step, values in rows.items() if "representation/effective_rank/head" in values] == [3, 4]
+
+
+def test_symmetries_of_what_is_too_large_for_rank_zero_are_not_sought_and_spectra_are_measured(left, alone, said):
+    rank = left["large"][0]
+    assert rank["groups"] == []
+    message = r"of Spread are 924, spread over processes.* verify_up_to=100\b"
+    assert len(re.findall(message, said["large"])) == 1
+    for step, values in by_step(rank["history"]).items():
+        spectra = {key: value for key, value in values.items() if key.startswith("spectrum/")}
+        assert spectra == pytest.approx({key: alone[0][step][key] for key in spectra}, rel=1e-5)
+        assert spectra
+
+
+def test_parameters_that_the_first_fsdp_has_flattened_are_not_measured_and_each_monitor_says_so(left, said):
+    assert not left["flat"][0]["history"]
+    assert said["flat"].count("parameters that FSDPStrategy has flattened") == 3

@@ -264,7 +264,7 @@ _LAYOUT = {
     "font": {"color": GREY, "size": 12, "family": "system-ui, sans-serif"},
     "paper_bgcolor": "rgba(0, 0, 0, 0)",
     "plot_bgcolor": "rgba(0, 0, 0, 0)",
-    "margin": {"l": 10, "r": 10, "t": 28, "b": 10},
+    "margin": {"l": 10, "r": 10, "t": 44, "b": 10},
     "modebar": {"bgcolor": "rgba(0, 0, 0, 0)", "color": GREY, "activecolor": COLOURS[0]},
     "hovermode": "closest",
     "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yanchor": "bottom", "yref": "container"},

@@ -111,6 +111,9 @@ def _complexity() -> list[Any]:
         _line("Effective rank of each layer", regex="spectrum/effective_rank/.*"),
         _line("Stable rank of each layer", regex="spectrum/stable_rank/.*"),
         _line("Spectral norm of each layer", regex="spectrum/spectral_norm/.*"),
+        _line("Effective rank of gradients", regex="spectrum/gradient_effective_rank/.*"),
+        _line("Stable rank of gradients", regex="spectrum/gradient_stable_rank/.*"),
+        _line("Spectral norm of gradients", regex="spectrum/gradient_spectral_norm/.*"),
     ]
 
 

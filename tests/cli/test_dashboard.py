@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -21,6 +22,7 @@ def call(*arguments, server=None, before=""):
     return subprocess.run(
         [sys.executable, "-c", (before if server else NO_NETWORK + before) + COMMAND, "dashboard", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        cwd=tempfile.gettempdir(),
         capture_output=True,
         text=True,
     )

@@ -40,7 +40,7 @@ def test_what_is_within_the_limit_all_goes_and_nothing_is_said():
 
 def test_the_least_broken_groups_go_whole_and_aggregates_always():
     values = measured({"a": 0.9, "b": 0.1, "c": 0.5})
-    with pytest.warns(UserWarning, match="the symmetry/ keys of 2 of 3 groups, the least broken at first"):
+    with pytest.warns(UserWarning, match="4 of 6 symmetry/ keys, those of the least broken groups at first"):
         chosen = limit(values, symmetry=5).choose(values)
     assert groups(chosen) == ["b", "c"]
     assert len(chosen) == 2 * 2 + 2
@@ -88,6 +88,15 @@ def test_a_group_that_is_measured_later_goes_if_there_is_room():
         assert groups(chooser.choose(measured({"a": 0.9, "b": 1.0, "c": 0.0}))) == ["a", "b"]
 
 
+def test_what_is_measured_later_of_a_group_goes_if_there_is_room():
+    first, later = measured({"a": 0.1, "b": 0.9}, ("broken_fraction",)), measured({"a": 0.1, "b": 0.9})
+    chooser = limit(first, symmetry=3)
+    assert chooser.choose(first) == first
+    with pytest.warns(UserWarning, match="1 of 2 symmetry/ keys"):
+        chosen = chooser.choose(later)
+    assert set(later) - set(chosen) == {"symmetry/distinct_units/b"}
+
+
 def test_all_sections_together_stay_below_a_thousand():
     assert sum(MOST_KEYS.values()) < 1000 - 40  # counters, aggregates, and the user's own keys
 
@@ -95,14 +104,11 @@ def test_all_sections_together_stay_below_a_thousand():
 def test_in_a_training_the_logger_gets_fewer_keys_and_the_history_all(tmp_path, monkeypatch):
     monkeypatch.setitem(MOST_KEYS, "spectrum", 3)
     logger, callbacks = CSVLogger(tmp_path), monitors()
-    with pytest.warns(UserWarning, match="spectrum/ keys of 1 of 3 layers, those of the lowest effective rank"):
+    with pytest.warns(UserWarning, match="3 of 9 spectrum/ keys, those of the layers of the lowest effective rank"):
         train(tmp_path, callbacks, logger=logger)
     with open(f"{logger.log_dir}/metrics.csv") as file:
         sent = re.findall(r"spectrum/\w+/(\w+)", file.readline())
-    ranks = {
-        key: series[1][0]
-        for key in callbacks[0].history.keys("spectrum/effective_rank/")
-        for series in [callbacks[0].history.series(key)]
-    }
+    history = callbacks[0].history
+    ranks = {key: history.series(key)[1][0] for key in history.keys("spectrum/effective_rank/")}
     assert len(ranks) == 3
     assert sent == [min(ranks, key=ranks.get).rpartition("/")[2]] * 3

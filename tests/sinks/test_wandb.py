@@ -99,8 +99,13 @@ def test_syncing_it_delivers_the_same_rows_and_files(run):
     rows = [row["item"] for row in of_type(found, "history")]
     wandb = str(Path(sys.executable).with_name("wandb"))
     with WandbServer() as server:
-        environment = {**os.environ, **server.environment}
-        synced = subprocess.run([wandb, "sync", str(run_folder)], env=environment, capture_output=True, text=True)
+        synced = subprocess.run(
+            [wandb, "sync", str(run_folder)],
+            env={**os.environ, **server.environment},
+            cwd=run_folder.parent,
+            capture_output=True,
+            text=True,
+        )
     assert synced.returncode == 0, synced.stderr
     delivered = server.run.rows
     assert len(delivered) == len(rows)

@@ -141,7 +141,12 @@ FROM_YAML = {
         "verify_up_to": 1_000_000,
         "indicators": ["imbalance"],
     },
-    "SpectrumMonitor": {**COMMON, **EVENTS, "indicators": ["effective_rank", "spectral_norm"]},
+    "SpectrumMonitor": {
+        **COMMON,
+        **EVENTS,
+        "indicators": ["effective_rank", "spectral_norm"],
+        "of": ["weights", "gradients"],
+    },
     "RepresentationMonitor": {
         **COMMON,
         "exclude": "norm",

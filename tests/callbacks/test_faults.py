@@ -10,7 +10,11 @@ from zlib import crc32
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
+from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
+from lightning_symmetry.callbacks.fence import fenced
+from lightning_symmetry.callbacks.monitor import Monitor
 from lightning_symmetry.callbacks.session import PATIENCE
 from tests.callbacks.faults import called, failing, functions, train
 
@@ -119,6 +123,17 @@ def test_a_fault_in_a_sample_of_our_functions_does_not_reach_the_training(reache
     chosen = {name: function for name, function in reached.items() if sampled(name)}
     assert len({name.partition(".")[0] for name in chosen}) >= 7  # of every part
     assert [wrong for name, function in chosen.items() for wrong in harm(name, function, plain, whole, tmp_path)] == []
+
+
+@pytest.mark.parametrize("monitor", [Monitor, SymmetryMonitor, SpectrumMonitor, RepresentationMonitor])
+def test_every_hook_is_fenced(monitor):
+    hooks = [
+        name for name in vars(monitor) if name.startswith(("on_", "setup", "teardown")) and hasattr(Callback, name)
+    ]
+    fence = fenced(lambda *args: None).__code__
+    assert [hook for hook in hooks if vars(monitor)[hook].__code__ is not fence] == ["on_fit_start"] * (
+        monitor is Monitor  # which raises what the user must know of before training
+    )
 
 
 @pytest.mark.slow

@@ -23,6 +23,9 @@ class Fenced(Protocol):
         """Count a failure, and tell of it."""
 
 
+DURING_TRAINING = ("on_train", "on_before", "on_after", "on_validation")
+"""How the names of the hooks begin that are left out once a monitor has failed; the others tidy up."""
+
 P = ParamSpec("P")
 F = TypeVar("F", bound=Fenced)
 Hook = Callable[Concatenate[F, Any, P], None]
@@ -36,7 +39,7 @@ def fenced(hook: Hook[F, P]) -> Hook[F, P]:
 
     @wraps(hook)
     def guarded(self: F, trainer: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        if self.failures >= PATIENCE and hook.__name__.startswith("on_train") and trainer.world_size == 1:
+        if self.failures >= PATIENCE and hook.__name__.startswith(DURING_TRAINING) and trainer.world_size == 1:
             return
         try:
             hook(self, trainer, *args, **kwargs)

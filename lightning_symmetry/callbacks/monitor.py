@@ -229,6 +229,7 @@ class Monitor(Callback):
         if self._session is not None:
             self._session.pauses()
 
+    @fenced
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Make the report anew, if that is due."""
         self.on_validation_end(trainer, pl_module)

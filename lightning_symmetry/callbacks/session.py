@@ -383,6 +383,8 @@ class Session:
         """
         if self._raise_errors:
             raise error
+        if self._standing_down:
+            return
         self._failures += known
         self._failures_here += not known
         self._budget.due = max(self._budget.due, step + 1)

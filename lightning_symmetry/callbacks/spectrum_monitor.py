@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from lightning_symmetry.callbacks.fence import fenced
 from lightning_symmetry.callbacks.hooks import attend, pass_over
 from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
 from lightning_symmetry.callbacks.run import steps_done
@@ -126,15 +127,16 @@ class SpectrumMonitor(Monitor):
             unknown=steps.unknown,
         )
 
+    @fenced
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Repeat no measurement, and find out at which step training ends."""
         super().on_train_start(trainer, pl_module)
-        with self._fenced(trainer):
-            self._steps = None
-            self._last_step = trainer.estimated_stepping_batches if set(self.of) != {"weights"} else math.inf
-            if set(self.of) == {"weights"}:
-                pass_over(self, trainer, ["on_before_optimizer_step"])
+        self._steps = None
+        self._last_step = trainer.estimated_stepping_batches if set(self.of) != {"weights"} else math.inf
+        if set(self.of) == {"weights"}:
+            pass_over(self, trainer, ["on_before_optimizer_step"])
 
+    @fenced
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due; say which layers have their turn at the optimizer's step."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -147,12 +149,14 @@ class SpectrumMonitor(Monitor):
                 left = min(self._session.taken_in(step), self._last_step - step)
                 steps.listen(left if left <= 1 or self.every_n_train_steps is None else math.inf)
 
+    @fenced
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read the gradients of the layers that have their turn, and copy their weights."""
         with self._listening(trainer) as steps:
             if steps is not None:
                 steps.before(optimizer, getattr(trainer.precision_plugin, "scaler", None))
 
+    @fenced
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Tell what the optimizer's step has changed, and record what was measured."""
         with self._listening(trainer) as steps:
@@ -161,8 +165,10 @@ class SpectrumMonitor(Monitor):
                 self._tell_of_rounding(steps)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    @fenced
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Keep nothing of the model."""
+        super().teardown(trainer, pl_module, stage)
         self._steps = None
 
     def _layers(self, model: nn.Module) -> dict[str, nn.Parameter]:

@@ -7,8 +7,8 @@ or in a copy of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -149,24 +149,28 @@ class Listener:
             self._projections[key] = random_projection(rows.shape[1], MOST_WIDTH).to(rows.device)
         return rows @ self._projections[key]
 
-    @contextmanager
-    def _hearing(self, name: str) -> Iterator[None]:
-        """Count the time, keep no graph, and let no failure reach the step."""
-        with self._timed(), torch.no_grad():
+    def _hearing(self, name: str, hear: Callable[..., None]) -> Callable[..., None]:
+        """A hook that counts its time, keeps no graph, and lets no failure reach the step."""
+
+        def hook(*args: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
             try:
-                yield
+                if name not in self._failed:
+                    with self._timed(), torch.no_grad():
+                        hear(*args)
             except Exception as error:
                 self.error = self.error or error
                 self._failed.add(name)
 
+        return hook
+
     def _hook(self, name: str, module: nn.Module) -> Callable[..., None]:
-        def hook(called: nn.Module, args: Any, output: Any) -> None:
-            if torch.compiler.is_compiling() or called is not module or _not_the_step() or name in self._failed:
-                return
-            with self._hearing(name):
+        def hear(called: nn.Module, args: Any, output: Any) -> None:
+            if called is module and not _not_the_step():
                 self._add(name, module, features.whole_features(features.first_tensor(output), module))
 
-        return hook
+        return self._hearing(name, hear)
 
     def _add(self, name: str, module: nn.Module, output: Tensor | None) -> None:
         if output is None or not output.is_floating_point() or output.ndim < 2 or not output.numel():
@@ -194,29 +198,25 @@ class Listener:
     def _gradient_hook(
         self, name: str, layout: Layout, chosen: Tensor | None, kept: Tensor | None
     ) -> Callable[[Tensor], None]:
-        def hook(gradient: Tensor) -> None:
-            if name in self._failed:
-                return
-            with self._hearing(name):
-                rows = self._rows(layout.positions(gradient.detach()), layout, chosen)
-                finite = rows.isfinite().all(1)  # a scaler skips steps in which they are not
-                found = moments(self.projected(rows), finite if kept is None else finite & kept)
-                self._sum(name, gradient=found.outer)
+        def hear(gradient: Tensor) -> None:
+            rows = self._rows(layout.positions(gradient.detach()), layout, chosen)
+            finite = rows.isfinite().all(1)  # a scaler skips steps in which they are not
+            found = moments(self.projected(rows), finite if kept is None else finite & kept)
+            self._sum(name, gradient=found.outer)
 
-        return hook
+        return self._hearing(name, hear)
 
     def _classifier_hook(self, module: nn.Module) -> Callable[..., None]:
-        def hook(called: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-            if torch.compiler.is_compiling() or called is not module or _not_the_step() or _CLASSIFIER in self._failed:
+        def hear(called: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+            if called is not module or _not_the_step() or self._found_labels is None:
                 return
-            with self._hearing(_CLASSIFIER):
-                given = features.first_tensor(args or dict(kwargs))
-                logits = features.whole_features(features.first_tensor(output), module)
-                whole = given is not None and given.shape[-1] == getattr(module, "in_features", given.shape[-1])
-                if given is not None and whole and logits is not None and self._found_labels is not None:
-                    self._add_classes(given.detach(), self._found_labels, logits.detach())
+            given = features.first_tensor(args or dict(kwargs))
+            logits = features.whole_features(features.first_tensor(output), module)
+            whole = given is not None and given.shape[-1] == getattr(module, "in_features", given.shape[-1])
+            if given is not None and whole and logits is not None:
+                self._add_classes(given.detach(), self._found_labels, logits.detach())
 
-        return hook
+        return self._hearing(_CLASSIFIER, hear)
 
     def _add_classes(self, given: Tensor, labels: Tensor, logits: Tensor) -> None:
         n_classes, width = logits.shape[-1], given.shape[-1]

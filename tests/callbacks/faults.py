@@ -163,7 +163,11 @@ def train(folder=None, monitored=True, on_error="warn", within=nullcontext) -> L
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randn(4 * STEPS, 4, generator=generator), torch.arange(4 * STEPS) % 3)
     settings = {"every_n_train_steps": EVERY, "on_error": on_error}
-    monitors = [SymmetryMonitor(**settings), SpectrumMonitor(**settings), RepresentationMonitor(window=2, **settings)]
+    monitors = [
+        SymmetryMonitor(**settings),
+        SpectrumMonitor(of=["weights", "gradients", "updates"], **settings),
+        RepresentationMonitor(window=2, **settings),
+    ]
     trainer = Trainer(
         max_epochs=1,
         callbacks=monitors if monitored else [],

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
-from lightning_symmetry.measurement import indicators
+from lightning_symmetry.measurement import spectra
 
 EVERY, STEPS_AN_EPOCH, MERGED, CHECKPOINT, STOPPED = 1, 6, 20, 18, 27
 
@@ -96,8 +96,8 @@ def fail():
 
 def interrupted_while_measuring():
     """From now on a Ctrl-C comes whenever a spectrum is measured."""
-    measure, stop = indicators.spectral_indicators, kill(signal.SIGINT)
-    indicators.spectral_indicators = lambda *args, **kwargs: (stop(), measure(*args, **kwargs))[1]
+    measure, stop = spectra.spectral_indicators, kill(signal.SIGINT)
+    spectra.spectral_indicators = lambda *args, **kwargs: (stop(), measure(*args, **kwargs))[1]
 
 
 WAYS_TO_STOP = {

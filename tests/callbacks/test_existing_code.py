@@ -139,8 +139,14 @@ FROM_YAML = {
         "kinds": ["permutation", "sign"],
         "tolerance": 0.05,
         "verify_up_to": 1_000_000,
+        "indicators": ["imbalance"],
     },
-    "SpectrumMonitor": {**COMMON, **EVENTS, "indicators": ["effective_rank", "spectral_norm"]},
+    "SpectrumMonitor": {
+        **COMMON,
+        **EVENTS,
+        "indicators": ["effective_rank", "spectral_norm"],
+        "of": ["weights", "gradients"],
+    },
     "RepresentationMonitor": {
         **COMMON,
         "exclude": "norm",

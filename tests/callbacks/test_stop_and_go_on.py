@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from lightning_symmetry import SpectrumMonitor, SymmetryMonitor, find_symmetries, read_history
 from lightning_symmetry.callbacks import symmetry_monitor
 from lightning_symmetry.history import FILE_NAME
-from lightning_symmetry.measurement import indicators
+from lightning_symmetry.measurement import indicators, spectra
 from lightning_symmetry.report import render_report
 from lightning_symmetry.symmetry.kept import keep, recall
 from tests.callbacks.stopped import (
@@ -267,12 +267,16 @@ def test_the_symmetries_of_gpt2_small_take_little_room_in_a_checkpoint():
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
-@pytest.mark.parametrize("where", ["spectral_indicators", "permutation_indicators"])
-def test_out_of_memory_in_our_own_code_costs_one_monitor_and_nothing_else(tmp_path, monkeypatch, error, where):
+@pytest.mark.parametrize(
+    ("module", "where"),
+    [(spectra, "spectral_indicators"), (indicators, "permutation_indicators")],
+    ids=["spectra", "units"],
+)
+def test_out_of_memory_in_our_own_code_costs_one_monitor_and_nothing_else(tmp_path, monkeypatch, error, module, where):
     def runs_out(*args, **kwargs):
         raise error("tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(indicators, where, runs_out)
+    monkeypatch.setattr(module, where, runs_out)
     model, callbacks, before = Twins(), monitors(on_error="warn"), set(threading.enumerate())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, get_args
 
 from torch import nn
 
 from lightning_symmetry.callbacks.fence import fenced
-from lightning_symmetry.callbacks.hooks import attend, pass_over
-from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
-from lightning_symmetry.callbacks.run import steps_done
+from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, OnError, OnTransition
 from lightning_symmetry.callbacks.session import Plan
+from lightning_symmetry.callbacks.step_monitor import StepMonitor
 from lightning_symmetry.functional.spectrum import SPECTRAL_INDICATORS
 from lightning_symmetry.measurement.optimizer_steps import OptimizerSteps
 from lightning_symmetry.measurement.snapshot import snapshot
@@ -23,7 +20,7 @@ from lightning_symmetry.sinks.warning import warn
 SpectrumOf = Literal["weights", "gradients", "updates"]
 
 
-class SpectrumMonitor(Monitor):
+class SpectrumMonitor(StepMonitor):
     """Measures during training the effective rank, and other indicators of the spectrum, of every weight matrix.
 
     It logs, at one row a measurement, for every parameter of two or more dimensions (a convolution as a matrix
@@ -100,8 +97,6 @@ class SpectrumMonitor(Monitor):
             raise ValueError(f"of={of!r} must be one or more of {', '.join(map(repr, get_args(SpectrumOf)))}")
         self.indicators = tuple(indicators)
         self.of = asked
-        self._steps: OptimizerSteps | None = None
-        self._last_step = math.inf
         self._warned = False
 
     def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
@@ -110,10 +105,10 @@ class SpectrumMonitor(Monitor):
         weights = self._layers(model)
         layers = {name: parameter.shape for name, parameter in weights.items()}
         stepping = {name: parameter for name, parameter in weights.items() if name not in spread}
-        if set(self.of) != {"weights"} and len(stepping) < len(weights) and trainer.is_global_zero:
+        if self.listens and len(stepping) < len(weights) and trainer.is_global_zero:
             warn("SpectrumMonitor measures no gradients and updates of parameters that are spread over processes")
         steps = OptimizerSteps(
-            stepping if set(self.of) != {"weights"} else {},
+            stepping if self.listens else {},
             self.indicators if "gradients" in self.of else (),
             "updates" in self.of,
             trainer.global_rank,
@@ -127,49 +122,17 @@ class SpectrumMonitor(Monitor):
             unknown=steps.unknown,
         )
 
-    @fenced
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Repeat no measurement, and find out at which step training ends."""
-        super().on_train_start(trainer, pl_module)
-        self._steps = None
-        self._last_step = trainer.estimated_stepping_batches if set(self.of) != {"weights"} else math.inf
-        if set(self.of) == {"weights"}:
-            pass_over(self, trainer, ["on_before_optimizer_step"])
-
-    @fenced
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Measure, if the step is due; say which layers have their turn at the optimizer's step."""
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self._steps is None:
-            return
-        attend(self, ["on_train_batch_end"])
-        with self._listening(trainer) as steps:
-            if steps is not None and self._session is not None:
-                step = steps_done(trainer)
-                left = min(self._session.taken_in(step), self._last_step - step)
-                steps.listen(left if left <= 1 or self.every_n_train_steps is None else math.inf)
-
-    @fenced
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Read the gradients of the layers that have their turn, and copy their weights."""
-        with self._listening(trainer) as steps:
-            if steps is not None:
-                steps.before(optimizer, getattr(trainer.precision_plugin, "scaler", None))
+    @property
+    def listens(self) -> bool:
+        """Whether gradients or updates are asked for."""
+        return set(self.of) != {"weights"}
 
     @fenced
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Tell what the optimizer's step has changed, and record what was measured."""
-        with self._listening(trainer) as steps:
-            if steps is not None:
-                steps.after()
-                self._tell_of_rounding(steps)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    @fenced
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Keep nothing of the model."""
-        super().teardown(trainer, pl_module, stage)
-        self._steps = None
+        if isinstance(self._steps, OptimizerSteps):
+            self._tell_of_rounding(self._steps)
 
     def _layers(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The weight matrices to measure."""
@@ -179,19 +142,6 @@ class SpectrumMonitor(Monitor):
             for name, parameter in model.named_parameters()
             if name in selected and _is_matrix(parameter) and full_rank(parameter.shape) > 1
         }
-
-    @contextmanager
-    def _listening(self, trainer: Any) -> Iterator[OptimizerSteps | None]:
-        """Count the time within as spent on gathering; a failure is said once, and ends the listening."""
-        if self._steps is None or self._session is None:
-            yield None
-            return
-        with self._fenced(trainer), self._session.gathering():
-            try:
-                yield self._steps
-            except Exception:
-                self._steps = None
-                raise
 
     def _tell_of_rounding(self, steps: OptimizerSteps) -> None:
         """Warn once of layers whose weights round small updates away."""

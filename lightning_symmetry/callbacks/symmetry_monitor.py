@@ -10,21 +10,24 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
-from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
+from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, OnError, OnTransition
 from lightning_symmetry.callbacks.run import ranks_of, steps_done
 from lightning_symmetry.callbacks.session import Plan
+from lightning_symmetry.callbacks.step_monitor import StepMonitor
 from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, LearningRate, charge_pieces
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_aggregates, symmetry_pieces
+from lightning_symmetry.measurement.orbit_steps import OrbitSteps
 from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.snapshot import Snapshot, snapshot
 from lightning_symmetry.measurement.units import too_large_to_match
+from lightning_symmetry.sinks.warning import warn
 from lightning_symmetry.symmetry.find import check_kinds, find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
 from lightning_symmetry.symmetry.kept import keep, recall
 from lightning_symmetry.symmetry.unsharded import own_class, unsharded
 
 
-class SymmetryMonitor(Monitor):
+class SymmetryMonitor(StepMonitor):
     """Finds the symmetries of the model on its first batch, and measures during training how far each is broken.
 
     A network with n interchangeable units starts or ends at states in which some of them are equal: the symmetry
@@ -52,7 +55,10 @@ class SymmetryMonitor(Monitor):
             norm divides by its size
             ``"effective_lr"`` (the learning rate over |w|^2, over |w| of optimizers other than SGD; the median over
             units) and ``"angular_speed"`` (radians a step since the last measurement, 0 at the first; the mean over
-            units; keeps a copy of these weights).
+            units; keeps a copy of these weights). Of the whole model ``"orbit_fraction"``: the share, squared, of the
+            optimizer's step before each measurement that goes along the orbits of all continuous symmetries, and
+            changes nothing that the model computes (0: none, as of plain gradient descent; solved by conjugate
+            gradients, on a copy of the parameters before that step).
         max_overhead: As for `Monitor`.
         every_n_train_steps: As for `Monitor`.
         include: As for `Monitor`; a group belongs to the first parameter that it moves.
@@ -97,11 +103,12 @@ class SymmetryMonitor(Monitor):
         check_kinds(kinds)
         if not 0 < tolerance < 1:
             raise ValueError(f"tolerance={tolerance!r} is no relative distance: give a number above 0 and below 1")
+        known = (*CHARGE_INDICATORS, "orbit_fraction")
         for indicator in indicators:
-            if indicator not in CHARGE_INDICATORS:
+            if indicator not in known:
                 raise ValueError(
                     f"indicators={list(indicators)!r}: {indicator!r} is no indicator that can be chosen; known are "
-                    f"{', '.join(CHARGE_INDICATORS)}. Order parameters are always logged"
+                    f"{', '.join(known)}. Order parameters are always logged"
                 )
         self.kinds = kinds
         self.tolerance = tolerance
@@ -113,6 +120,11 @@ class SymmetryMonitor(Monitor):
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the symmetries too, so that a resumed run need not look again."""
         return {**super().state(), "symmetries": self._kept}
+
+    @property
+    def listens(self) -> bool:
+        """Whether the share of steps that goes along the orbits is asked for."""
+        return "orbit_fraction" in self.indicators
 
     def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
         """Find the symmetries on rank zero, tell them to all ranks, and plan one piece for each group."""
@@ -139,6 +151,10 @@ class SymmetryMonitor(Monitor):
         self.symmetries = found.select(chosen)
         rank_zero_info(f"{type(self).__name__} found {len(self.symmetries)} symmetry groups in {name}")
         gauge = SharedGauge(found)
+        if self.listens and tensors.spread and trainer.is_global_zero:
+            warn("SymmetryMonitor measures no orbit_fraction of parameters that are spread over processes")
+        orbits = OrbitSteps(found, model, trainer.global_rank) if self.listens and not tensors.spread else None
+        self._steps = orbits
         return Plan(
             pieces=[
                 *symmetry_pieces(symmetries, self.tolerance, gauge),
@@ -146,8 +162,11 @@ class SymmetryMonitor(Monitor):
                 *charge_pieces(
                     symmetries, self.indicators, _learning_rates(trainer, model), lambda: steps_done(trainer)
                 ),
+                *(orbits.pieces() if orbits is not None else ()),
             ],
             prepare=gauge.at,
+            take_sums=orbits.take if orbits is not None else dict,
+            unknown=orbits.unknown if orbits is not None else lambda gathered: (),
             aggregates=lambda values: symmetry_aggregates(symmetries, numel, values),
             findings={
                 "symmetries": self.symmetries.to_dict(),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 
-from lightning_symmetry import SymmetryMonitor
+from lightning_symmetry import SymmetryMonitor, orbit_fraction
 from tests.callbacks.trainings import EVERY, Net, train
 
 KINDS = ("scale", "rescaling", "translation")
@@ -67,11 +67,44 @@ def test_the_learning_rate_is_that_of_the_optimizer_that_holds_the_weights(tmp_p
         assert value == pytest.approx(float(angles.mean()) / EVERY, rel=1e-4)
 
 
+class Decaying(Net):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, weight_decay=0.1)
+
+
+class Steps(Callback):
+    """Keeps what the parameters were before each step, and what each changed; and the symmetries."""
+
+    def __init__(self):
+        self.before = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.before.append({name: each.detach().clone() for name, each in pl_module.state_dict().items()})
+
+    def fraction(self, symmetries, first, last):
+        names = {name for group in symmetries for name in group.parameters} | {"head.weight", "head.bias"}
+        step = {name: self.before[last][name] - self.before[first][name] for name in names}
+        return float(orbit_fraction(symmetries, self.before[first], step))
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_the_share_along_the_orbits_is_that_of_the_step_before_a_measurement(tmp_path, accumulated):
+    seed_everything(0, verbose=False)
+    monitor = SymmetryMonitor(indicators=("orbit_fraction",), every_n_train_steps=2, on_error="raise")
+    _, trainer = train(tmp_path, [steps := Steps(), monitor], Decaying(), epochs=2, accumulate_grad_batches=accumulated)
+    found, values = monitor.history.series("symmetry/orbit_fraction")
+    assert found == list(range(2, trainer.global_step + 1, 2))  # before the first step there is none
+    for step, value in list(zip(found, values, strict=True))[:-1]:
+        first = (step - 1) * accumulated
+        expected = steps.fraction(monitor.symmetries, first, first + accumulated)
+        assert 0 < value == pytest.approx(expected, rel=1e-3)
+
+
 def test_by_default_the_imbalance_is_logged_and_nothing_else_of_charges(tmp_path):
     train(tmp_path, [monitor := SymmetryMonitor(every_n_train_steps=EVERY, on_error="raise")])
     names = {key.split("/")[1] for key in monitor.history.keys("symmetry/")}
     assert "imbalance" in names
-    assert names.isdisjoint({"mean_component", "effective_lr", "angular_speed"})
+    assert names.isdisjoint({"mean_component", "effective_lr", "angular_speed", "orbit_fraction"})
     train(tmp_path, [monitor := SymmetryMonitor(indicators=(), every_n_train_steps=EVERY, on_error="raise")])
     assert names - {key.split("/")[1] for key in monitor.history.keys("symmetry/")} == {"imbalance"}
 

@@ -114,3 +114,16 @@ def test_an_unknown_indicator_is_refused():
         ValueError, match=r"'balance' is no indicator that can be chosen; known are imbalance, .*always"
     ):
         SymmetryMonitor(indicators=["balance"])
+
+
+@pytest.mark.parametrize("build", [Net, WithTwo])
+def test_a_training_is_bit_for_bit_what_it_is_without(tmp_path, build):
+    everything = ("imbalance", "mean_component", "effective_lr", "angular_speed", "orbit_fraction")
+    left = []
+    for callbacks in ([], [SymmetryMonitor(indicators=everything, every_n_train_steps=2, on_error="raise")]):
+        seed_everything(0, verbose=False)
+        model, _ = train(tmp_path, callbacks, build())
+        left.append([*model.state_dict().values(), torch.get_rng_state()])
+    assert all(torch.equal(one, other) for one, other in zip(*left, strict=True))
+    names = {key.split("/")[1] for key in callbacks[0].history.keys("symmetry/")}
+    assert set(everything) <= names

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_symmetry.functional import Units, effective_units, permutation_indicators
+from lightning_symmetry.functional.order_parameters import MOST_EIGENVALUES
 from lightning_symmetry.functional.spectral_entropy import estimated_perplexity
 
 N_UNITS = 500
@@ -56,6 +57,13 @@ def test_with_signs_it_is_still_near_though_eigenvalues_may_be_negative(
     assert kept == pytest.approx(exact, rel=0.1)
     monkeypatch.setattr(f"{LIMITS}.MOST_STORED", 100)
     assert permutation_indicators(units)["effective_units"].item() == pytest.approx(kept, rel=1e-3)
+
+
+def test_random_units_beyond_the_limit_have_the_entropy_of_page() -> None:
+    """The mean over random states of d levels beside n is log d - d / 2n, both large (Page, arXiv:gr-qc/9305007)."""
+    n_units, dimension = 5000, MOST_EIGENVALUES + 100
+    expected = dimension * math.exp(-dimension / (2 * n_units))
+    assert effective_units(gaussian(n_units, dimension)).item() == pytest.approx(expected, rel=1e-2)
 
 
 class Largest(TorchDispatchMode):

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_symmetry import read_history
 from lightning_symmetry.sinks.lightning_logger import LoggerSink
 from tests.callbacks.trainings import monitors, train
+from tests.sinks.wandb_trainings import written
 from tests.wandb_server import WandbServer
 
 
@@ -53,11 +54,12 @@ def test_every_measurement_is_one_row_with_the_numbers_of_the_history(run):
     found, history, _, _ = run
     rows = [row["item"] for row in of_type(found, "history")]
     rows = [row for row in rows if "monitor/overhead" in row]
-    assert len(rows) == len(history.measurements) == 10
-    for row, measurement in zip(rows, history.measurements, strict=True):
+    expected = written(history.path.parent)
+    assert len(rows) == len(expected) == 10
+    for row, (step, values) in zip(rows, expected, strict=True):
         logged = {key: value for key, value in row.items() if not key.startswith("_") and key != "trainer/global_step"}
-        assert row["trainer/global_step"] == measurement.step
-        assert logged == {key: value for key, value in measurement.values.items() if key != "loss"}
+        assert row["trainer/global_step"] == step
+        assert logged == values
     sections = {key.partition("/")[0] for row in rows for key in row if "/" in key}
     assert sections == {"symmetry", "spectrum", "complexity", "transition", "monitor", "trainer"}
 

@@ -16,10 +16,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_symmetry import read_history
 from lightning_symmetry.sinks.heatmaps import HEATMAPS
-from lightning_symmetry.sinks.recorder import HISTORY_ONLY
 from tests.callbacks.trainings import monitors, train
 from tests.sinks import wandb_trainings
-from tests.sinks.wandb_trainings import STEPS
+from tests.sinks.wandb_trainings import STEPS, written
 from tests.wandb_server import WandbServer
 
 SCENARIOS = {
@@ -115,12 +114,12 @@ def test_no_step_waits_for_an_answer(play, name):
 def test_every_row_arrives_in_the_end_with_the_numbers_of_the_history(play, name):
     left = play(name)
     assert left.server.run.complete
-    assert len(left.rows) == len(left.history.measurements) == 3 * STEPS + 2
-    for row, measurement in zip(left.rows, left.history.measurements, strict=True):
-        assert row["trainer/global_step"] == measurement.step
+    expected = written(left.run_folder)
+    assert len(left.rows) == len(expected) == 3 * STEPS + 2
+    for row, (step, values) in zip(left.rows, expected, strict=True):
+        assert row["trainer/global_step"] == step
         logged = {key: float(value) for key, value in row.items() if "/" in key and key != "trainer/global_step"}
-        told = {key: value for key, value in measurement.values.items() if not key.startswith(HISTORY_ONLY)}
-        assert logged == pytest.approx(told, rel=1e-12, nan_ok=True)
+        assert logged == pytest.approx(values, rel=1e-12, nan_ok=True)
 
 
 @pytest.mark.parametrize("name", DELIVERED)

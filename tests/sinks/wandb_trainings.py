@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import time
 import warnings
@@ -13,6 +15,8 @@ from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_symmetry import RepresentationMonitor
+from lightning_symmetry.history import FILE_NAME
+from lightning_symmetry.sinks.recorder import HISTORY_ONLY
 from tests.callbacks.test_transitions_in_training import Plant, Twins
 from tests.callbacks.trainings import monitors, train
 from tests.wandb_server import behave
@@ -186,6 +190,14 @@ def play(
         "warnings": [str(one.message) for one in caught if "/lightning_symmetry/" in one.filename],
         "run": run,
     }
+
+
+def written(run_folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """What the history of a run says that loggers got: the step and the values of each measurement."""
+    lines = [json.loads(line) for line in (run_folder / FILE_NAME).read_text().splitlines()]
+    rows = [(line["step"], line["values"]) for line in lines if "values" in line]
+    told = [(step, {key: values[key] for key in values if not key.startswith(HISTORY_ONLY)}) for step, values in rows]
+    return [(step, {key: math.nan if values[key] is None else values[key] for key in values}) for step, values in told]
 
 
 def _between(before: Stopwatch, after: Stopwatch) -> list[float]:

@@ -32,6 +32,10 @@ def noise_imbalance(incoming: Tensor, outgoing: Tensor) -> Tensor:
     Raises:
         ValueError: The two sides are not of one number of steps and of units.
 
+    References:
+        Ziyin, Wang, Li, Wu, "Parameter Symmetry and Noise Equilibrium of Stochastic Gradient Descent",
+        arXiv:2402.07193.
+
     Example:
         >>> signs = torch.tensor([1.0, -1.0])[:, None, None]
         >>> noise_imbalance(signs * torch.ones(2, 3, 4), signs * torch.ones(2, 3, 4))

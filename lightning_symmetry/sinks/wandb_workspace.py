@@ -98,7 +98,10 @@ def _learning_dynamics(groups: Sequence[str]) -> list[Any]:
         _line("Distance of the two nearest units (falls before units merge)", regex="symmetry/nearest_distance_min/.*"),
         _line("Distinct units", regex="symmetry/distinct_(alive_)?units/.*"),
         _line("Alive units", regex="symmetry/alive_units/.*"),
-        _line("Rank of products of maps", regex="symmetry/product_rank/.*"),
+        _line("Rank of products of maps", regex="symmetry/product_(effective_)?rank/.*"),
+        _line("Largest attention logit that heads can give", regex="symmetry/attention_logit_bound/.*"),
+        _line("Imbalance between the sides of units", regex="symmetry/imbalance/.*", y=(0, 1)),
+        _line("Share of the optimizer's step along the orbits", regex="symmetry/orbit_fraction", y=(0, 1)),
         _media("Report", REPORT),
     ]
 
@@ -114,6 +117,8 @@ def _complexity() -> list[Any]:
         _line("Effective rank of gradients", regex="spectrum/gradient_effective_rank/.*"),
         _line("Stable rank of gradients", regex="spectrum/gradient_stable_rank/.*"),
         _line("Spectral norm of gradients", regex="spectrum/gradient_spectral_norm/.*"),
+        _line("Size of updates relative to weights", regex="spectrum/update_ratio/.*"),
+        _line("Stable rank of updates", regex="spectrum/update_stable_rank/.*"),
     ]
 
 

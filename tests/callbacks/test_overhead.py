@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -117,7 +118,8 @@ class Asks(Callback):
 
 
 def test_hooks_that_have_nothing_to_do_are_passed_over(tmp_path):
-    callbacks = [*monitors(), RepresentationMonitor(every_n_train_steps=3, window=1)]
+    every = [SymmetryMonitor, SpectrumMonitor, partial(RepresentationMonitor, window=1)]
+    callbacks = [monitor(every_n_train_steps=3) for monitor in every]
     train(tmp_path, [asks := Asks(), *callbacks])
     due, listened = [3, 0, 0, 0, 0, 2], [3, 0, 0, 0, 0, 1]
     assert asks.seen[1] == [3, 0, 0, 0, 0, 0]

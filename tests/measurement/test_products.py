@@ -21,7 +21,7 @@ def case(name):
         torch.manual_seed(0)
         model = MINIS[name].make().double()
         symmetries = find_symmetries(model, MINIS[name].batch())
-        tensors = snapshot(model)
+        tensors = dict(snapshot(model))
         for parameter, _ in model.named_parameters():
             tensors[parameter] = tensors[parameter] + 0.3 * torch.randn_like(tensors[parameter])
     return symmetries, tensors

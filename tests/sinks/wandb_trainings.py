@@ -158,6 +158,7 @@ def play(
         How many steps were done, the seconds that each took, spent in the hooks of the monitors, and kept the
         processor busy there, what the monitors warned of, and the run.
     """
+    os.environ.pop("WANDB_SERVICE", None)  # of a run of the parent process
     os.environ.update(environment)
     os.chdir(folder)
     output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

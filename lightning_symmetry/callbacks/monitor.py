@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -17,9 +15,11 @@ from torch import Tensor, nn
 from lightning_symmetry.callbacks.fence import fenced
 from lightning_symmetry.callbacks.hooks import attend, inherited, pass_over
 from lightning_symmetry.callbacks.run import begin_run, open_recorder, ranks_of, steps_done
-from lightning_symmetry.callbacks.session import PATIENCE, Plan, Session
+from lightning_symmetry.callbacks.session import PATIENCE, Session
 from lightning_symmetry.history import History
 from lightning_symmetry.measurement.budget import Budget
+from lightning_symmetry.measurement.plan import Plan
+from lightning_symmetry.measurement.selection import check_patterns, select
 from lightning_symmetry.measurement.snapshot import refuse_flattened
 from lightning_symmetry.measurement.transitions import TRANSITION_KINDS, Transition, TransitionKind, Transitions
 from lightning_symmetry.sinks.recorder import Recorder
@@ -97,11 +97,7 @@ class Monitor(Callback):
             raise ValueError(
                 f"alert_on={alert_on!r}: {unknown[0]!r} is no kind of event; known are {', '.join(ALERT_KINDS)}"
             )
-        for name, pattern in (("include", include), ("exclude", exclude)):
-            try:
-                re.compile(pattern or "")
-            except re.error as error:
-                raise ValueError(f"{name}={pattern!r} is no regular expression: {error}") from error
+        check_patterns(include, exclude)
         self.max_overhead = max_overhead
         self.every_n_train_steps = every_n_train_steps
         self.include = include
@@ -166,20 +162,7 @@ class Monitor(Callback):
         Raises:
             ValueError: A regular expression is found in no name.
         """
-        names = list(names)
-        for argument, pattern in (("include", self.include), ("exclude", self.exclude)):
-            if pattern is not None and not any(re.search(pattern, name) for name in names):
-                nearest = difflib.get_close_matches(pattern, names, n=3, cutoff=0) or names[:3]
-                raise ValueError(
-                    f"{argument}={pattern!r} is found in the name of no {self.selected_by}; the nearest are "
-                    f"{', '.join(nearest)}"
-                )
-        return [
-            name
-            for name in names
-            if (self.include is None or re.search(self.include, name))
-            and not (self.exclude is not None and re.search(self.exclude, name))
-        ]
+        return select(names, self.include, self.exclude, of=self.selected_by)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse what cannot work, and open the run's history."""

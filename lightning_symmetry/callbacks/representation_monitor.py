@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from lightning_symmetry.callbacks.fence import fenced
 from lightning_symmetry.callbacks.hooks import attend
-from lightning_symmetry.callbacks.monitor import Monitor, OnError
+from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
 from lightning_symmetry.callbacks.run import ranks_of, steps_done
-from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.measurement.layers import (
     MOST_LAYERS,
     classifier_name,
@@ -24,12 +23,14 @@ from lightning_symmetry.measurement.layers import (
     thinned,
 )
 from lightning_symmetry.measurement.listening import ConvFeatures, Listener
+from lightning_symmetry.measurement.plan import Plan
 from lightning_symmetry.measurement.representations import (
     MOST_DECISIONS,
     REPRESENTATION_INDICATORS,
     agree,
     representation_aggregates,
     representation_pieces,
+    shapes_of_sums,
     take_sums,
 )
 from lightning_symmetry.sinks.warning import warn
@@ -73,6 +74,8 @@ class RepresentationMonitor(Monitor):
         include: A regular expression; only modules whose name it is found in are listened to.
         exclude: A regular expression; modules whose name it is found in are not listened to.
         on_error: As for `Monitor`.
+        alert_on: As for `Monitor`.
+        on_transition: As for `Monitor`.
 
     Raises:
         ValueError: An argument is out of its range; at the start of fit, the model has no parameters, `include` or
@@ -114,8 +117,10 @@ class RepresentationMonitor(Monitor):
         include: str | None = None,
         exclude: str | None = None,
         on_error: OnError = "warn",
+        alert_on: Collection[AlertKind] = ALERT_ON,
+        on_transition: OnTransition = None,
     ) -> None:
-        super().__init__(max_overhead, every_n_train_steps, include, exclude, on_error)
+        super().__init__(max_overhead, every_n_train_steps, include, exclude, on_error, alert_on, on_transition)
         for indicator in indicators:
             if indicator not in REPRESENTATION_INDICATORS:
                 raise ValueError(
@@ -163,6 +168,7 @@ class RepresentationMonitor(Monitor):
             pieces=representation_pieces(heard, self.indicators, listener.projected, self.dormant_threshold),
             aggregates=lambda values: representation_aggregates(heard, values),
             findings={"unheard": dict(self._unheard)} if self._unheard else {},
+            sums=shapes_of_sums(heard),
             take_sums=lambda: take_sums(heard, listener, ranks),
         )
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -18,8 +18,9 @@ from lightning_symmetry.callbacks.origin import line_of
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.device import device_of
 from lightning_symmetry.measurement.frozen import Memory
-from lightning_symmetry.measurement.indicators import Piece, Tensors, nonfinite
+from lightning_symmetry.measurement.indicators import nonfinite
 from lightning_symmetry.measurement.measure import Measured, Measurement, Ranks, join, nonfinite_parameters
+from lightning_symmetry.measurement.plan import Plan
 from lightning_symmetry.measurement.schedule import Costs, Numbers
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.transitions import Transition, Transitions
@@ -28,28 +29,6 @@ from lightning_symmetry.sinks.warning import warn
 
 PATIENCE = 2
 """How many failures a monitor is forgiven before it stands down."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure.
-
-    Attributes:
-        pieces: The pieces of a measurement, the same on every rank.
-        aggregates: From the values of all pieces to what is told of the model as a whole.
-        findings: What there is to note of the model before the first measurement: details of events by their kind.
-        prepare: From the model's tensors finds what pieces share, for those that are measured at the same step.
-        take_sums: What this rank has gathered since the last measurement, of the same names and shapes on every rank;
-            summed over ranks it is measured beside the model's tensors.
-        unknown: From what was gathered by all ranks to the keys that have no value yet, which are left out.
-    """
-
-    pieces: Sequence[Piece]
-    aggregates: Callable[[Mapping[str, float]], dict[str, float]]
-    findings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    prepare: Callable[[Tensors], object] | None = None
-    take_sums: Callable[[], Mapping[str, Tensor]] = dict
-    unknown: Callable[[Mapping[str, Tensor]], Collection[str]] = lambda gathered: ()
 
 
 class Session:
@@ -273,7 +252,7 @@ class Session:
         assert self._plan is not None
         if self._gathered is None and (due or step >= self._budget.gather_at):
             started = time.perf_counter()
-            self._gathered, self.taken_at = join(self._plan.take_sums(), self._ranks), step
+            self._gathered, self.taken_at = join(self._take_sums(step), self._ranks), step
             self._gathering += time.perf_counter() - started
         if self._measurement is None:
             self._measurement = Measurement(self._plan.pieces, self._ranks, self._host, self._memory)
@@ -287,6 +266,17 @@ class Session:
                 prepare=self._plan.prepare,
                 frozen=lambda name: not model.get_parameter(name).requires_grad,
             )
+
+    def _take_sums(self, step: int) -> Mapping[str, Tensor]:
+        """What this rank has gathered; nothing where that fails, so that no rank waits for this one."""
+        assert self._plan is not None
+        try:
+            return self._plan.take_sums()
+        except Exception as error:
+            if self._ranks.world_size == 1:
+                raise
+            self._fail(step, error, here_alone=True, known=False)
+            return self._plan.no_sums
 
     def _tensors(self, model: nn.Module) -> Mapping[str, Tensor]:
         return snapshot(model, self._ranks, self._gathered)

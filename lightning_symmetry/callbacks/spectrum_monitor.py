@@ -9,10 +9,10 @@ from torch import nn
 
 from lightning_symmetry.callbacks.fence import fenced
 from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, OnError, OnTransition
-from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.callbacks.step_monitor import StepMonitor
 from lightning_symmetry.functional.spectrum import SPECTRAL_INDICATORS
 from lightning_symmetry.measurement.optimizer_steps import OptimizerSteps
+from lightning_symmetry.measurement.plan import Plan
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.spectra import full_rank, spectrum_aggregates, spectrum_pieces
 from lightning_symmetry.sinks.warning import warn
@@ -118,6 +118,7 @@ class SpectrumMonitor(StepMonitor):
         return Plan(
             pieces=[*(spectrum_pieces(layers, self.indicators) if "weights" in self.of else ()), *steps.pieces()],
             aggregates=lambda values: spectrum_aggregates(layers, values),
+            sums=steps.sums,
             take_sums=steps.take,
             unknown=steps.unknown,
         )

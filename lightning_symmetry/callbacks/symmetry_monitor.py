@@ -12,11 +12,11 @@ from torch import nn
 
 from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, OnError, OnTransition
 from lightning_symmetry.callbacks.run import ranks_of, steps_done
-from lightning_symmetry.callbacks.session import Plan
 from lightning_symmetry.callbacks.step_monitor import StepMonitor
 from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, LearningRate, charge_pieces
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_aggregates, symmetry_pieces
 from lightning_symmetry.measurement.orbit_steps import OrbitSteps
+from lightning_symmetry.measurement.plan import Plan
 from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.snapshot import Snapshot, snapshot
 from lightning_symmetry.measurement.units import too_large_to_match
@@ -165,6 +165,7 @@ class SymmetryMonitor(StepMonitor):
                 *(orbits.pieces() if orbits is not None else ()),
             ],
             prepare=gauge.at,
+            sums=orbits.sums if orbits is not None else {},
             take_sums=orbits.take if orbits is not None else dict,
             unknown=orbits.unknown if orbits is not None else lambda gathered: (),
             aggregates=lambda values: symmetry_aggregates(symmetries, numel, values),

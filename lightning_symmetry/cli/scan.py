@@ -104,8 +104,8 @@ def scan(
     from lightning_symmetry.cli.page import write_page
     from lightning_symmetry.cli.plain import plain
     from lightning_symmetry.cli.printable import printable
-    from lightning_symmetry.cli.selection import select
     from lightning_symmetry.cli.tables import broken_table, changes_table, spectra_table
+    from lightning_symmetry.measurement.selection import select
 
     paths = [checkpoint] if other is None else [checkpoint, other]
     shown = indicators or (("effective_rank", "stable_rank", "spectral_norm") if other is None else ("effective_rank",))
@@ -116,7 +116,11 @@ def scan(
         raise click.BadParameter(f"there is no folder {html.absolute().parent}", param_hint="--html")
 
     checkpoints = [open_checkpoint(path) for path in paths]
-    names = select(dict.fromkeys(name for tensors in checkpoints for name in tensors), include, exclude)
+    every_name = dict.fromkeys(name for tensors in checkpoints for name in tensors)
+    try:
+        names = select(every_name, include, exclude, of="tensor")
+    except ValueError as error:
+        raise Failure(f"--{error}") from error
     chosen = [{name: tensors[name] for name in names if name in tensors} for tensors in checkpoints]
     found = _spectra(chosen, wanted)
     if other is not None and not found.changes:

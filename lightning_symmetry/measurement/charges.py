@@ -58,7 +58,11 @@ def charge_pieces(
                 "angular_speed": _AngularSpeed(group, steps_done),
             }
         pieces += [
-            Piece(keys=(f"symmetry/{name}/{keys[group.name]}",), measure=partial(_alone, measure))
+            Piece(
+                keys=(f"symmetry/{name}/{keys[group.name]}",),
+                measure=partial(_alone, measure),
+                remembers=name == "angular_speed",
+            )
             for name, measure in measures.items()
             if name in indicators
         ]

@@ -34,11 +34,13 @@ class Piece:
         keys: The keys of its values.
         measure: From the model's tensors to the values, in the order of the keys.
         reads: The names of the parameters that the values are of, where nothing else changes them; else none.
+        remembers: Whether the values depend on what was measured before: it is then always measured by one rank.
     """
 
     keys: tuple[str, ...]
     measure: Callable[[Tensors], Sequence[Tensor]]
     reads: tuple[str, ...] = ()
+    remembers: bool = False
 
 
 def key_names(names: Iterable[str]) -> dict[str, str]:

@@ -129,14 +129,15 @@ class Measurement:
         """Measure this rank's share of some pieces.
 
         Args:
-            numbers: The numbers of the pieces, the same on every rank: the first for rank 0, the next for rank 1, ...
+            numbers: The numbers of the pieces, the same on every rank: the first for rank 0, the next for rank 1, ...;
+                those that remember for the rank that their number gives.
             read: Returns the model's tensors by name.
             prepare: Finds what the pieces share.
             frozen: Whether a parameter is frozen.
         """
         started = time.perf_counter()
         self.begun.update(numbers)
-        own = numbers[self._ranks.rank :: self._ranks.world_size]
+        own = [number for place, number in enumerate(numbers) if self._is_own(place, number)]
         stop = self._host.stopwatch()
         tensors: Tensors = {}
         with torch.no_grad():
@@ -147,7 +148,7 @@ class Measurement:
                 self._preparation = stop()
             except Exception as error:
                 self._fail(own, error)
-                own = ()
+                own = []
             for number in own:
                 stop = self._host.stopwatch()
                 try:
@@ -200,6 +201,11 @@ class Measurement:
             )
 
         return known
+
+    def _is_own(self, place: int, number: int) -> bool:
+        """Whether this rank measures a piece: by its place among those of the step, or where it remembers always."""
+        turn = number if self._pieces[number].remembers else place
+        return turn % self._ranks.world_size == self._ranks.rank
 
     def _measured(self, number: int, tensors: Tensors, frozen: Callable[[str], bool]) -> Tensor:
         piece = self._pieces[number]

@@ -114,6 +114,11 @@ class OptimizerSteps:
             ratio, rank = update_ratio(before, read()), update_stable_rank(before, read())
             self._find(name, {"update_ratio": ratio, "update_stable_rank": rank})
 
+    @property
+    def sums(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what is taken."""
+        return {_gathered(name): (2, len(self.names)) for name in self.layers}
+
     def take(self) -> dict[str, Tensor]:
         """What this rank has found since it was taken last; zeros for the others' layers, and for unknown values.
 

@@ -61,6 +61,11 @@ class OrbitSteps:
             tensors = {**parameters, **dict(self._model.named_buffers()), **before}
             self._found = float(orbit_fraction(self._symmetries, tensors, step))
 
+    @property
+    def sums(self) -> dict[str, tuple[int, ...]]:
+        """The shape of what is taken."""
+        return {_GATHERED: (2,)}
+
     def take(self) -> dict[str, Tensor]:
         """What was found since it was taken last: its value, and 1 where there is one."""
         found, self._found = self._found, None

@@ -146,6 +146,20 @@ def _written_by(module: nn.Module, width: int) -> Tensor | None:
     return None
 
 
+def shapes_of_sums(representations: Representations) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the sums that ranks have agreed on."""
+    shapes = {f"{layer.name}/{key}": shape for layer in representations.layers for key, shape in layer.shapes.items()}
+    if representations.classifier is not None:
+        name, n_classes, width = representations.classifier
+        shapes |= {
+            f"{name}/class_counts": (n_classes,),
+            f"{name}/class_totals": (n_classes, width),
+            f"{name}/class_outer": (width, width),
+            f"{name}/decisions": (representations.kept, 2 + width),
+        }
+    return {**shapes, "layers/hsic": (len(representations.order),) * 2}
+
+
 def take_sums(representations: Representations, listener: Listener, ranks: Ranks) -> dict[str, Tensor]:
     """What this rank has heard since the last time, in the shapes that ranks agreed on; the listener forgets it.
 
@@ -154,23 +168,15 @@ def take_sums(representations: Representations, listener: Listener, ranks: Ranks
         listener: What this rank has heard.
         ranks: Who measures together.
     """
-    taken = {
-        f"{layer.name}/{key}": _of_shape(listener.sums.get(layer.name, {}).get(key), shape)
-        for layer in representations.layers
-        for key, shape in layer.shapes.items()
-    }
+    heard = {f"{name}/{key}": found for name, sums in listener.sums.items() for key, found in sums.items()}
     if representations.classifier is not None:
-        name, n_classes, width = representations.classifier
-        found = listener.of_classes
-        taken |= {
-            f"{name}/class_counts": _of_shape(found.get("counts"), (n_classes,)),
-            f"{name}/class_totals": _of_shape(found.get("totals"), (n_classes, width)),
-            f"{name}/class_outer": _of_shape(found.get("outer"), (width, width)),
-            f"{name}/decisions": _shared_out(found.get("sample"), representations.kept, width, ranks),
-        }
-    taken["layers/hsic"] = listener.hsics
+        name, _, width = representations.classifier
+        of_classes = listener.of_classes
+        heard |= {f"{name}/class_{key}": found for key, found in of_classes.items()}
+        heard[f"{name}/decisions"] = _shared_out(of_classes.get("sample"), representations.kept, width, ranks)
+    heard["layers/hsic"] = listener.hsics
     listener.clear()
-    return taken
+    return {name: _of_shape(heard.get(name), shape) for name, shape in shapes_of_sums(representations).items()}
 
 
 def _of_shape(found: Tensor | None, shape: tuple[int, ...]) -> Tensor:

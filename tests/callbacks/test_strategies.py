@@ -145,6 +145,15 @@ def test_a_rank_that_cannot_read_on_keeps_no_other_waiting(left, said):
     assert "another rank failed; its log says why" in said["failing"]
 
 
+def test_a_rank_that_cannot_take_what_it_has_heard_keeps_no_other_waiting(left, said):
+    """The first measurement is of what the other has heard, the next of all."""
+    rows = by_step(left["gathering"][0]["history"])
+    heard = [values["representation/effective_rank/conv"] for step, values in rows.items() if step > 0]
+    assert len(heard) == 2 and all(map(math.isfinite, heard))
+    assert "this rank alone cannot take what it has heard" in said["gathering"]
+    assert said["gathering"].count("another rank failed; its log says why") == 1
+
+
 def test_gradients_of_what_is_spread_are_not_measured_and_that_is_said(left, said):
     assert said["budget"].count("measures no gradients and updates of parameters that are spread over processes") == 1
     for values in by_step(left["budget"][0]["history"]).values():

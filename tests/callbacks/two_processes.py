@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
+from lightning_symmetry.measurement.listening import Listener
 from lightning_symmetry.measurement.snapshot import Snapshot
 from tests.callbacks.trainings import Net, data, outcome
 
@@ -154,6 +155,21 @@ def rank_one_is_slow():
         yield
 
 
+@contextmanager
+def gathering_fails_on_rank_one():
+    """Rank one cannot take what it has heard, once."""
+    take, taken = Listener.clear, []
+
+    def failing(listener):
+        taken.append(listener)
+        if len(taken) == 1 and rank() == 1:
+            raise RuntimeError("this rank alone cannot take what it has heard")
+        take(listener)
+
+    with patch.object(Listener, "clear", failing):
+        yield
+
+
 def rank_one_has_no_room():
     return patch.object(Snapshot, "_has_room", lambda tensors: rank() == 0)
 
@@ -185,6 +201,7 @@ TRAININGS = {
         nullcontext,
     ),
     "failing": (SHARDED, over(2, 1), reading_fails_on_rank_one),
+    "gathering": (Net, {**ddp(), "epochs": 2}, gathering_fails_on_rank_one),
     "slow": (SHARDED, over(2, 1), rank_one_is_slow),
     "budget": (SHARDED, {**over(2, 1), "epochs": 12}, on_a_budget),
     "large": (SHARDED, over(2, 1), too_large_for_rank_zero),

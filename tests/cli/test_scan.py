@@ -79,8 +79,8 @@ def test_regular_expressions_choose_layers(found: Found, file: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
-        ("--include", "hed", "--include 'hed' is found in the name of no tensor; the nearest are head."),
-        ("--exclude", "[", "--exclude '[' is no regular expression"),
+        ("--include", "hed", "--include='hed' is found in the name of no tensor; the nearest are head."),
+        ("--exclude", "[", "--exclude='[' is no regular expression"),
         ("--indicators", "stable_rnk", "did you mean stable_rank?"),
         ("--indicators", ",", "known are"),
         ("--html", "nowhere/page.html", "there is no folder"),

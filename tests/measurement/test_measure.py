@@ -192,6 +192,25 @@ def test_on_an_accelerator_nothing_is_compared_at_once():
     assert [model.measure()["frozen"] for _ in range(3)] == [9.0, 13.0, 13.0]
 
 
+def test_a_piece_that_remembers_is_always_measured_by_one_rank():
+    ranks_of_piece = [[] for _ in range(4)]
+    told = [
+        Piece(
+            keys=(str(k),),
+            measure=lambda tensors, k=k: ranks_of_piece[k].append(tensors["rank"]) or [torch.tensor(1.0)],
+            remembers=k > 1,
+        )
+        for k in range(4)
+    ]
+    for turns in ([(0, 1, 2, 3)], [(1, 2), (3, 0)], [(2, 1, 3, 0)]):
+        for rank in (0, 1):
+            measurement = Measurement(told, Ranks(rank=rank, world_size=2, sum=lambda tensor: tensor), Host())
+            for numbers in turns:
+                measurement.measure(numbers, lambda rank=rank: {"rank": rank})
+    assert ranks_of_piece[2:] == [[0, 0, 0], [1, 1, 1]]
+    assert all(len(ranks) == 3 and set(ranks) == {0, 1} for ranks in ranks_of_piece[:2])
+
+
 def test_a_frozen_piece_that_failed_is_measured_again():
     model = Counted()
     good, model.pieces[0] = model.pieces[0], Piece(("frozen",), fails, reads=("frozen",))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
+import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from lightning_symmetry.callbacks.fence import fenced
-from lightning_symmetry.callbacks.hooks import attend, inherited, pass_over
+from lightning_symmetry.callbacks.hooks import attend, inherited, pass_over, sleep
 from lightning_symmetry.callbacks.run import begin_run, open_recorder, ranks_of, steps_done
 from lightning_symmetry.callbacks.session import PATIENCE, Session
 from lightning_symmetry.history import History
@@ -108,7 +110,6 @@ class Monitor(Callback):
         self.history = History(None)
         self.failures = 0
         self._session: Session | None = None
-        self._is_watched = True
         self._transitions = Transitions()
         self._restored: Mapping[str, Any] = {}  # what a checkpoint holds, until it is taken up
         self._budget: Budget | None = None
@@ -193,11 +194,20 @@ class Monitor(Callback):
     @fenced
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due, the parameters with which the step begins."""
-        if self._session is not None and not self._session.idles(step := steps_done(trainer)):
+        step = steps_done(trainer)
+        if self._session is None or self._session.idles(step):
+            sleep(self, trainer, self.wakes_at)
+        else:
             told = self._session.step_begins(step, pl_module, batch)
             if self._session.awaits_loss:
                 attend(self, ["on_train_batch_end"])
-            self._watch(pl_module, told)
+            # not by `log`, of which the trainer would work out each value again at every step
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in told.items()})
+
+    @property
+    def wakes_at(self) -> float:
+        """The step before which there is nothing to do when a step begins."""
+        return math.inf if self._session is None else self._session.wakes_at
 
     @fenced
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -281,21 +291,6 @@ class Monitor(Callback):
                 raise
             self.fail(trainer, error)
 
-    def _watch(self, model: Any, aggregates: Mapping[str, float]) -> None:
-        """Let EarlyStopping and ModelCheckpoint watch what is told of the model as a whole, on every rank alike."""
-        if not aggregates or not self._is_watched:
-            return
-        try:
-            model.log_dict(dict(aggregates), logger=False, on_step=True, on_epoch=False, batch_size=1)
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            self._is_watched = False
-            warn(
-                f"{type(self).__name__} cannot let callbacks watch {', '.join(aggregates)}; training is not affected. "
-                f"{type(error).__name__}: {error}"
-            )
-
     def _refused(self, trainer: Any, model: Any) -> ValueError | None:
         """Why this monitor cannot work here, if so."""
         try:
@@ -324,7 +319,6 @@ class Monitor(Callback):
     @fenced
     def _begin(self, trainer: Any, model: Any) -> None:
         self._session = None
-        self._is_watched = True
         refuse_flattened(model)
         monitors = _monitors(trainer)
         recorder = _RECORDERS.get(trainer) or open_recorder(

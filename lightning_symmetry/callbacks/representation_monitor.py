@@ -203,14 +203,17 @@ class RepresentationMonitor(Monitor):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due, what was heard before it; listen to it, if a measurement comes soon."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self._session is None or self._listener is None:
-            return
         step = steps_done(trainer)
-        if self._session.gathers(step, self.window) or step >= self._last_step - self.window:
+        if self._session is not None and self._listener is not None and step >= self._listens_from:
             self._listened_at = step
             attend(self, ["on_train_batch_end"])
             with self._session.gathering():
                 self._listener.listen(batch)
+
+    @property
+    def wakes_at(self) -> float:
+        """The step before which there is nothing to do when a step begins."""
+        return min(super().wakes_at, self._listens_from)
 
     @fenced
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -245,6 +248,12 @@ class RepresentationMonitor(Monitor):
         for handle in self._listener.handles if self._listener is not None else ():
             handle.remove()
         super().fail(trainer, error)
+
+    @property
+    def _listens_from(self) -> float:
+        """The step from which on layers are listened to: one shortly before a measurement, or the end."""
+        gathered_at = math.inf if self._session is None else self._session.gathered_at
+        return min(gathered_at, self._last_step) - self.window
 
     def _is_measured(self, trainer: Any, is_in_history: bool) -> bool:
         """Before the first step nothing is heard."""

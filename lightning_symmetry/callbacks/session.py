@@ -120,13 +120,15 @@ class Session:
         self._budget.wait_until(self.measured_at + window)
         self._plan_from = self._wakes_at = self._budget.due
 
-    def gathers(self, step: int, window: int) -> bool:
-        """Whether what is gathered is taken within so many steps after this one."""
-        return self.taken_in(step) <= window
+    @property
+    def gathered_at(self) -> float:
+        """The step at which what is gathered is taken next; inf where that is not known."""
+        return math.inf if self._gathered is not None or self._standing_down else self._budget.gather_at
 
-    def taken_in(self, step: int) -> float:
-        """How many steps there are until what is gathered is taken; inf where that is not known."""
-        return math.inf if self._gathered is not None or self._standing_down else self._budget.gather_at - step
+    @property
+    def wakes_at(self) -> int:
+        """The step before which nothing needs to be told of steps; at first their time is taken."""
+        return self._wakes_at if self._budget.knows_step_time else 0
 
     @contextmanager
     def gathering(self) -> Iterator[None]:

@@ -46,6 +46,11 @@ class StepMonitor(Monitor):
         if not self.listens:
             pass_over(self, trainer, ["on_before_optimizer_step"])
 
+    @property
+    def wakes_at(self) -> float:
+        """The step before which there is nothing to do when a step begins."""
+        return super().wakes_at if self._steps is None else 0
+
     @fenced
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due; say how far the next measurement is."""
@@ -56,7 +61,7 @@ class StepMonitor(Monitor):
         with self._listening(trainer) as steps:
             if steps is not None and self._session is not None:
                 step = steps_done(trainer)
-                left = min(self._session.taken_in(step), self._last_step - step)
+                left = min(self._session.gathered_at, self._last_step) - step
                 steps.listen(left if left <= 1 or self.every_n_train_steps is None else math.inf)
 
     @fenced

@@ -67,11 +67,11 @@ class Budget:
         self._durations: deque[float] = deque(maxlen=50)
 
     def step_begins(self, step: int) -> None:
-        """Note the time at which a step begins, less what was spent on measuring."""
+        """Note the time at which a step begins, less what was spent on measuring; not after a sleep."""
         if step > self._last_step:
             now = time.perf_counter() - self._spent
-            if self._last_step >= 0:
-                self._durations.append((now - self._last_time) / (step - self._last_step))
+            if 0 <= self._last_step == step - 1:
+                self._durations.append(now - self._last_time)
             self._last_step, self._last_time = step, now
 
     @contextmanager
@@ -108,8 +108,13 @@ class Budget:
 
     @property
     def step_time(self) -> float:
-        """The median seconds of a step of training, over the last fifty; 0 where none was timed."""
+        """The median seconds of a step of training, over the last fifty that were timed; 0 where none was timed."""
         return statistics.median(self._durations) if self._durations else 0.0
+
+    @property
+    def knows_step_time(self) -> bool:
+        """Whether enough steps were timed."""
+        return len(self._durations) == self._durations.maxlen
 
     @property
     def overhead(self) -> float:

@@ -12,6 +12,9 @@ Pairs of turns, with and without, give the mean overhead and the upper end of it
 and by the work of the training's thread, which other processes on the machine do not blur. The steps before are left
 out: the search for symmetries and the first measurement are paid once, and told apart. A stall is what a step took
 longer than the median of its training; those of the plain training are what the machine does by itself.
+
+By default glibc learns from the largest block ever freed which blocks to give back to the system: whoever has freed a
+large one before, as the search for symmetries does, then trains this CNN 16 % faster. All trainings keep their memory.
 """
 
 from __future__ import annotations
@@ -45,6 +48,9 @@ TURNS = 8
 LEFT_OUT = 60
 """How many steps are left out at the beginning."""
 CONTENDERS = ("plain", "monitors", "watch", "svdvals")
+
+
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "PYTHONHASHSEED": "0"}
 
 
 class Batches(Dataset[Any]):
@@ -93,9 +99,9 @@ class LanguageModel(Classifier):
 
 
 def mlp() -> LightningModule:
-    """Three layers, 26 thousand parameters."""
+    """Three layers, 26 thousand parameters; steps of a millisecond."""
     layers = (nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
-    return Classifier(nn.Sequential(*layers), (64,), 64)
+    return Classifier(nn.Sequential(*layers), (64,), 192)
 
 
 def cnn() -> LightningModule:
@@ -201,6 +207,7 @@ class Result:
 
 def measure(name: str) -> dict[str, Result]:
     """Let the trainings of a model take turns."""
+    os.environ.update(KEPT_MEMORY)
     context = multiprocessing.get_context("spawn")
     ends, first, processes = {}, {}, []
     for contender in CONTENDERS:

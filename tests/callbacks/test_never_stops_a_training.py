@@ -99,17 +99,6 @@ def test_a_monitor_that_takes_any_arguments_is_configured_as_its_parent(tmp_path
     assert config == json.loads(json.dumps(SpectrumMonitor(every_n_train_steps=EVERY, on_error="raise").config()))
 
 
-def test_a_module_that_cannot_log_what_it_is_told_trains_on(tmp_path):
-    class Narrow(Net):
-        def log_dict(self, metrics):
-            pass
-
-    with pytest.warns(UserWarning, match="Monitor cannot let callbacks watch .* TypeError: .*log_dict"):
-        _, trainer = train(tmp_path, callbacks := monitors(on_error="warn"), Narrow())
-    assert trainer.global_step == 12
-    assert len(callbacks[0].history.measurements) == 10
-
-
 def test_two_runs_that_start_in_one_second_have_two_folders(tmp_path, monkeypatch):
     monkeypatch.setattr("time.strftime", lambda form: "now")
     for _ in range(3):

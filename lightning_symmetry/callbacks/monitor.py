@@ -14,16 +14,18 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
+from lightning_symmetry.callbacks.alerts import ALERT_ON, AlertKind, chosen_alerts
 from lightning_symmetry.callbacks.fence import fenced
 from lightning_symmetry.callbacks.hooks import attend, inherited, pass_over, sleep
 from lightning_symmetry.callbacks.run import begin_run, open_recorder, ranks_of, steps_done
 from lightning_symmetry.callbacks.session import PATIENCE, Session
 from lightning_symmetry.history import History
 from lightning_symmetry.measurement.budget import Budget
+from lightning_symmetry.measurement.measure import join
 from lightning_symmetry.measurement.plan import Plan
 from lightning_symmetry.measurement.selection import check_patterns, select
 from lightning_symmetry.measurement.snapshot import refuse_flattened
-from lightning_symmetry.measurement.transitions import TRANSITION_KINDS, Transition, TransitionKind, Transitions
+from lightning_symmetry.measurement.transitions import Transition, Transitions
 from lightning_symmetry.sinks.recorder import Recorder
 from lightning_symmetry.sinks.warning import warn
 
@@ -32,9 +34,6 @@ SHARE_OF_REPORTS = 0.1
 
 OnError = Literal["warn", "raise"]
 OnTransition = Callable[[Transition], Any] | None
-AlertKind = TransitionKind | Literal["nonfinite", "error"]
-ALERT_KINDS = (*TRANSITION_KINDS, "nonfinite", "error")
-ALERT_ON: Collection[AlertKind] = ("nonfinite", "rank_collapse", "representation_collapse", "death_of_units")
 
 _RECORDERS: WeakKeyDictionary[Any, Recorder] = WeakKeyDictionary()
 
@@ -93,25 +92,20 @@ class Monitor(Callback):
             raise ValueError(f"every_n_train_steps={every_n_train_steps!r} must be at least 1, or None for the budget")
         if on_error not in ("warn", "raise"):
             raise ValueError(f'on_error={on_error!r} must be "warn" or "raise"')
-        kinds = [alert_on] if isinstance(alert_on, str) else list(alert_on)
-        unknown = [kind for kind in kinds if kind not in ALERT_KINDS]
-        if unknown:
-            raise ValueError(
-                f"alert_on={alert_on!r}: {unknown[0]!r} is no kind of event; known are {', '.join(ALERT_KINDS)}"
-            )
         check_patterns(include, exclude)
         self.max_overhead = max_overhead
         self.every_n_train_steps = every_n_train_steps
         self.include = include
         self.exclude = exclude
         self.on_error = on_error
-        self.alert_on = tuple(kind for kind in ALERT_KINDS if kind in kinds)
+        self.alert_on = chosen_alerts(alert_on)
         self.on_transition = on_transition
         self.history = History(None)
         self.failures = 0
         self._session: Session | None = None
         self._transitions = Transitions()
         self._restored: Mapping[str, Any] = {}  # what a checkpoint holds, until it is taken up
+        self._told: dict[str, float] = {}
         self._budget: Budget | None = None
 
     def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
@@ -151,7 +145,7 @@ class Monitor(Callback):
     def state(self) -> dict[str, Any]:
         """What is known of the series that are watched, and the budget."""
         budget = {} if self._budget is None else {"budget": self._budget.state()}
-        return {"transitions": self._transitions.state(), **budget}
+        return {"transitions": self._transitions.state(), "told": self._told, **budget}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what a checkpoint holds for the fit that begins; some strategies read it only after `on_fit_start`."""
@@ -177,11 +171,12 @@ class Monitor(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the run, or go on with it where a checkpoint left it; repeat no measurement that it has already."""
         measured: dict[str, float] = {}
+        self._stand_together(trainer, self._session is not None)
         with self._fenced(trainer):
             if self._session is not None:
                 config = {type(monitor).__name__: monitor.config() for monitor in _monitors(trainer)}
                 begin_run(_RECORDERS[trainer], trainer, pl_module, config)
-                self._take_up()
+                self._take_up(trainer)
                 measured = self._measured_at(steps_done(trainer))
         if self._session is not None:
             is_measured = self._is_measured(trainer, bool(measured))
@@ -189,6 +184,7 @@ class Monitor(Callback):
                 self._session.begin(steps_done(trainer), is_measured, self._restored.get("budget"))
         if measured:
             self._transitions.observe(steps_done(trainer), measured)
+        self._tell(trainer)
         pass_over(self, trainer, [*inherited(self), "on_train_batch_end"])
 
     @fenced
@@ -201,8 +197,8 @@ class Monitor(Callback):
             told = self._session.step_begins(step, pl_module, batch)
             if self._session.awaits_loss:
                 attend(self, ["on_train_batch_end"])
-            # not by `log`, of which the trainer would work out each value again at every step
-            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in told.items()})
+            self._told |= told
+            self._tell(trainer)
 
     @property
     def wakes_at(self) -> float:
@@ -263,11 +259,31 @@ class Monitor(Callback):
         except Exception:  # before the session has begun, or where telling fails
             warn(f"{type(self).__name__} failed; training is not affected. {type(error).__name__}: {error}")
 
-    def _take_up(self) -> None:
-        """Go on watching from what a checkpoint holds."""
+    def _tell(self, trainer: Any) -> None:
+        """Let EarlyStopping and ModelCheckpoint watch what is known of the model as a whole, on every rank alike.
+
+        Not by `log`: of what is logged the trainer works out each value again at every step.
+        """
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._told.items()})
+
+    def _stand_together(self, trainer: Any, ready: bool) -> None:
+        """Measure nothing where some rank cannot: the others would wait for it."""
+        missing = join({"missing": torch.tensor(float(not ready))}, ranks_of(trainer))["missing"]
+        if missing:
+            self._session = None
+
+    def _take_up(self, trainer: Any) -> None:
+        """Go on from what a checkpoint holds, where there is one."""
+        self._told = {}
+        if not self._restored:
+            if trainer.ckpt_path is not None and steps_done(trainer) > 0:
+                name = type(self).__name__
+                warn(f"{name} begins anew: the checkpoint is of a run without it, or with other arguments")
+            return
         with self._taking_up("the detectors of transitions"):
-            if "transitions" in self._restored:
-                self._transitions.restore(self._restored["transitions"])
+            self._transitions.restore(self._restored["transitions"])
+            told: Mapping[str, float] = self._restored["told"]
+            self._told = {name: value for name, value in told.items() if math.isfinite(value)}
 
     @contextmanager
     def _taking_up(self, what: str) -> Iterator[None]:
@@ -328,7 +344,13 @@ class Monitor(Callback):
         self.history = recorder.history
         self._transitions = Transitions()
         share = self.max_overhead * (1 - SHARE_OF_REPORTS) / len(monitors)
-        self._budget = Budget(share, self.every_n_train_steps, trainer.world_size)
+        others = [monitor for monitor in monitors if monitor is not self]
+        self._budget = Budget(
+            share,
+            self.every_n_train_steps,
+            trainer.world_size,
+            spent_by_others=lambda: sum(other._budget.spent for other in others if other._budget is not None),
+        )
         self._session = Session(
             name=type(self).__name__,
             make_plan=lambda module, batch: self.make_plan(trainer, module, batch),

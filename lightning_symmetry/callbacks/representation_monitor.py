@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_symmetry.callbacks.alerts import ALERT_ON, AlertKind
 from lightning_symmetry.callbacks.fence import fenced
 from lightning_symmetry.callbacks.hooks import attend
-from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, Monitor, OnError, OnTransition
+from lightning_symmetry.callbacks.monitor import Monitor, OnError, OnTransition
 from lightning_symmetry.callbacks.run import ranks_of, steps_done
 from lightning_symmetry.measurement.layers import (
     MOST_LAYERS,
@@ -176,28 +177,10 @@ class RepresentationMonitor(Monitor):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Choose the layers; there is nothing to measure before the first step."""
         super().on_train_start(trainer, pl_module)
-        session, self._listener, self._listened_at = self._session, None, -1
-        if session is None:
-            return
-        layers = self._choose(trainer, pl_module)
-        if not layers:
-            self._session = None
-            return
-        session.listen_first(self.window)
-        self._last_step = trainer.estimated_stepping_batches
-        name = classifier_name(pl_module) if "neural_collapse" in self.indicators else None
-        name = None if name in inside_compiled(pl_module) else name
-        self._listener = Listener(
-            layers={name: pl_module.get_submodule(name) for name in layers},
-            classifier=None if name is None else (name, pl_module.get_submodule(name)),
-            gradients="canonical_alignment" in self.indicators,
-            similarity="linear_cka" in self.indicators,
-            labels=self.labels,
-            conv_features=self.conv_features,
-            max_samples=self.max_samples,
-            kept=max(MOST_DECISIONS // trainer.world_size, 1),
-            timed=session.gathering,
-        )
+        self._listener, self._listened_at = None, -1
+        with self._fenced(trainer):
+            self._listen(trainer, pl_module)
+        self._stand_together(trainer, self._listener is not None)
 
     @fenced
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -258,6 +241,30 @@ class RepresentationMonitor(Monitor):
     def _is_measured(self, trainer: Any, is_in_history: bool) -> bool:
         """Before the first step nothing is heard."""
         return True
+
+    def _listen(self, trainer: Any, pl_module: Any) -> None:
+        """Choose the layers to listen to, if there are any."""
+        session = self._session
+        if session is None:
+            return
+        layers = self._choose(trainer, pl_module)
+        if not layers:
+            return
+        session.listen_first(self.window)
+        self._last_step = trainer.estimated_stepping_batches
+        name = classifier_name(pl_module) if "neural_collapse" in self.indicators else None
+        name = None if name in inside_compiled(pl_module) else name
+        self._listener = Listener(
+            layers={name: pl_module.get_submodule(name) for name in layers},
+            classifier=None if name is None else (name, pl_module.get_submodule(name)),
+            gradients="canonical_alignment" in self.indicators,
+            similarity="linear_cka" in self.indicators,
+            labels=self.labels,
+            conv_features=self.conv_features,
+            max_samples=self.max_samples,
+            kept=max(MOST_DECISIONS // trainer.world_size, 1),
+            timed=session.gathering,
+        )
 
     def _stop(self) -> None:
         """End listening to a step.

@@ -19,7 +19,15 @@ from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.device import device_of
 from lightning_symmetry.measurement.frozen import Memory
 from lightning_symmetry.measurement.indicators import nonfinite
-from lightning_symmetry.measurement.measure import Measured, Measurement, Ranks, join, nonfinite_parameters
+from lightning_symmetry.measurement.measure import (
+    FailedOnARank,
+    Measured,
+    Measurement,
+    Ranks,
+    join,
+    nonfinite_parameters,
+    together,
+)
 from lightning_symmetry.measurement.plan import Plan
 from lightning_symmetry.measurement.schedule import Costs, Numbers
 from lightning_symmetry.measurement.snapshot import snapshot
@@ -127,7 +135,7 @@ class Session:
 
     @property
     def wakes_at(self) -> int:
-        """The step before which nothing needs to be told of steps; at first their time is taken."""
+        """The step before which nothing needs to be told of steps; at first, and for some after it, they are timed."""
         return self._wakes_at if self._budget.knows_step_time else 0
 
     @contextmanager
@@ -223,7 +231,7 @@ class Session:
         return next_step if self._gathered is not None else min(next_step, self._budget.gather_at)
 
     def _make(self, step: int, model: nn.Module, batch: Any) -> None:
-        self._plan = self._make_plan(model, batch)
+        self._plan = together(lambda: self._make_plan(model, batch), self._ranks)
         if self._state:
             self._budget.restore(self._state, max(step, self.measured_at + 1), len(self._plan.pieces))
         self._budget.settle()
@@ -361,11 +369,13 @@ class Session:
             if self._plan is None:
                 self._failures = PATIENCE - 1  # without a plan there is nothing to go on with
             self._drop()
-            self._fail(step, error, known=self._plan is None or self._ranks.world_size == 1)
+            here_alone = isinstance(error, FailedOnARank) and error.here
+            self._fail(step, error, here_alone, known=self._plan is None or self._ranks.world_size == 1)
 
     def fail(self, step: int, error: Exception) -> None:
-        """Count a failure outside of a measurement; other ranks hear of it with the next one."""
-        self._drop()
+        """Count a failure outside of a measurement; other ranks, which go on with theirs, hear of it with the next."""
+        if self._ranks.world_size == 1:
+            self._drop()
         self._fail(step, error, here_alone=True, known=self._ranks.world_size == 1)
 
     def _fail(self, step: int, error: Exception, here_alone: bool = False, known: bool = True) -> None:

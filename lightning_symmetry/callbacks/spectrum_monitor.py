@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from lightning_symmetry.callbacks.alerts import ALERT_ON, AlertKind
 from lightning_symmetry.callbacks.fence import fenced
-from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, OnError, OnTransition
+from lightning_symmetry.callbacks.monitor import OnError, OnTransition
 from lightning_symmetry.callbacks.step_monitor import StepMonitor
 from lightning_symmetry.functional.spectrum import SPECTRAL_INDICATORS
 from lightning_symmetry.measurement.optimizer_steps import OptimizerSteps

@@ -10,7 +10,8 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
-from lightning_symmetry.callbacks.monitor import ALERT_ON, AlertKind, OnError, OnTransition
+from lightning_symmetry.callbacks.alerts import ALERT_ON, AlertKind
+from lightning_symmetry.callbacks.monitor import OnError, OnTransition
 from lightning_symmetry.callbacks.run import ranks_of, steps_done
 from lightning_symmetry.callbacks.step_monitor import StepMonitor
 from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, LearningRate, charge_pieces

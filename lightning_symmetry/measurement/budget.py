@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -28,6 +28,9 @@ from lightning_symmetry.measurement.schedule import (
     stretched,
 )
 
+TIMED = 5
+"""How many steps are timed after each at which something was measured."""
+
 WARM_UP = 5
 """How many steps are timed before the first interval is planned."""
 
@@ -39,6 +42,7 @@ class Budget:
         share: The share of the time of training that measuring may take.
         every_n_steps: A fixed interval instead; all is then measured at the due step.
         world_size: How many ranks share out the pieces.
+        spent_by_others: The seconds that other monitors of the same training have spent, which are no part of a step.
 
     Attributes:
         due: The next step at which a measurement is complete, or at which to plan.
@@ -48,7 +52,13 @@ class Budget:
         gather_at: The step at which what was gathered is taken, before anything is measured.
     """
 
-    def __init__(self, share: float, every_n_steps: int | None = None, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        share: float,
+        every_n_steps: int | None = None,
+        world_size: int = 1,
+        spent_by_others: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.share = share
         self.every_n_steps = every_n_steps
         self.due = 0
@@ -56,12 +66,14 @@ class Budget:
         self.costs = Costs()
         self.gather_at = 0
         self._world_size = world_size
+        self._spent_by_others = spent_by_others
         self._agenda: deque[tuple[int, Numbers]] = deque()
         self._recent: list[tuple[int, float]] = []
         self._spent = 0.0
         self._entered: float | None = None
         self._settled = 0.0
         self._began: tuple[float, float] | None = None
+        self._timed = 0
         self._last_step = -1
         self._last_time = 0.0
         self._durations: deque[float] = deque(maxlen=50)
@@ -69,15 +81,17 @@ class Budget:
     def step_begins(self, step: int) -> None:
         """Note the time at which a step begins, less what was spent on measuring; not after a sleep."""
         if step > self._last_step:
-            now = time.perf_counter() - self._spent
+            now = time.perf_counter() - self._spent - self._spent_by_others()
             if 0 <= self._last_step == step - 1:
                 self._durations.append(now - self._last_time)
+                self._timed += 1
             self._last_step, self._last_time = step, now
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Count the time within as spent on measuring."""
         self._entered = time.perf_counter()
+        self._timed = 0
         try:
             yield
         finally:
@@ -113,8 +127,8 @@ class Budget:
 
     @property
     def knows_step_time(self) -> bool:
-        """Whether enough steps were timed."""
-        return len(self._durations) == self._durations.maxlen
+        """Whether enough steps were timed: fifty in all, and some since it measured last."""
+        return len(self._durations) == self._durations.maxlen and self._timed >= TIMED
 
     @property
     def overhead(self) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from lightning_symmetry.measurement.frozen import Memory, digest_of
 from lightning_symmetry.measurement.indicators import Piece, Tensors, nonfinite
 from lightning_symmetry.measurement.schedule import Costs
 from lightning_symmetry.measurement.snapshot import attend, snapshot
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,42 @@ def join(sums: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     flat = [tensor.detach().flatten().to(ranks.device, torch.float64) for tensor in sums.values()]
     joined = ranks.sum(torch.cat(flat)).split([len(part) for part in flat])
     return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(sums.items(), joined, strict=True)}
+
+
+class FailedOnARank(RuntimeError):
+    """Some ranks failed, and others did not.
+
+    Attributes:
+        here: Whether it was this rank that failed.
+    """
+
+    def __init__(self, error: Exception | None) -> None:
+        self.here = error is not None
+        super().__init__(f"{type(error).__name__}: {error}" if error else "another rank failed; its log says why")
+
+
+def together(act: Callable[[], T], ranks: Ranks) -> T:
+    """Act on every rank, and fail on all where one fails, so that none goes on to wait for it; one collective.
+
+    Args:
+        act: What to do on each rank.
+        ranks: Who acts.
+
+    Raises:
+        FailedOnARank: It failed on some ranks.
+        Exception: What `act` raises, where it fails on all.
+    """
+    if ranks.world_size == 1:
+        return act()
+    error: Exception | None = None
+    try:
+        done = act()
+    except Exception as raised:
+        error = raised
+    failed = int(join({"failed": torch.tensor(float(error is not None))}, ranks)["failed"])
+    if not failed:
+        return done
+    raise error if error is not None and failed == ranks.world_size else FailedOnARank(error) from error
 
 
 def nonfinite_parameters(model: nn.Module, ranks: Ranks) -> list[str]:

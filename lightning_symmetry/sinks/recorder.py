@@ -24,6 +24,9 @@ from lightning_symmetry.sinks.upkeep import Upkeep
 from lightning_symmetry.sinks.warning import warn
 
 REPORT_NAME = "report.html"
+REPORT_SECONDS, HEATMAP_SECONDS = 0.5, 0.02
+"""What the first report and the first heatmap are expected to take."""
+
 HISTORY_ONLY = ("loss", "representation/linear_cka/")
 """What begins the keys that loggers do not get: what the user's own logging has already, and pairs of layers, which are
 too many to be charts of their own."""
@@ -56,7 +59,8 @@ class Recorder:
         self.errors = 0
         self._sinks = [LoggerSink(logger) for logger in loggers]
         self._limit = KeyLimit(self.history)
-        self._report_upkeep, self._heatmap_upkeep = Upkeep(share / 2), Upkeep(share / 2)
+        self._report_upkeep = Upkeep(share / 2, first=REPORT_SECONDS)
+        self._heatmap_upkeep = Upkeep(share / 2, first=HEATMAP_SECONDS)
         self._undrawn: list[str] = []
         self.begun = False
         self._warned = False

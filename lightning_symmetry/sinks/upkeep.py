@@ -12,6 +12,7 @@ class Upkeep:
 
     Args:
         share: The share of the time, in (0, 1), that the work may take.
+        first: The seconds that it is expected to take the first time.
         clock: Seconds that only grow.
 
     Attributes:
@@ -30,10 +31,10 @@ class Upkeep:
         True
     """
 
-    def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, share: float, first: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> None:
         self._share = share
         self._clock = clock
-        self._next = -float("inf")
+        self._next = clock() + first / share
         self.spent = 0.0
 
     @property

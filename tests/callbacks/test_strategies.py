@@ -20,6 +20,7 @@ from tests.callbacks.two_processes import SPREAD, TRAININGS, Spread
 
 ROOT = Path(__file__).parents[2]
 SHARDED, PARALLEL = ("sharded", "slow"), ("parallel", "both")
+WHOLE = ("whole",)
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +97,14 @@ def test_what_is_measured_is_finite(left, name):
     assert {key.partition("/")[0] for key in rows[3]} >= {"symmetry", "spectrum", "representation", "complexity"}
 
 
-@pytest.mark.parametrize("name", [*SHARDED, *PARALLEL, "half"])
-def test_the_same_groups_are_found_where_parameters_are_spread_as_on_one_process(left, alone, name):
+@pytest.mark.parametrize("name", [*WHOLE, *SHARDED, *PARALLEL, "half"])
+def test_the_same_groups_are_found_on_two_processes_as_on_one(left, alone, name):
     assert len(alone[1]) == 9
     assert left[name][0]["groups"] == alone[1]
 
 
-@pytest.mark.parametrize("name", [*SHARDED, *PARALLEL])
-def test_the_same_numbers_are_measured_where_parameters_are_spread_as_on_one_process(left, alone, name):
+@pytest.mark.parametrize("name", [*WHOLE, *SHARDED, *PARALLEL])
+def test_the_same_numbers_are_measured_on_two_processes_as_on_one(left, alone, name):
     rows = by_step(left[name][0]["history"])
     assert rows.keys() == alone[0].keys() == {0, 3, 5}
     for step, values in rows.items():
@@ -152,6 +153,22 @@ def test_a_rank_that_cannot_take_what_it_has_heard_keeps_no_other_waiting(left, 
     assert len(heard) == 2 and all(map(math.isfinite, heard))
     assert "this rank alone cannot take what it has heard" in said["gathering"]
     assert said["gathering"].count("another rank failed; its log says why") == 1
+
+
+@pytest.mark.parametrize("name", ["planning", "starting", "hooks"])
+def test_a_rank_that_fails_outside_of_a_measurement_keeps_no_other_waiting(left, said, name):
+    """Where it cannot begin, no rank does; else all go on."""
+    assert said[name].count("this rank alone fails in") == 1
+    keys = set().union(*by_step(left[name][0]["history"]).values())
+    without = {"planning": "spectrum/", "starting": "representation/", "hooks": "no key"}[name]
+    assert {key.partition("/")[0] for key in keys} >= {"symmetry", "complexity"}
+    assert not [key for key in keys if key.startswith(without)]
+
+
+@pytest.mark.parametrize("name", ["ddp", "whole", "sharded", "budget"])
+def test_objects_are_told_to_other_ranks_before_the_first_measurement_alone(left, name):
+    """The groups, and whether there is something to measure at the first step."""
+    assert left[name][0]["objects", True] - left[name][0]["objects", False] <= 3
 
 
 def test_gradients_of_what_is_spread_are_not_measured_and_that_is_said(left, said):

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
+from lightning_symmetry.callbacks.session import Session
 from lightning_symmetry.measurement.listening import Listener
 from lightning_symmetry.measurement.snapshot import Snapshot
 from tests.callbacks.trainings import Net, data, outcome
@@ -124,6 +125,20 @@ def ddp(kind=DDPStrategy, **options):
     return {"strategy": partial(kind, process_group_backend="gloo", timeout=PATIENCE, **options), "epochs": 1}
 
 
+@contextmanager
+def object_collectives():
+    """The collectives that pickle what they are given."""
+    calls = []
+
+    def counted(act, *args, **kwargs):
+        calls.append(act)
+        return act(*args, **kwargs)
+
+    names = ("broadcast_object_list", "all_gather_object", "gather_object", "scatter_object_list")
+    with patch.multiple(torch.distributed, **{n: partial(counted, getattr(torch.distributed, n)) for n in names}):
+        yield calls
+
+
 def rank():
     return int(os.environ.get("LOCAL_RANK", 0))
 
@@ -170,6 +185,26 @@ def gathering_fails_on_rank_one():
         yield
 
 
+def fails_on_rank_one(kind, method, times):
+    """The calls of a method with these numbers raise there."""
+    act, calls = getattr(kind, method), []
+
+    def failing(self, *args, **kwargs):
+        calls.append(self)
+        if len(calls) in times and rank() == 1:
+            raise RuntimeError(f"this rank alone fails in {method}")
+        return act(self, *args, **kwargs)
+
+    return patch.object(kind, method, failing)
+
+
+@contextmanager
+def hooks_fail_on_rank_one_on_a_budget():
+    """While measurements are in the making."""
+    with on_a_budget(), fails_on_rank_one(Session, "step_ends", (3,)):
+        yield
+
+
 def rank_one_has_no_room():
     return patch.object(Snapshot, "_has_room", lambda tensors: rank() == 0)
 
@@ -202,6 +237,10 @@ TRAININGS = {
     ),
     "failing": (SHARDED, over(2, 1), reading_fails_on_rank_one),
     "gathering": (Net, {**ddp(), "epochs": 2}, gathering_fails_on_rank_one),
+    "planning": (Net, ddp(), partial(fails_on_rank_one, SpectrumMonitor, "make_plan", (1,))),
+    "starting": (Net, ddp(), partial(fails_on_rank_one, RepresentationMonitor, "select", (2,))),
+    "hooks": (Net, {**ddp(), "epochs": 12}, hooks_fail_on_rank_one_on_a_budget),
+    "whole": (Spread, {**SPREAD, **ddp()}, nullcontext),
     "slow": (SHARDED, over(2, 1), rank_one_is_slow),
     "budget": (SHARDED, {**over(2, 1), "epochs": 12}, on_a_budget),
     "large": (SHARDED, over(2, 1), too_large_for_rank_zero),
@@ -212,7 +251,7 @@ TRAININGS = {
     ),
     "full": (SHARDED, over(2, 1), rank_one_has_no_room),
 }
-RAISING = ("ddp", "unused", "static", "sharded", "parallel", "both", "half", "slow", "budget")
+RAISING = ("ddp", "whole", "unused", "static", "sharded", "parallel", "both", "half", "slow", "budget")
 
 
 def whole(left):
@@ -232,11 +271,12 @@ def run(folder, name):
     print(f"=== {name}", file=sys.stderr, flush=True)
     found = {}
     for monitored in (False, True):
-        with fault() if monitored else nullcontext():
+        with fault() if monitored else nullcontext(), object_collectives() as objects:
             where = f"{folder}/{name}-{monitored}"
             settings = {**settings, "strategy": strategy(), "devices": 2}
             left, callbacks, trainer = outcome(where, 3, monitored, build, on_error, **settings)
         found["monitored" if monitored else "plain"] = plain(left) if name == "flat" else whole(left)
+        found["objects", monitored] = len(objects)
     found["history"] = [(row.step, dict(row.values)) for row in callbacks[0].history.measurements]
     found["groups"] = [str(group) for group in callbacks[0].symmetries]
     torch.save(found, f"{folder}/{name}-{trainer.global_rank}.pt")

@@ -8,7 +8,7 @@ import torch
 from lightning_symmetry.measurement.device import Host
 from lightning_symmetry.measurement.frozen import Memory
 from lightning_symmetry.measurement.indicators import Piece
-from lightning_symmetry.measurement.measure import Measurement, Ranks
+from lightning_symmetry.measurement.measure import FailedOnARank, Measurement, Ranks, together
 from tests.measurement.behind import Behind
 
 
@@ -190,6 +190,28 @@ def test_on_an_accelerator_nothing_is_compared_at_once():
     assert model.counts["frozen"] == 2
     model.tensors["frozen"].data[0, 0] = 5.0
     assert [model.measure()["frozen"] for _ in range(3)] == [9.0, 13.0, 13.0]
+
+
+@pytest.mark.parametrize("failing", [(), (0,), (1,), (0, 1)])
+def test_where_one_rank_fails_all_do_and_say_so(failing):
+    def act(rank):
+        if rank in failing:
+            raise KeyError("no")
+        return rank
+
+    for rank in (0, 1):
+        ranks = Ranks(rank=rank, world_size=2, sum=lambda tensor: torch.full_like(tensor, len(failing)))
+        if not failing:
+            assert together(lambda rank=rank: act(rank), ranks) == rank
+            continue
+        with pytest.raises(Exception) as raised:
+            together(lambda rank=rank: act(rank), ranks)
+        if len(failing) == 2:
+            assert type(raised.value) is KeyError
+        else:
+            assert type(raised.value) is FailedOnARank
+            assert raised.value.here == (rank in failing)
+            assert ("KeyError: 'no'" if rank in failing else "its log says why") in str(raised.value)
 
 
 def test_a_piece_that_remembers_is_always_measured_by_one_rank():

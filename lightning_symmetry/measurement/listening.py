@@ -262,7 +262,7 @@ class Listener:
 
 def _sum(sums: Sums, **found: Tensor) -> None:
     for key, value in found.items():
-        sums[key] = sums[key] + value if key in sums else value
+        sums[key] = sums[key].add_(value) if key in sums else value
 
 
 def _averaged(positions: Tensor, mask: Tensor | None) -> Tensor:

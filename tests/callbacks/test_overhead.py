@@ -3,6 +3,7 @@
 import statistics
 import time
 from functools import partial
+from itertools import pairwise, starmap
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
 from lightning_symmetry.callbacks.hooks import EACH_STEP
+from lightning_symmetry.callbacks.monitor import Monitor
 from lightning_symmetry.measurement import spectra
 from lightning_symmetry.measurement.schedule import WINDOW
 from tests.callbacks.trainings import monitors, train
@@ -22,19 +24,45 @@ STEPS, SHARE = 600, 0.05
 class Deep(LightningModule):
     """Eight layers, and steps of four milliseconds: what is measured costs a multiple of what a step may."""
 
-    def __init__(self):
+    def __init__(self, width=36, activation=torch.tanh):
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(36, 36) for _ in range(8)])
+        self.activation = activation
+        widths = [36, *[width] * 7, 36]
+        self.layers = nn.ModuleList(starmap(nn.Linear, pairwise(widths)))
 
     def training_step(self, batch, batch_idx):
         time.sleep(0.004)
         features = batch[0].flatten(1)
         for layer in self.layers:
-            features = torch.tanh(layer(features))
+            features = self.activation(layer(features))
         return F.cross_entropy(features, batch[1])
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Spent(Callback):
+    """Notes when each step begins, and how long the monitors have worked until then in any of their hooks."""
+
+    def __init__(self):
+        self.began, self.spent = [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]
+        self.began.append(time.perf_counter())
+        self.spent.append(sum(monitor._budget.spent for monitor in monitors))
+
+
+@pytest.fixture(scope="module", params=[36, 256])
+def all_told(tmp_path_factory, request):
+    """All three monitors, on a small model and on one of half a million parameters, with an epoch every six steps."""
+    seed_everything(0, verbose=False)
+    spent = Spent()
+    kinds = (SymmetryMonitor, SpectrumMonitor, RepresentationMonitor)
+    callbacks = [kind(max_overhead=SHARE, on_error="raise") for kind in kinds]
+    model = Deep(request.param, torch.relu)
+    train(tmp_path_factory.mktemp("all"), [spent, *callbacks], model, epochs=STEPS // 6)
+    return callbacks, spent
 
 
 class Stopwatch(Callback):
@@ -77,6 +105,23 @@ def test_the_time_spent_keeps_to_its_share_over_any_window_of_200_steps(trained)
         for start in range(10, STEPS - WINDOW)
     ]
     assert 0 < max(shares) < SHARE
+
+
+def test_all_that_all_monitors_do_keeps_to_the_share_over_any_window_of_200_steps(all_told):
+    """Reports, rows and listening too; the first and the last measurement are paid once, each within some steps."""
+    callbacks, all_of = all_told
+    began, spent = all_of.began, all_of.spent
+    first = callbacks[2].history.series(callbacks[2].aggregates[0])[0][0]
+    shares = [
+        (spent[start + WINDOW] - spent[start]) / (began[start + WINDOW] - began[start])
+        for start in range(first + 2, STEPS - WINDOW - callbacks[2].window)
+    ]
+    assert 0 < max(shares) < SHARE
+
+
+def test_the_overhead_that_is_logged_keeps_to_the_share(all_told):
+    steps, values = all_told[0][0].history.series("monitor/overhead")
+    assert 0 < max(value for step, value in zip(steps, values, strict=True) if WINDOW < step < STEPS) < SHARE
 
 
 def test_the_overhead_is_logged(trained):

@@ -17,6 +17,7 @@ from lightning_symmetry import read_history
 from tests.callbacks.test_untouched_training import assert_identical
 from tests.callbacks.trainings import outcome
 from tests.callbacks.two_processes import SPREAD, TRAININGS, Spread
+from tests.sinks.test_wandb import of_type, records
 
 ROOT = Path(__file__).parents[2]
 SHARDED, PARALLEL = ("sharded", "slow"), ("parallel", "both")
@@ -169,6 +170,16 @@ def test_a_rank_that_fails_outside_of_a_measurement_keeps_no_other_waiting(left,
 def test_objects_are_told_to_other_ranks_before_the_first_measurement_alone(left, name):
     """The groups, and whether there is something to measure at the first step."""
     assert left[name][0]["objects", True] - left[name][0]["objects", False] <= 3
+
+
+def test_rank_zero_alone_speaks_to_wandb(left, folder):
+    """One run, with a row for each measurement."""
+    (run,) = (folder / "wandb-True" / "wandb").glob("offline-run-*")
+    rows = [row["item"] for row in of_type(records(run), "history")]
+    rows = [row for row in rows if "monitor/overhead" in row]
+    history = left["wandb"][0]["history"]
+    assert [row["trainer/global_step"] for row in rows] == [step for step, _ in history]
+    assert sum("symmetry/broken_fraction" in row for row in rows) == 3
 
 
 def test_gradients_of_what_is_spread_are_not_measured_and_that_is_said(left, said):

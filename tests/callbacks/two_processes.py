@@ -13,7 +13,9 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed
+import wandb
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
@@ -241,6 +243,7 @@ TRAININGS = {
     "starting": (Net, ddp(), partial(fails_on_rank_one, RepresentationMonitor, "select", (2,))),
     "hooks": (Net, {**ddp(), "epochs": 12}, hooks_fail_on_rank_one_on_a_budget),
     "whole": (Spread, {**SPREAD, **ddp()}, nullcontext),
+    "wandb": (Net, {**ddp(), "epochs": 2}, nullcontext),
     "slow": (SHARDED, over(2, 1), rank_one_is_slow),
     "budget": (SHARDED, {**over(2, 1), "epochs": 12}, on_a_budget),
     "large": (SHARDED, over(2, 1), too_large_for_rank_zero),
@@ -273,10 +276,12 @@ def run(folder, name):
     for monitored in (False, True):
         with fault() if monitored else nullcontext(), object_collectives() as objects:
             where = f"{folder}/{name}-{monitored}"
-            settings = {**settings, "strategy": strategy(), "devices": 2}
+            logger = WandbLogger(save_dir=where, mode="offline") if name == "wandb" else False
+            settings = {**settings, "strategy": strategy(), "devices": 2, "logger": logger}
             left, callbacks, trainer = outcome(where, 3, monitored, build, on_error, **settings)
         found["monitored" if monitored else "plain"] = plain(left) if name == "flat" else whole(left)
         found["objects", monitored] = len(objects)
+        wandb.finish()
     found["history"] = [(row.step, dict(row.values)) for row in callbacks[0].history.measurements]
     found["groups"] = [str(group) for group in callbacks[0].symmetries]
     torch.save(found, f"{folder}/{name}-{trainer.global_rank}.pt")

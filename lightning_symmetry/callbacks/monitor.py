@@ -44,7 +44,7 @@ class Monitor(Callback):
     Args:
         max_overhead: The share of the time of training, in (0, 1), that all monitors of a Trainer together may take;
             the interval between measurements follows from it. The first measurement, with the search for symmetries
-            before it, is paid once and does not count.
+            before it, and the last, where training ends, are paid once and do not count.
         every_n_train_steps: Measure at every so many steps instead, whatever it costs.
         include: A regular expression; only what belongs to a parameter whose name it is found in is measured.
         exclude: A regular expression; what belongs to a parameter whose name it is found in is not measured.

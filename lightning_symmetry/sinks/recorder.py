@@ -24,8 +24,8 @@ from lightning_symmetry.sinks.upkeep import Upkeep
 from lightning_symmetry.sinks.warning import warn
 
 REPORT_NAME = "report.html"
-REPORT_SECONDS, HEATMAP_SECONDS = 0.5, 0.02
-"""What the first report and the first heatmap are expected to take."""
+REPORT_SECONDS = 0.5
+"""What the first report is expected to take; heatmaps are drawn at the first measurement, which is paid once."""
 
 HISTORY_ONLY = ("loss", "representation/linear_cka/")
 """What begins the keys that loggers do not get: what the user's own logging has already, and pairs of layers, which are
@@ -60,7 +60,7 @@ class Recorder:
         self._sinks = [LoggerSink(logger) for logger in loggers]
         self._limit = KeyLimit(self.history)
         self._report_upkeep = Upkeep(share / 2, first=REPORT_SECONDS)
-        self._heatmap_upkeep = Upkeep(share / 2, first=HEATMAP_SECONDS)
+        self._heatmap_upkeep = Upkeep(share / 2)
         self._undrawn: list[str] = []
         self.begun = False
         self._warned = False

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -106,8 +107,13 @@ def test_what_fails_is_warned_of_once_and_without_a_traceback(play, name, causes
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_no_step_waits_for_an_answer(play, name):
-    """One request to the slow server takes 3 s; the first step, which finds the symmetries, is not counted."""
-    assert max(play(name).outcome["in_hooks"][1:]) < 3.0
+    """One request to the slow server takes 3 s; the first step, which finds the symmetries, is not counted.
+
+    `python -m tests.benchmarks.wandb_trouble` tells the worst delay on a quiet machine; here three trainings share it.
+    """
+    delays, usual = (play(which).outcome["in_hooks"][1:] for which in (name, "healthy"))
+    assert max(delays) < 1.0
+    assert statistics.median(delays) < 3 * statistics.median(usual)
 
 
 @pytest.mark.parametrize("name", DELIVERED)

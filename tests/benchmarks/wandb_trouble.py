@@ -1,8 +1,8 @@
 """How long the monitors delay a step when W&B is in trouble: run with `python -m tests.benchmarks.wandb_trouble`.
 
-The same training with a real WandbLogger against a server on the loopback interface: with the logger alone, and with all
-three monitors, which measure at every step and draw heatmaps as often as they can, in every trouble that the tests know.
-The first step, which finds the symmetries, is paid once and left out. On a busy machine the seconds in which the
+The same training with a real WandbLogger against a server on the loopback interface: with the logger alone, and with
+all three monitors, which measure at every step and draw heatmaps as often as they can, in every trouble that the tests
+know. The first step, which finds the symmetries, is paid once and left out. On a busy machine the seconds in which the
 processor was busy tell more than those that passed. Exits with 1 where a delay is over the limit.
 """
 

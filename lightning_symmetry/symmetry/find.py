@@ -27,7 +27,8 @@ def find_symmetries(
     Args:
         model: A `LightningModule`, whose `training_step` is traced, or any module, which is called as ``model(batch)``,
             ``model(*batch)`` for a tuple, ``model(**batch)`` for a mapping.
-        batch: One batch of data, on the device of the model.
+        batch: One batch of data, on the device of the model: what `training_step` of a LightningModule gets, and of
+            another module its argument; a tuple for several, a mapping for keyword arguments.
         kinds: The kinds of symmetry to look for; None for all: ``"permutation"``, ``"sign"``,
             ``"rescaling"``, ``"rotation"``, ``"scale"``, ``"translation"``.
         verify_up_to: The largest number of parameters at which groups are verified; above it they have

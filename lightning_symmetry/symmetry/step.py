@@ -281,10 +281,15 @@ class _Call(nn.Module):
         self.module = uncompiled(deep_copy(model, shared))
 
     def forward(self, batch: Any) -> tuple[Any, Any]:
-        if isinstance(batch, Mapping):
-            output = self.module(**batch)
-        else:
-            output = self.module(*batch) if isinstance(batch, tuple) else self.module(batch)
+        try:
+            if isinstance(batch, Mapping):
+                output = self.module(**batch)
+            else:
+                output = self.module(*batch) if isinstance(batch, tuple) else self.module(batch)
+        except TypeError as error:
+            if isinstance(batch, list):
+                error.add_note("batch is a list, and was given as one argument: tuple(batch) is given as several")
+            raise
         loss = output.get("loss") if isinstance(output, Mapping) else None
         return output if loss is None else loss, output
 

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from lightning_symmetry.measurement import snapshot as module
 from lightning_symmetry.measurement.measure import Ranks
-from lightning_symmetry.measurement.snapshot import Snapshot, attend, held, snapshot
+from lightning_symmetry.measurement.snapshot import Snapshot, attend, held, refuse_flattened, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +94,16 @@ def test_what_cannot_be_gathered_is_told_to_who_reads_it_and_not_to_who_attends(
         tensors["bias"]
     tensors.attend()
     assert not votes
+
+
+@pytest.mark.parametrize(
+    ("mark", "value", "strategy"),
+    [("_fsdp_flattened", True, "FSDPStrategy"), ("_is_flat_param", True, "FSDPStrategy"), ("ds_id", 0, "DeepSpeed")],
+)
+def test_parameters_of_which_no_process_knows_the_shape_are_refused(mark, value, strategy):
+    """As the libraries mark them; DeepSpeed itself runs on no CPU."""
+    model = nn.Linear(2, 2)
+    refuse_flattened(model)
+    setattr(model.bias, mark, value)
+    with pytest.raises(NotImplementedError, match=f"{strategy}.*this monitor stands down"):
+        refuse_flattened(model)

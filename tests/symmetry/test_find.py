@@ -453,6 +453,18 @@ def test_a_model_without_parameters_is_refused():
         find_symmetries(nn.ReLU(), VECTORS)
 
 
+def test_a_list_for_several_arguments_is_told_of():
+    """A DataLoader makes lists."""
+    model = nn.Bilinear(2, 3, 4)
+    left, right = torch.randn(5, 2), torch.randn(5, 3)
+    assert find_symmetries(model, (left, right)) is not None
+    with pytest.raises(TypeError) as raised:
+        find_symmetries(model, [left, right])
+    assert raised.value.__notes__ == [
+        "batch is a list, and was given as one argument: tuple(batch) is given as several"
+    ]
+
+
 def test_an_unknown_kind_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"'mirror' is no kind of symmetry; known kinds: permutation, sign"):
         find_symmetries(mlp(), VECTORS, kinds=["mirror"])

@@ -64,11 +64,34 @@ def class_moments(features: Tensor, labels: Tensor, num_classes: int) -> ClassMo
             f"labels must be (n_samples,), one for each of the {len(rows)} samples of features; got shape "
             f"{tuple(labels.shape)}. Labels that are probabilities are given as labels.argmax(-1)."
         )
-    classes = torch.arange(num_classes, device=rows.device)
+    width = rows.shape[1]
+    shapes = ((num_classes,), (num_classes, width), (width, width))
+    sums = ClassMoments(*(rows.new_zeros(shape) for shape in shapes))
+    add_class_moments(sums, rows, labels)
+    return sums
+
+
+def add_class_moments(sums: ClassMoments, rows: Tensor, labels: Tensor) -> None:
+    """Add those of more samples, in place: of wide features the sums are large.
+
+    Args:
+        sums: The sums until now.
+        rows: ``(n_samples, dim)``, in float64.
+        labels: ``(n_samples,)``, as for `class_moments`.
+
+    Example:
+        >>> sums = class_moments(torch.eye(3), torch.tensor([0, 1, 1]), num_classes=2)
+        >>> add_class_moments(sums, torch.eye(3).double(), torch.tensor([0, 0, 7]))
+        >>> sums.counts
+        tensor([3., 2.], dtype=torch.float64)
+    """
+    classes = torch.arange(len(sums.counts), device=rows.device)
     one_hot = labels.to(rows.device)[:, None] == classes  # no scatter: it is not deterministic on CUDA
     rows = torch.where(one_hot.any(1, keepdim=True), rows, 0.0)
     indicator = one_hot.double()
-    return ClassMoments(indicator.sum(0), indicator.T @ rows, rows.T @ rows)
+    sums.counts.add_(indicator.sum(0))
+    sums.totals.addmm_(indicator.T, rows)
+    sums.outer.addmm_(rows.T, rows)
 
 
 def class_means(moments: ClassMoments) -> Tensor:

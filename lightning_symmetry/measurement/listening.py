@@ -17,8 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_symmetry.functional.activations import token_rank_residuals
 from lightning_symmetry.functional.feature_spectrum import as_samples, moments
-from lightning_symmetry.functional.neural_collapse import class_moments
-from lightning_symmetry.functional.sampling import empty_sample, lowest, with_priorities
+from lightning_symmetry.functional.neural_collapse import ClassMoments, add_class_moments, class_moments
+from lightning_symmetry.functional.sampling import lowest, with_priorities
 from lightning_symmetry.functional.similarity import LEAST_SAMPLES, centred_gram, hsic_of_grams
 from lightning_symmetry.measurement import features
 from lightning_symmetry.measurement.features import Layout, layout_of, random_projection, spread_sample
@@ -226,14 +226,17 @@ class Listener:
         chosen = spread_sample(len(rows), self._max_samples, self._generator(rows.device))
         if chosen is not None:
             rows, labels, decided = rows[chosen], labels[chosen], decided[chosen]
-        found = class_moments(rows, labels, n_classes)
-        _sum(self.of_classes, **found._asdict())
+        before = self.of_classes
+        if "counts" in before:
+            add_class_moments(ClassMoments(*(before[key] for key in ClassMoments._fields)), as_samples(rows), labels)
+        else:
+            before.update(class_moments(rows, labels, n_classes)._asdict())
         known = (labels >= 0) & (labels < n_classes)
         samples = as_samples(rows)
         both = with_priorities(torch.cat([decided[:, None].to(samples.device, samples.dtype), samples], dim=1))
         both[:, 0] = torch.where(known.to(both.device), both[:, 0], torch.inf)
-        before = self.of_classes.get("sample", empty_sample(self._kept, 1 + width).to(both.device))
-        self.of_classes["sample"] = lowest(torch.cat([before, both]), self._kept)
+        sample = torch.cat([before["sample"], both]) if "sample" in before else both
+        before["sample"] = sample if len(sample) <= 2 * self._kept else lowest(sample, self._kept)
 
     def _choice(self, positions: Tensor, layout: Layout) -> Tensor | None:
         pooled = layout.channels_first and self._conv_features == "pooled"

@@ -24,7 +24,7 @@ from lightning_symmetry.functional.neural_collapse import (
     nc3_of,
     nc4_of,
 )
-from lightning_symmetry.functional.sampling import rows_of
+from lightning_symmetry.functional.sampling import lowest, rows_of
 from lightning_symmetry.functional.similarity import alignments_of, linear_cka_of
 from lightning_symmetry.measurement.indicators import Piece, Tensors, key_names
 from lightning_symmetry.measurement.layers import original
@@ -187,8 +187,8 @@ def _shared_out(sample: Tensor | None, kept: int, width: int, ranks: Ranks) -> T
     """This rank's decisions and features among all: ``(kept, 2 + width)``, with 1 in column 0 where there is one."""
     slots = torch.zeros(kept, 2 + width, dtype=torch.float64)
     if sample is not None and sample.shape[1] == 2 + width:
-        rows = rows_of(sample)
         slots = slots.to(sample.device)
+        rows = rows_of(lowest(sample, min(len(sample), kept // ranks.world_size)))
         slots[ranks.rank :: ranks.world_size][: len(rows)] = torch.cat([torch.ones_like(rows[:, :1]), rows], dim=1)
     return slots
 

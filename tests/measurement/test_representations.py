@@ -155,7 +155,7 @@ def test_many_samples_are_kept_in_sums_of_one_size():
     for batch in uneven_batches((9, 30, 400)):
         hear(listener, model, batch)
         shapes.append({name: tensor.shape for name, tensor in listener.sums["body.2"].items()})
-        assert listener.of_classes["sample"].shape == (16, 1 + 1 + 6)
+        assert len(listener.of_classes["sample"]) <= 2 * 16 and listener.of_classes["sample"].shape[1] == 1 + 1 + 6
     assert shapes[0] == shapes[1] == shapes[2]
 
 

@@ -228,7 +228,7 @@ def norm(
             mean, variance = (charge or NEUTRAL for charge in rest)
             vanishing += [mean.unshifted - given.unshifted, mean.of_shift - given.of_shift, mean.of_mean]
             vanishing += [variance.unshifted - given.unshifted * 2, *_shifts([variance])]
-        kept = frozenset({LENGTH, MEAN}) if centred and not weight and not bias and letter not in through else None
+        kept = frozenset({LENGTH, MEAN}) if centred and not weight and letter not in through else None
         rigid = "norm" if kept is None else None
         output += added.of_shift + added.of_mean
         return Answer(output, tuple(vanishing), rigid, kept or frozenset(), nearly, alone)

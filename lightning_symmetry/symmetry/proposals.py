@@ -66,7 +66,7 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     groups = [group for atom in found for group in model.groups_on(atom, kinds)]
     means = Means(tape, labelling, blocks, model.shifts)
     groups += [model.mean(*mean) for atom in found for mean in means.along(atom) if mean[0].tensor in parameters]
-    for stream in streams(labelling, parameters, names, leaves, means) if "rotation" in kinds else ():
+    for stream in streams(labelling, parameters, names, leaves, blocks) if "rotation" in kinds else ():
         groups = [group for group in groups if not _is_within(group, stream)]
         groups.append(model.rotation(stream))
     groups += model.groups_of_whole_tensors(*scales_of_whole_tensors(tape), found)
@@ -144,8 +144,7 @@ class _Model:
     def rotation(self, stream: Stream) -> SymmetryGroup:
         """The rotations of a stream through norms' gains."""
         tensors = dict.fromkeys(action.block.tensor for action in stream.actions)
-        unfolded = _unfolded_otherwise(stream.folds, {action.block for action in stream.actions})
-        parameters = self._parameters_of(dict.fromkeys((*tensors, *unfolded)))
+        parameters = self._parameters_of(tensors)
         return SymmetryGroup(
             kind="rotation",
             name=self._name("rotation", stream.axis, parameters[0]),
@@ -307,8 +306,9 @@ def _unfolded_otherwise(folds: Iterable[Fold], changed: Collection[Block]) -> It
 
 
 def _is_within(group: SymmetryGroup, stream: Stream) -> bool:
-    """Whether a group permutes or flips all that writes to a stream, as rotations do."""
-    writes = {action.block for action in stream.actions if max(action.degrees) > 0}
+    """Whether a group permutes or flips all that writes to a stream before its gains, as rotations do."""
+    behind = {action.block for fold in stream.folds for action in fold.actions if min(action.degrees) < 0}
+    writes = {action.block for action in stream.actions if max(action.degrees) > 0} - behind
     return group.kind in ("permutation", "sign") and group.axis == stream.axis and writes <= set(group.blocks)
 
 

@@ -306,9 +306,8 @@ def _unfolded_otherwise(folds: Iterable[Fold], changed: Collection[Block]) -> It
 
 
 def _is_within(group: SymmetryGroup, stream: Stream) -> bool:
-    """Whether a group permutes or flips all that writes to a stream before its gains, as rotations do."""
-    behind = {action.block for fold in stream.folds for action in fold.actions if min(action.degrees) < 0}
-    writes = {action.block for action in stream.actions if max(action.degrees) > 0} - behind
+    """Whether a group permutes or flips all that writes to a stream, as rotations do."""
+    writes = {action.block for action in stream.actions if max(action.degrees) > 0}
     return group.kind in ("permutation", "sign") and group.axis == stream.axis and writes <= set(group.blocks)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_symmetry.symmetry.find import find_symmetries
-from tests.minis import numbers, tokens
+from tests.minis import Length, numbers, tokens
 from tests.reference.completeness import generic, unaccounted
 
 
@@ -69,6 +69,18 @@ def test_every_direction_in_which_nothing_changes_is_found(name):
     assert counted["unaccounted"] == 0
     assert counted["outside"] < 1e-9
     assert not symmetries.rejected
+
+
+def test_the_signs_of_a_gain_are_no_rotation_of_the_stream_before_it():
+    """A norm of no more than the length: its gain is flipped with what is before it, or with what is behind it."""
+    torch.manual_seed(0)
+    symmetries = find_symmetries(generic(Length()), numbers(6, 8)())
+    assert {(group.kind, group.size) for group in symmetries} == {
+        ("rotation", 8),
+        ("rescaling", 8),
+        ("sign", 8),
+        ("scale", 1),
+    }
 
 
 def test_a_mask_that_is_the_same_for_all_units_does_not_tell_their_mixtures_apart():

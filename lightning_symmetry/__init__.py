@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from lightning_symmetry.callbacks.representation_monitor import RepresentationMonitor
     from lightning_symmetry.callbacks.spectrum_monitor import SpectrumMonitor
     from lightning_symmetry.callbacks.symmetry_monitor import SymmetryMonitor
+    from lightning_symmetry.gauge.orbits import orbit_fraction
     from lightning_symmetry.history import History, read_history
     from lightning_symmetry.measurement.transitions import Transition
     from lightning_symmetry.symmetry.find import find_symmetries
     from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
-    from lightning_symmetry.symmetry.orbits import orbit_fraction
 
 __all__ = [
     "History",
@@ -37,7 +37,7 @@ _HOMES = {
     "SymmetryMonitor": "callbacks.symmetry_monitor",
     "Transition": "measurement.transitions",
     "find_symmetries": "symmetry.find",
-    "orbit_fraction": "symmetry.orbits",
+    "orbit_fraction": "gauge.orbits",
     "read_history": "history",
 }
 

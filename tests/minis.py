@@ -70,6 +70,33 @@ class Encoder(nn.Module):
         return self.head(self.block(self.read(inputs)))
 
 
+class Residual(nn.Module):
+    """A stream that one map reads behind a norm, and writes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.norm, self.map = nn.Linear(8, 8), nn.LayerNorm(8, eps=0.0), nn.Linear(8, 8)
+        self.last, self.head = nn.LayerNorm(8, eps=0.0), nn.Linear(8, 9)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        stream = self.read(inputs)
+        return self.head(self.last(stream + self.map(self.norm(stream))))
+
+
+class Length(nn.Module):
+    """A norm of no more than the length, with a gain, a bias, and a map without a bias that reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.head = nn.Linear(8, 8), nn.Linear(8, 9, bias=False)
+        self.gain, self.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        stream = self.read(inputs)
+        normed = stream * torch.rsqrt(stream.square().mean(-1, keepdim=True))
+        return self.head(normed * self.gain + self.bias)
+
+
 class LoRA(nn.Module):
     def __init__(self, frozen: bool) -> None:
         super().__init__()
@@ -168,6 +195,8 @@ def logits(returned: Any) -> Tensor:
 SHEAR = "the mean of a stream that norms and other maps read both, to which the maps answer"
 NARROW = "what reads a stream that a narrow input spans in part, what writes to one that a narrow output reads in part"
 
+BEHIND = "the mean of what reads a norm, to which the norm's bias answers where no other is there to take it up"
+
 MINIS = {
     "mlp tanh": Mini(
         lambda: nn.Sequential(nn.Linear(3, 7), nn.Tanh(), nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 2)), numbers(16, 3)
@@ -188,6 +217,13 @@ MINIS = {
         ),
         numbers(16, 3),
     ),
+    "layer norm, read without a bias": Mini(
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8, eps=0.0), nn.Linear(8, 9, bias=False)),
+        numbers(16, 8),
+        missing=(8, BEHIND),
+    ),
+    "length, read without a bias": Mini(Length, numbers(16, 8)),
+    "residual": Mini(Residual, numbers(16, 8)),
     "convolutions": Mini(Convolutions, numbers(3, 2, 5, 5)),
     "encoder post-norm": Mini(lambda: Encoder(False), numbers(2, 6, 8), missing=(9, SHEAR)),
     "encoder pre-norm": Mini(lambda: Encoder(True), numbers(2, 6, 8), missing=(10, SHEAR)),

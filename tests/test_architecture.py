@@ -15,12 +15,13 @@ ALLOWED = {
     "functional": set(),
     "metrics": {"functional"},
     "symmetry": {"functional"},
-    "measurement": {"functional", "symmetry"},
+    "gauge": {"functional", "symmetry"},
+    "measurement": {"functional", "symmetry", "gauge"},
     "decimation": set(),
     "history": {"decimation"},
     "report": {"decimation", "history"},
     "sinks": {"history", "report"},
-    "callbacks": {"functional", "symmetry", "measurement", "history", "report", "sinks"},
+    "callbacks": {"functional", "symmetry", "gauge", "measurement", "history", "report", "sinks"},
     "cli": {"functional", "metrics", "symmetry", "measurement", "history", "report", "sinks", "callbacks"},
 }
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch.nn.parameter import is_lazy
 
+from lightning_symmetry.callbacks.unsharded import own_class
 from lightning_symmetry.measurement.measure import Ranks
 from lightning_symmetry.sinks.recorder import Recorder
 from lightning_symmetry.sinks.warning import warn
-from lightning_symmetry.symmetry.unsharded import own_class
 
 
 def open_recorder(trainer: Any, share: float) -> Recorder:

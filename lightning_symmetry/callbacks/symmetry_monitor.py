@@ -11,9 +11,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from lightning_symmetry.callbacks.alerts import ALERT_ON, AlertKind
+from lightning_symmetry.callbacks.kept import keep, recall
 from lightning_symmetry.callbacks.monitor import OnError, OnTransition
 from lightning_symmetry.callbacks.run import ranks_of, steps_done
 from lightning_symmetry.callbacks.step_monitor import StepMonitor
+from lightning_symmetry.callbacks.unsharded import own_class, unsharded
 from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, LearningRate, charge_pieces
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_aggregates, symmetry_pieces
 from lightning_symmetry.measurement.orbit_steps import OrbitSteps
@@ -24,8 +26,6 @@ from lightning_symmetry.measurement.units import too_large_to_match
 from lightning_symmetry.sinks.warning import warn
 from lightning_symmetry.symmetry.find import check_kinds, find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
-from lightning_symmetry.symmetry.kept import keep, recall
-from lightning_symmetry.symmetry.unsharded import own_class, unsharded
 
 
 class SymmetryMonitor(StepMonitor):

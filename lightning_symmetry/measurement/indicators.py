@@ -16,12 +16,12 @@ from torch import Tensor
 
 from lightning_symmetry.functional.continuous import living_units, product_rank
 from lightning_symmetry.functional.order_parameters import PERMUTATION_INDICATORS, permutation_indicators
+from lightning_symmetry.gauge.gauge import Gauge
+from lightning_symmetry.gauge.mixing import sides_of_rotation
+from lightning_symmetry.gauge.representative import find_gauge
 from lightning_symmetry.measurement.snapshot import held
 from lightning_symmetry.measurement.units import in_front, sides_of, units_of
-from lightning_symmetry.symmetry.gauge import Gauge
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
-from lightning_symmetry.symmetry.mixing import sides_of_rotation
-from lightning_symmetry.symmetry.representative import find_gauge
 
 Tensors = Mapping[str, Tensor]
 

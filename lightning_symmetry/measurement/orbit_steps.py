@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_symmetry.gauge.orbits import orbit_fraction
 from lightning_symmetry.measurement.indicators import Piece
 from lightning_symmetry.symmetry.groups import Symmetries
-from lightning_symmetry.symmetry.orbits import orbit_fraction
 
 KEY = "symmetry/orbit_fraction"
 _GATHERED = "share of the step along the orbits"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lightning_symmetry.functional.matching import Inner, Product
 from lightning_symmetry.functional.units import Units
+from lightning_symmetry.gauge.gauge import Gauge
 from lightning_symmetry.symmetry.actions import Action, Block
-from lightning_symmetry.symmetry.gauge import Gauge
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 
 MOST_MATCHING = 1e9

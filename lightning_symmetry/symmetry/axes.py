@@ -36,10 +36,9 @@ class Atom:
         pinned: Why its positions are told apart.
         rigid: Why its positions cannot be mixed linearly.
         keeps: What linear mixtures of its positions must keep.
-        mean_taken: Whether a norm or a softmax takes the mean along it away.
-        mean_lost: Whether that was the mean along more than it.
         vanishing: The charges that must vanish.
         nearly: Those that must vanish but for the small constant that a norm adds.
+        alone: Those that must vanish where it turns out to be several axes.
         bound: What it turned out to be.
     """
 
@@ -47,10 +46,9 @@ class Atom:
     pinned: str | None = None
     rigid: str | None = None
     keeps: set[str] = field(default_factory=set)
-    mean_taken: bool = False
-    mean_lost: bool = False
     vanishing: list[Charge] = field(default_factory=list)
     nearly: list[Charge] = field(default_factory=list)
+    alone: list[Charge] = field(default_factory=list)
     bound: Axis | None = None
 
 
@@ -195,8 +193,6 @@ def _bind(atom: Atom, axis: Axis) -> None:
     atom.bound = axis
     parts = atoms((Place(atom),))
     for part in parts:
-        part.mean_taken = part.mean_taken or atom.mean_taken
-        part.mean_lost = part.mean_lost or atom.mean_lost or (atom.mean_taken and len(parts) > 1)
         part.pinned = part.pinned or atom.pinned
         part.rigid = part.rigid or atom.rigid
         part.keeps |= atom.keeps
@@ -206,6 +202,9 @@ def _bind(atom: Atom, axis: Axis) -> None:
     for form in atom.nearly:
         for place in places((Place(atom, form),)):
             place.atom.nearly.append(place.charge)
+    for form in atom.alone:
+        for place in places((Place(atom, form),)):
+            (place.atom.vanishing if len(parts) > 1 else place.atom.alone).append(place.charge)
 
 
 def unify(left: Axis, right: Axis) -> None:

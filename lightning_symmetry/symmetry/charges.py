@@ -59,15 +59,9 @@ class Image:
 
 @dataclass(frozen=True)
 class Hidden:
-    """What a shift adds to the products of a tensor with others: of its size nothing is known.
-
-    Attributes:
-        shift: The shift, a linear form.
-        pieces: In which pieces of an axis laid end to end it was: it is the same all along each, not along all.
-    """
+    """What a shift, a linear form, adds to the products of a tensor with others: of its size nothing is known."""
 
     shift: tuple[tuple[Unknown, Fraction], ...]
-    pieces: tuple[str, ...] = ()
 
 
 Unknown = Key | Image | Hidden

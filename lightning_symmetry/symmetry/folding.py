@@ -1,14 +1,14 @@
-"""Gains and biases folded into the maps that read them: ``W (g x + b) + c`` is ``(W g) x + (W b + c)``.
+"""Gains folded into the maps that read them: ``W (g x + b)`` is ``(W g) (x + b / g)``.
 
 Between a norm's gain and the maps that read it, a residual stream is told apart along its axis. Written with the gain
-and the bias folded away, the model shows more symmetry: the stream may be rotated. `without` writes the tape so;
-`foldable` says of which gains.
+folded away, the model shows more symmetry: the stream may be rotated. `without` writes the tape so; `foldable` says of
+which gains.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +38,8 @@ class Affine:
     readers: frozenset[str]
 
 
-def foldable(tape: Tape, may_be_taken_away: Callable[[str], bool]) -> list[Affine]:
-    """The gains that can be folded into maps that read nothing else.
-
-    Args:
-        tape: The tape.
-        may_be_taken_away: Whether something takes a bias up that is set to zero.
-    """
+def foldable(tape: Tape) -> list[Affine]:
+    """The gains that can be folded into maps that read nothing else."""
     consumers: defaultdict[Value, list[Operation]] = defaultdict(list)
     for operation in tape.operations:
         for value in dict.fromkeys(operation.inputs):
@@ -68,13 +63,13 @@ def foldable(tape: Tape, may_be_taken_away: Callable[[str], bool]) -> list[Affin
         behind = set(map(id, reading))
         alone = all(_map_of(reader) for reader in reading) and all(uses[name] <= behind for name in maps)
         at_norms = {id(operation) for operation, _ in places}
-        if maps and alone and uses[gain] == at_norms and (bias is None or may_be_taken_away(bias)):
+        if maps and alone and uses[gain] == at_norms:
             folds.append(Affine(gain, bias, maps))
     return folds
 
 
 def without(tape: Tape, names: Collection[str]) -> Tape:
-    """The tape of a model whose gains of these names are one, and whose biases of these names zero."""
+    """The tape of a model whose gains of these names are one."""
     copies: dict[Value, Value] = {}
     operations: list[Operation] = []
 
@@ -98,16 +93,13 @@ def without(tape: Tape, names: Collection[str]) -> Tape:
 
 
 def _taken_away(operation: Operation, names: Collection[str]) -> tuple[Any, tuple[Any, ...]]:
-    """The operation, and its arguments, once some leaves are gone."""
+    """The operation, and its arguments, once some gains are gone."""
     args = operation.args
     gone = [isinstance(arg, Value) and leaf_of(arg) in names for arg in args]
     if not any(gone):
         return operation.operation, args
-    rest = tuple(arg for arg, is_gone in zip(args, gone, strict=True) if not is_gone)
-    if operation.operation in (aten.mul.Tensor, aten.add.Tensor):
-        return aten.alias.default, rest[:1]
-    if operation.operation == aten.addmm.default:
-        return aten.mm.default, rest
+    if operation.operation == aten.mul.Tensor:
+        return aten.alias.default, (args[gone.index(False)],)
     return operation.operation, tuple(None if is_gone else arg for arg, is_gone in zip(args, gone, strict=True))
 
 

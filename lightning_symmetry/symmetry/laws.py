@@ -75,12 +75,6 @@ def linear(charges: Charges, letter: str) -> Answer:
     return Answer(held[0], held[1:]) if held else Answer()
 
 
-def negative(charges: Charges, letter: str) -> Answer:
-    """The negative of one input."""
-    (charge,) = _held(charges) or (NEUTRAL,)
-    return Answer(charge.unshifted - charge.of_shift + charge.of_mean)
-
-
 def product(charges: Charges, letter: str) -> Answer:
     """Multilinear in its inputs: charges add up, nothing may be shifted; what has an axis alone is mixed along it."""
     held = _held(charges)
@@ -112,11 +106,9 @@ def average(charges: Charges, letter: str) -> Answer:
 
 
 def quotient(charges: Charges, letter: str) -> Answer:
-    """The first input divided by the second."""
-    above, below = (charge or NEUTRAL for charge in charges)
-    if charges[1] is None:
-        return Answer(above.unshifted + above.of_mean, (above.of_shift,))
-    return Answer((above - below).unshifted, _shifts(_held(charges)), "elementwise quotient")
+    """The first input times the reciprocal of the second."""
+    above, below = charges
+    return product(charges if below is None else [above or NEUTRAL, below * -1], letter)
 
 
 def total(charges: Charges, letter: str) -> Answer:
@@ -134,8 +126,7 @@ def total(charges: Charges, letter: str) -> Answer:
 def difference(charges: Charges, letter: str) -> Answer:
     """The second input taken from the first."""
     first, second = charges
-    negated = None if second is None else second.unshifted - second.of_shift + second.of_mean
-    return total([first, negated], letter)
+    return total([first, None if second is None else multiple(-1)([second], letter).output], letter)
 
 
 def joint(charges: Charges, letter: str) -> Answer:
@@ -176,11 +167,9 @@ def largest(charges: Charges, letter: str) -> Answer:
 
 
 def chosen(charges: Charges, letter: str) -> Answer:
-    """A choice between two inputs by a mask, which comes first."""
-    answer = total(charges[1:], letter)
-    mask = _held(charges[:1])
-    vanishing = (*answer.vanishing, *mask, *_shifts(_held(charges[1:])))
-    return Answer(answer.output.unshifted, vanishing, "choice" if mask else answer.rigid)
+    """A choice between two inputs by a mask, which comes first: one of them written into the other."""
+    mask, one, other = charges
+    return written([one, mask, other], letter)
 
 
 def masked(charges: Charges, letter: str) -> Answer:
@@ -239,7 +228,7 @@ def norm(
             mean, variance = (charge or NEUTRAL for charge in rest)
             vanishing += [mean.unshifted - given.unshifted, mean.of_shift - given.of_shift, mean.of_mean]
             vanishing += [variance.unshifted - given.unshifted * 2, *_shifts([variance])]
-        kept = frozenset({LENGTH, MEAN}) if centred and not weight and not bias and letter not in through else None
+        kept = frozenset({LENGTH, MEAN}) if centred and not weight and letter not in through else None
         rigid = "norm" if kept is None else None
         output += added.of_shift + added.of_mean
         return Answer(output, tuple(vanishing), rigid, kept or frozenset(), nearly, alone)
@@ -323,7 +312,7 @@ def law_of(
         case aten.sub if n_tensors == 2 and kwargs.get("alpha", 1) == 1:
             return difference
         case aten.neg:
-            return negative
+            return multiple(-1)
         case aten.add if isinstance(args[1], (int, float)):
             return product if abs(args[1]) <= ROUNDING else nearly_unchanged if 0 < args[1] <= SMALL else neutral
         case aten.eq | aten.ne if n_tensors == 1 and math.isinf(args[1]):

@@ -92,7 +92,7 @@ class Means:
 
 def mean_is_free(place: Place | None) -> bool:
     """Whether anything may be added to a tensor that is the same all along the axis that it has at this place."""
-    if place is None or not place.charge.mean or place.atom.mean_lost:
+    if place is None or not place.charge.mean:
         return False
     return all(place.charge.mean.isdisjoint(form.mean) for form in place.atom.vanishing)
 

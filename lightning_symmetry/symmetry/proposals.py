@@ -66,7 +66,7 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     groups = [group for atom in found for group in model.groups_on(atom, kinds)]
     means = Means(tape, labelling, blocks, model.shifts)
     groups += [model.mean(*mean) for atom in found for mean in means.along(atom) if mean[0].tensor in parameters]
-    for stream in streams(labelling, parameters, names, leaves, means) if "rotation" in kinds else ():
+    for stream in streams(labelling, parameters, names, leaves, blocks) if "rotation" in kinds else ():
         groups = [group for group in groups if not _is_within(group, stream)]
         groups.append(model.rotation(stream))
     groups += model.groups_of_whole_tensors(*scales_of_whole_tensors(tape), found)
@@ -124,7 +124,9 @@ class _Model:
             if not apart and not self._within_means(atom, shift):
                 yield from self._group("translation", atom, shift.degrees, carried=shift.carried)
         for degrees in self._flips(atom):
-            if not any(degrees.keys() == other.keys() for other in mixed) and not self._flips_rows(atom, degrees):
+            if not any(degrees.keys() == other.keys() for other in mixed) and not self._within_rows(
+                atom, degrees, self._flips
+            ):
                 yield from self._group("sign", atom, degrees)
 
     def mean(self, block: Block, dim: int, folds: tuple[Fold, ...]) -> SymmetryGroup:
@@ -142,8 +144,7 @@ class _Model:
     def rotation(self, stream: Stream) -> SymmetryGroup:
         """The rotations of a stream through norms' gains."""
         tensors = dict.fromkeys(action.block.tensor for action in stream.actions)
-        unfolded = _unfolded_otherwise(stream.folds, {action.block for action in stream.actions})
-        parameters = self._parameters_of(dict.fromkeys((*tensors, *unfolded)))
+        parameters = self._parameters_of(tensors)
         return SymmetryGroup(
             kind="rotation",
             name=self._name("rotation", stream.axis, parameters[0]),
@@ -282,12 +283,6 @@ class _Model:
         solutions = signs((form.sign for form in atom.vanishing), self._unknowns(atom))
         return [dict.fromkeys(solution, 1) for solution in solutions]
 
-    def _flips_rows(self, atom: Atom, degrees: Degrees) -> bool:
-        """Whether a flip is that of all positions of another axis alike, at each position along this one."""
-        own = _odd(self._by_block(atom, degrees))
-        finer = [other for other in self._names if atom in self._rows.get(other, ()) and other is not atom]
-        return any(_odd(self._by_block(other, flip)) == own for other in finer for flip in self._flips(other))
-
     def _by_block(self, atom: Atom, degrees: Degrees) -> dict[int, float]:
         """The degree in each block as a whole."""
         sums = {
@@ -295,10 +290,6 @@ class _Model:
             for number, (_, places) in enumerate(self.blocks)
         }
         return {number: degree for number, degree in sums.items() if degree}
-
-
-def _odd(degrees: Mapping[int, float]) -> set[int]:
-    return {number for number, degree in degrees.items() if degree % 2}
 
 
 def _degree(place: Place | None, atom: Atom, degrees: Degrees) -> float:

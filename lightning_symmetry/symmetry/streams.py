@@ -1,7 +1,8 @@
 """Rotations of a residual stream: O(n), or what of it keeps the mean where a LayerNorm reads the stream.
 
 A norm without gain looks at nothing but the length of a vector, and at its mean. All that writes to the stream may be
-rotated by ``Q``, all that reads it by ``Q^T``; a map behind a gain ``g`` becomes ``W g Q^T g^-1``.
+rotated by ``Q``, all that reads it by ``Q^T``. A map behind a gain ``g`` becomes ``W g Q^T g^-1``, the bias behind it
+``g Q g^-1 b``, so that their product stays what it was.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from lightning_symmetry.symmetry.axes import Atom, Axis, atoms, places
 from lightning_symmetry.symmetry.folding import Affine, foldable, without
 from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.laws import LENGTH, MEAN
-from lightning_symmetry.symmetry.means import Means
 from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.shifts import wholes
-from lightning_symmetry.symmetry.translations import blocks_of_leaves, key_of
+from lightning_symmetry.symmetry.translations import Blocks, blocks_of_leaves, key_of
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,12 @@ def streams(
     parameters: Collection[str],
     names: Mapping[Atom, str],
     leaves: Mapping[str, list[Axis]],
-    means: Means,
+    blocks_before: Blocks,
 ) -> Iterator[Stream]:
-    """The axes that may be rotated once gains and biases are folded away."""
-    folds = foldable(labelling.tape, lambda bias: means.shift_of(bias) is not None)
-    gone = {name for fold in folds for name in (fold.gain, fold.bias) if name is not None}
-    if gone:
-        labelling = Labelling(without(labelling.tape, gone))
+    """The axes that may be rotated once gains are folded away."""
+    folds = foldable(labelling.tape)
+    if folds:
+        labelling = Labelling(without(labelling.tape, {fold.gain for fold in folds}))
     rest = {name: labelling.leaf(value) for name, value in labelling.tape.leaves.items() if value.depends}
     found = dict.fromkeys(atom for name in rest if name in parameters for axis in rest[name] for atom in atoms(axis))
     same = _named_alike(rest, leaves, names)
@@ -72,25 +71,33 @@ def streams(
             rows = tuple(
                 (same[row], row.size) for row in beside[atom] if all(_has(each.block, same[row]) for each in actions)
             )
-            stream_folds = tuple(_folds(folds, actions, means))
-            yield Stream(same[atom], atom.size, rows, tuple(actions), stream_folds, MEAN in atom.keeps)
+            vectors = [b for b, _ in blocks_before if same[atom] in b.axes and b.numel == atom.size]
+            own = _folds(folds, actions, {vector.tensor: vector for vector in vectors})
+            if own is not None:
+                yield Stream(same[atom], atom.size, rows, tuple(actions), tuple(own), MEAN in atom.keeps)
 
 
-def _folds(folds: list[Affine], actions: list[Action], means: Means) -> Iterator[Fold]:
-    """The folds of the gains and biases behind which a stream is read: biases first, as maps read them with gains."""
-    of_stream = [fold for fold in folds if any(each.block.tensor in fold.readers for each in actions)]
-    for fold in of_stream:
-        if fold.bias is not None:
-            taken = means.shift_of(fold.bias)
-            assert taken is not None
-            yield means.fold_of_shift(taken, fold.bias)
-    for fold in of_stream:
-        read = tuple(
-            Action(each.block, tuple(int(degree < 0) for degree in each.degrees))
-            for each in actions
-            if each.block.tensor in fold.readers and min(each.degrees) < 0
-        )
-        yield Fold("rescaling", means.vector(fold.gain), read)
+def _folds(folds: list[Affine], actions: list[Action], gains: Mapping[str, Block]) -> list[Fold] | None:
+    """The folds of gains into the maps that read the stream behind them, and out of the biases after them.
+
+    None where a gain is no vector along the stream.
+    """
+    found = []
+    for fold in folds:
+        reads = [_read(each) for each in actions if each.block.tensor in fold.readers and min(each.degrees) < 0]
+        biases = [
+            Action(each.block, tuple(-d for d in each.degrees)) for each in actions if each.block.tensor == fold.bias
+        ]
+        if reads and fold.gain not in gains:
+            return None
+        if reads:
+            found.append(Fold("rescaling", gains[fold.gain], (*reads, *biases)))
+    return found
+
+
+def _read(action: Action) -> Action:
+    """The dimensions of a map along which it reads a stream, to which it may write along others."""
+    return Action(action.block, tuple(int(degree < 0) for degree in action.degrees))
 
 
 def _has(block: Block, row: str) -> bool:

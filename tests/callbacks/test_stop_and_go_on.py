@@ -20,10 +20,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_symmetry import SpectrumMonitor, SymmetryMonitor, find_symmetries, read_history
 from lightning_symmetry.callbacks import symmetry_monitor
+from lightning_symmetry.callbacks.kept import keep, recall
 from lightning_symmetry.history import FILE_NAME
 from lightning_symmetry.measurement import indicators, spectra
 from lightning_symmetry.report import render_report
-from lightning_symmetry.symmetry.kept import keep, recall
 from tests.callbacks.stopped import (
     CHECKPOINT,
     MERGED,

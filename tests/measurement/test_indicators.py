@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_symmetry import find_symmetries
 from lightning_symmetry.functional.order_parameters import nearest_distances
+from lightning_symmetry.gauge.gauge import Gauge
 from lightning_symmetry.measurement.indicators import (
     SharedGauge,
     key_names,
@@ -17,7 +18,6 @@ from lightning_symmetry.measurement.indicators import (
 )
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.units import units_of
-from lightning_symmetry.symmetry.gauge import Gauge
 from tests.models import ConvNet, Transformer, mlp
 
 

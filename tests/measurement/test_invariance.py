@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lightning_symmetry import find_symmetries
+from lightning_symmetry.gauge.gauge import Gauge
 from lightning_symmetry.measurement import indicators
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_pieces
 from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
-from lightning_symmetry.symmetry.gauge import Gauge
 from tests.zoo import ZOO
 
 FEW = ("mlp tanh", "unet", "encoder post-norm", "llama", "lstm")

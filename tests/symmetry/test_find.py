@@ -119,6 +119,17 @@ EXPECTED = {
             "sign": {"linear.sign": (11,)},
         },
     ),
+    "a norm that is read without a bias: its own turns with the stream, as nothing takes it up": (
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3, bias=False)),
+        VECTORS,
+        {
+            "rotation": {"0.rotation": (8,)},
+            "rescaling": {"1.rescaling": (8,)},
+            "sign": {"1.sign": (8,)},
+            "scale": {"0.scale": (1,)},
+            "translation": {"0.weight.translation": (5, 1), "0.bias.translation": (1,)},
+        },
+    ),
     "convnet": (
         ConvNet,
         IMAGES,
@@ -344,6 +355,23 @@ def computed(model, batch):
         if isinstance(batch, dict):
             return model(**batch).logits
         return model(batch.double() if batch.is_floating_point() else batch)
+
+
+def test_the_bias_of_a_norm_turns_with_the_stream_behind_its_gain():
+    """Of ``W (g x + b)`` the stream x is turned by Q, b by ``g Q g^-1``, and W by its inverse: ``W b`` stays."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3, bias=False)).double()
+    (group,) = find_symmetries(model, VECTORS.double(), kinds=["rotation"])
+    assert group.form == "orthogonal, mean kept"
+    assert group.parameters == ("0.weight", "0.bias", "1.bias", "2.weight")
+    tensors = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
+    moved = group.transform(tensors, torch.Generator().manual_seed(0))
+    gain, bias, weight = (tensors[name] for name in ("1.weight", "1.bias", "2.weight"))
+    torch.testing.assert_close(moved["2.weight"] @ moved["1.bias"], weight @ bias)
+    torch.testing.assert_close((moved["1.bias"] / gain).norm(), (bias / gain).norm())
+    torch.testing.assert_close((moved["1.bias"] / gain).mean(), (bias / gain).mean())
+    torch.testing.assert_close(((moved["2.weight"] * gain) @ moved["0.weight"]), (weight * gain) @ tensors["0.weight"])
+    assert not torch.allclose(moved["2.weight"], weight)
 
 
 @pytest.mark.parametrize("seed", range(3))

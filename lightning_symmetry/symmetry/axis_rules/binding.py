@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
@@ -52,25 +52,6 @@ class Contraction:
     maps: frozenset[int] = frozenset()
     picked: frozenset[int] = frozenset()
     centred: frozenset[int] = frozenset()
-
-
-def _in_piece(axis: Axis, piece: str) -> Axis:
-    """An axis as a piece of a longer one: what is the same all along it is not the same along the other pieces."""
-    charges = [place.charge for place in places(axis)]
-    if not any(isinstance(key, Hidden) for charge in charges for key in charge.mean):
-        return axis
-    return recharged(
-        axis,
-        [
-            replace(
-                charge,
-                mean=frozenset(
-                    Hidden(key.shift, (*key.pieces, piece)) if isinstance(key, Hidden) else key for key in charge.mean
-                ),
-            )
-            for charge in charges
-        ],
-    )
 
 
 def _hidden(forms: Sequence[Charge]) -> frozenset[Unknown]:
@@ -211,7 +192,7 @@ class Binding:
             for letter, positions in zip(term.letters, self._lengths(term, length), strict=True)
         ]
         if term.laid_end_to_end:
-            return (Concatenation([_in_piece(part, letter) for part, letter in zip(parts, term.letters, strict=True)]),)
+            return (Concatenation(parts),)
         return sum(parts, ())
 
     def _written(self, letter: str | int, length: int) -> Axis:
@@ -227,11 +208,10 @@ class Binding:
                 for place, answer in zip(places(axes[0]), answers, strict=True):
                     place.atom.vanishing.extend(answer.vanishing)
                     place.atom.nearly.extend(answer.nearly)
-                    part_of_more = answer.alone if len(answers) > 1 else ()
-                    place.atom.vanishing.extend(Charge(mean=form.mean - everywhere) for form in part_of_more)
+                    alone = place.atom.vanishing if len(answers) > 1 else place.atom.alone
+                    alone.extend(Charge(mean=form.mean - everywhere) for form in answer.alone)
                     place.atom.rigid = place.atom.rigid or answer.rigid
                     place.atom.keeps |= answer.keeps
-                    place.atom.mean_taken = place.atom.mean_taken or bool(answer.alone)
                 self._output[letter] = recharged(
                     axes[0],
                     [answer.output + self._goes_on(letter, k) for k, answer in enumerate(answers)],

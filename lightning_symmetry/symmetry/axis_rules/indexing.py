@@ -44,22 +44,11 @@ def _(input, dim, index, *, sparse_grad=False):
     return f"{whole}, {looked_up} @ e -> {looked_up}"
 
 
-@axis_rule(aten.scatter.src, aten.scatter_add.default)
-def _(input, dim, index, source):
-    whole, written = _along(dim, input, index, source)
-    return f"{whole}, {written} @ e, {written} -> {whole}"
-
-
-@axis_rule(aten.scatter_reduce.two)
-def _(input, dim, index, source, reduce, *, include_self=True):
-    whole, written = _along(dim, input, index, source)
-    return f"{whole}, {written} @ e, {written} -> {whole}"
-
-
-@axis_rule(aten.scatter.value)
-def _(input, dim, index, value):
-    whole, written = _along(dim, input, index)
-    return f"{whole}, {written} @ e -> {whole}"
+@axis_rule(aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.scatter_reduce.two)
+def _(input, dim, index, source, *settings, **more):
+    tensors = [each for each in (index, source) if hasattr(each, "shape")]
+    whole, written = _along(dim, input, *tensors)
+    return f"{', '.join([whole, f'{written} @ e', *[written] * (len(tensors) - 1)])} -> {whole}"
 
 
 def _along(dim, input, *others):

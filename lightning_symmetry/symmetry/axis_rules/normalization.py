@@ -1,5 +1,7 @@
 """Softmax and the norms: what they keep, and the statistics that they take within."""
 
+from functools import partial
+
 import torch
 
 from lightning_symmetry.symmetry.axis_rules.registry import axis_rule
@@ -28,26 +30,17 @@ def _(input, weight, bias, batch, channels, space, groups, eps):
     return f"n (g c) ...{affine} -> n (g c) ..., n g, n g", {"g": groups}
 
 
-def _batch_norm(input, vectors, n_outputs):
+def _batch_norm(n_outputs, input, *settings):
     """Batch norm: whatever goes in and comes out beside the tensor itself is a vector of channels."""
-    return f"n c ...{', c' * sum(vector is not None for vector in vectors)} -> n c ...{', c' * n_outputs}; c"
+    n_vectors = sum(hasattr(each, "shape") for each in settings)
+    return f"n c ...{', c' * n_vectors} -> n c ...{', c' * (n_outputs - 1)}; c"
 
 
-@axis_rule(aten._native_batch_norm_legit_functional.default)
-def _(input, weight, bias, running_mean, running_var, training, momentum, eps):
-    return _batch_norm(input, (weight, bias, running_mean, running_var), 4)
-
-
-@axis_rule(aten.native_batch_norm.default, aten._native_batch_norm_legit.default)
-def _(input, weight, bias, running_mean, running_var, training, momentum, eps):
-    return _batch_norm(input, (weight, bias, running_mean, running_var), 2)
-
-
-@axis_rule(aten._native_batch_norm_legit.no_stats)
-def _(input, weight, bias, training, momentum, eps):
-    return _batch_norm(input, (weight, bias), 2)
-
-
-@axis_rule(aten._native_batch_norm_legit_no_training.default)
-def _(input, weight, bias, running_mean, running_var, momentum, eps):
-    return _batch_norm(input, (weight, bias, running_mean, running_var), 2)
+for _operation in (
+    aten._native_batch_norm_legit.default,
+    aten._native_batch_norm_legit.no_stats,
+    aten._native_batch_norm_legit_functional.default,
+    aten._native_batch_norm_legit_no_training.default,
+    aten.native_batch_norm.default,
+):
+    axis_rule(_operation)(partial(_batch_norm, len(_operation._schema.returns)))

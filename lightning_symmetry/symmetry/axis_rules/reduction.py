@@ -19,27 +19,30 @@ def _reduced(value, dims, keepdim, outputs=1):
     return f"{' '.join(letters)} -> {', '.join([' '.join(kept)] * outputs)}"
 
 
-def _in_order(value, dim, outputs=1):
-    """Go along one dimension in its order, which tells its positions apart."""
+def _in_order(value, dims):
+    """The letters of a tensor but for dimensions whose positions are told apart."""
     letters = _letters(value)
-    if letters:
-        letters[dim % len(letters)] = "_"
-    return f"{' '.join(letters)} -> {', '.join([' '.join(letters)] * outputs)}"
+    named = {dim % max(len(letters), 1) for dim in ([dims] if isinstance(dims, int) else dims)}
+    return " ".join("_" if k in named else letter for k, letter in enumerate(letters))
 
 
-@axis_rule(aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default)
-def _(input, dim=None, keepdim=False, *, dtype=None):
+@axis_rule(
+    aten.all.dim,
+    aten.amax.default,
+    aten.amin.default,
+    aten.any.dim,
+    aten.mean.dim,
+    aten.prod.dim_int,
+    aten.sum.dim_IntList,
+    aten.var.correction,
+)
+def _(input, dim=None, keepdim=False, **settings):
     return _reduced(input, dim, keepdim)
 
 
 @axis_rule(aten.any.dims, aten.all.dims)
 def _(input, dim=None, keepdim=False):
     return "... -> ..." if dim is not None and not dim else _reduced(input, dim, keepdim)  # unlike sum's, [] is none
-
-
-@axis_rule(aten.any.dim, aten.all.dim, aten.prod.dim_int)
-def _(input, dim, keepdim=False, *, dtype=None):
-    return _reduced(input, dim, keepdim)
 
 
 @axis_rule(aten.argmax.default, aten.argmin.default)
@@ -57,11 +60,6 @@ def _(input, dim, keepdim=False):
 def _index_along(value, dim):
     """The mark of a last output that holds indices along a dimension."""
     return f" @ a{dim % len(value.shape)}" if value.shape else ""
-
-
-@axis_rule(aten.var.correction)
-def _(input, dim=None, *, correction=None, keepdim=False):
-    return _reduced(input, dim, keepdim)
 
 
 @axis_rule(aten.linalg_vector_norm.default)
@@ -85,33 +83,29 @@ axis_table(
 )
 
 
-@axis_rule(aten.cumsum.default, aten.cumprod.default)
-def _(input, dim, *, dtype=None):
-    return _in_order(input, dim)
-
-
 @axis_rule(aten.sort.default)
-def _(input, dim=-1, descending=False):
-    return _sorted(input, dim)
+def _sorted(input, dim=-1, *settings, **more):
+    """Values in order of size, whatever the order in which they came, and where they came from."""
+    after = _in_order(input, dim)
+    return f"{' '.join(_letters(input))} -> {after}, {after}{_index_along(input, dim)}"
 
 
 @axis_rule(aten.topk.default)
-def _(input, k, dim=-1, largest=True, sorted=True):
+def _(input, k, dim=-1, *settings, **more):
     return _sorted(input, dim)
 
 
-def _sorted(value, dim):
-    """Values in order of size, whatever the order in which they came, and where they came from."""
-    letters = _letters(value)
-    after = ["_" if k == dim % max(len(letters), 1) else letter for k, letter in enumerate(letters)]
-    return f"{' '.join(letters)} -> {' '.join(after)}, {' '.join(after)}{_index_along(value, dim)}"
-
-
-@axis_rule(aten.flip.default, aten._fft_r2c.default, aten._fft_c2c.default, aten._fft_c2r.default)
-def _(input, dims, *settings):
-    """Turn dimensions around, or into frequencies."""
-    letters = ["_" if k in {dim % len(input.shape) for dim in dims} else f"a{k}" for k in range(len(input.shape))]
-    return f"{' '.join(letters)} -> {' '.join(letters)}"
+@axis_rule(
+    aten.cumprod.default,
+    aten.cumsum.default,
+    aten.flip.default,
+    aten._fft_c2c.default,
+    aten._fft_c2r.default,
+    aten._fft_r2c.default,
+)
+def _(input, dims, *settings, **more):
+    """Go along dimensions in their order, turn them around, or into frequencies."""
+    return "{0} -> {0}".format(_in_order(input, dims))
 
 
 @axis_rule(aten.view_as_real_copy.default)

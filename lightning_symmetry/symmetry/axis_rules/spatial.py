@@ -1,5 +1,7 @@
 """Pooling, resizing and padding: the last dimensions are space, whose positions are told apart."""
 
+from functools import partial
+
 import torch
 
 from lightning_symmetry.symmetry.axis_rules.language import joined, unread
@@ -8,36 +10,31 @@ from lightning_symmetry.symmetry.axis_rules.registry import axis_rule
 aten = torch.ops.aten
 
 
-def _over_space(input, n_space, outputs=1):
-    kept = " ".join(f"a{k}" for k in range(len(input.shape) - n_space))
-    pattern = f"{kept}{' _' * n_space}"
-    return f"{pattern} -> {', '.join([pattern] * outputs)}"
+OVER_SPACE = {
+    1: "avg_pool1d upsample_linear1d upsample_nearest1d",
+    2: """
+        _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _upsample_bicubic2d_aa _upsample_bilinear2d_aa
+        adaptive_max_pool2d avg_pool2d avg_pool2d_backward max_pool2d_with_indices upsample_bicubic2d
+        upsample_bilinear2d upsample_bilinear2d_backward upsample_nearest2d upsample_nearest2d_backward
+    """,
+    3: """
+        _adaptive_avg_pool3d adaptive_max_pool3d avg_pool3d max_pool3d_with_indices upsample_nearest3d
+        upsample_trilinear3d
+    """,
+}
+"""Operations by how many dimensions space has: all that comes out is laid out as what comes in first."""
 
 
-@axis_rule(aten.avg_pool1d.default, aten.upsample_linear1d.default, aten.upsample_nearest1d.default)
-def _(input, *settings, **more):
-    return _over_space(input, 1)
+def _over_space(n_space, n_outputs, input, *settings, **more):
+    """Of another tensor, as of what a pool was of whose gradient this is, only the shape counts."""
+    pattern = " ".join([*(f"a{k}" for k in range(len(input.shape) - n_space)), *["_"] * n_space])
+    others = [unread(each.shape, "u") for each in settings if hasattr(each, "shape")]
+    return f"{', '.join([pattern, *others])} -> {', '.join([pattern] * n_outputs)}"
 
 
-@axis_rule(
-    aten._adaptive_avg_pool2d.default,
-    aten._upsample_bicubic2d_aa.default,
-    aten._upsample_bilinear2d_aa.default,
-    aten.avg_pool2d.default,
-    aten.upsample_bicubic2d.default,
-    aten.upsample_bilinear2d.default,
-    aten.upsample_bilinear2d_backward.default,
-    aten.upsample_nearest2d.default,
-    aten.upsample_nearest2d_backward.default,
-)
-def _(input, *settings, **more):
-    return _over_space(input, 2)
-
-
-@axis_rule(aten.avg_pool2d_backward.default, aten._adaptive_avg_pool2d_backward.default)
-def _(grad, input, *settings, **more):
-    kept = " ".join(f"a{k}" for k in range(len(grad.shape) - 2))
-    return f"{kept} _ _, {unread(input.shape, 'u')} -> {kept} _ _"
+for _n_space, _names in OVER_SPACE.items():
+    for _operation in (getattr(aten, name).default for name in _names.split()):
+        axis_rule(_operation)(partial(_over_space, _n_space, len(_operation._schema.returns)))
 
 
 @axis_rule(aten.max_pool2d_with_indices_backward.default)
@@ -45,26 +42,6 @@ def _(grad, input, *settings, **more):
     """Each number goes where it is said to, in whatever order they stand."""
     kept = " ".join(f"a{k}" for k in range(len(grad.shape) - 2))
     return f"{kept} h w, {unread(input.shape, 'u')}, {kept} h w -> {kept} _ _"
-
-
-@axis_rule(
-    aten._adaptive_avg_pool3d.default,
-    aten.avg_pool3d.default,
-    aten.upsample_nearest3d.default,
-    aten.upsample_trilinear3d.default,
-)
-def _(input, *settings, **more):
-    return _over_space(input, 3)
-
-
-@axis_rule(aten.max_pool2d_with_indices.default, aten.adaptive_max_pool2d.default)
-def _(input, *settings, **more):
-    return _over_space(input, 2, outputs=2)
-
-
-@axis_rule(aten.max_pool3d_with_indices.default, aten.adaptive_max_pool3d.default)
-def _(input, *settings, **more):
-    return _over_space(input, 3, outputs=2)
 
 
 @axis_rule(aten.grid_sampler_2d.default)

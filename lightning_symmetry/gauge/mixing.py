@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lightning_symmetry.gauge.balancing import Part, Sum, part_of
+from lightning_symmetry.gauge.gauge import Acting, Gauge, Tensors
 from lightning_symmetry.symmetry.actions import Block
-from lightning_symmetry.symmetry.balancing import Part, Sum, part_of
-from lightning_symmetry.symmetry.gauge import Acting, Gauge, Tensors
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 
 MOST_SWEEPS = 100

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from lightning_symmetry import find_symmetries
+from lightning_symmetry.gauge.mixing import sides_of_rotation
+from lightning_symmetry.gauge.representative import find_gauge
 from lightning_symmetry.measurement.snapshot import snapshot
-from lightning_symmetry.symmetry.mixing import sides_of_rotation
-from lightning_symmetry.symmetry.representative import find_gauge
 from tests.models import mlp
 from tests.zoo import ZOO
 

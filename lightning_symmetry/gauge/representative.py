@@ -3,9 +3,9 @@
 1. *Shifts*: what others absorb is zero, and all else at the point of least norm that translations reach.
 2. *Gains*: a unit that is rescaled against a vector, as a norm's gain is against the maps that read it, has the
    vector folded into these. Means that nothing sees are taken away behind it.
-3. *Scales* of all other axes together, at the least norm: see `lightning_symmetry.symmetry.balancing`. A dead unit,
+3. *Scales* of all other axes together, at the least norm: see `lightning_symmetry.gauge.balancing`. A dead unit,
    with nothing on one of its sides, is zero there.
-4. *Rotations* are balanced: see `lightning_symmetry.symmetry.mixing`.
+4. *Rotations* are balanced: see `lightning_symmetry.gauge.mixing`.
 
 What is left are signs, permutations and rotations by orthogonal matrices, which leave inner products alone or are
 matched.
@@ -19,13 +19,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightning_symmetry.gauge.balancing import Part, Sum, alive, balance, part_of
+from lightning_symmetry.gauge.centring import absorbed_by, shifts_of
+from lightning_symmetry.gauge.gauge import Acting, Centred, Gauge, Tensors, gather, spread
+from lightning_symmetry.gauge.mixing import MOST_SWEEPS, meeting, mixtures_of, rooted_sums
 from lightning_symmetry.symmetry.actions import Action, Block
-from lightning_symmetry.symmetry.balancing import Part, Sum, alive, balance, part_of
-from lightning_symmetry.symmetry.centring import absorbed_by, shifts_of
-from lightning_symmetry.symmetry.gauge import Acting, Centred, Gauge, Tensors, gather, spread
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
-from lightning_symmetry.symmetry.mixing import MOST_SWEEPS, meeting, mixtures_of, rooted_sums
 
 
 def find_gauge(symmetries: Symmetries, tensors: Tensors, start: Gauge | None = None) -> Gauge:

@@ -10,9 +10,9 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_symmetry import find_symmetries
+from lightning_symmetry.callbacks.unsharded import own_class, unsharded
 from lightning_symmetry.measurement.measure import Ranks
 from lightning_symmetry.measurement.snapshot import snapshot
-from lightning_symmetry.symmetry.unsharded import own_class, unsharded
 
 
 @pytest.fixture(scope="module")

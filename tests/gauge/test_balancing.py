@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_symmetry.symmetry.balancing import MOST_STEPS, Part, Sum, alive, balance
-from lightning_symmetry.symmetry.gauge import Acting, gather, spread
+from lightning_symmetry.gauge.balancing import MOST_STEPS, Part, Sum, alive, balance
+from lightning_symmetry.gauge.gauge import Acting, gather, spread
 from tests.reference.balancing import balanced_chain
 
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
-from lightning_symmetry.symmetry.gauge import Acting, gather, spread
+from lightning_symmetry.gauge.gauge import Acting, gather, spread
 
 MOST_STEPS = 50
 """How many steps of Newton's method are taken at most."""

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lightning_symmetry import find_symmetries
+from lightning_symmetry.gauge.orbits import orbit_fraction
 from lightning_symmetry.measurement.snapshot import snapshot
-from lightning_symmetry.symmetry.orbits import orbit_fraction
 from tests.minis import MINIS
 from tests.reference import orbits as reference
 from tests.reference.completeness import generic

@@ -1,0 +1,1 @@
+"""The point of least norm on a model's orbit, and what of a step goes along the orbit."""

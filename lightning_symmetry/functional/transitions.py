@@ -19,8 +19,11 @@ drift. A shift is a departure from that line that lasts, is larger than the nois
   direction (a fall that slows down is no rise); and if the last three values agree (a burst of noise does not).
 
 After a shift the detector waits until the series has calmed, at most 32 measurements, learns its line anew from the
-last eight and is armed again; so it begins, too, which leaves out the first, fast relaxation of a training. Time is
-counted in measurements: a change of the interval between them bends the line, and no more.
+last eight and is armed again; so it begins, too, which leaves out the first, fast relaxation of a training. Meanwhile
+of an indicator whose zero means something, as of counts, a change by a large ratio is told, which needs no scale: where
+three values in a row lie so far from the first three, or from where the last shift led; of a shift that goes on in its
+direction no more is told. Time is counted in measurements: a change of the interval between them bends the line, and no
+more.
 
 Everything known is in a `Detector`, of constant size and made of plain numbers: it survives in a checkpoint.
 
@@ -119,6 +122,10 @@ class Detector:
     Attributes:
         recent: The last measurements: up to eight while a line is learnt, else three.
         waited: For how many measurements a line has been learnt; None when there is one.
+        start: The first three values since then, or three times the level to which the last shift led.
+        told: The sign of the last shift, while a line is learnt; else 0.
+        beyond: How many values in a row are far from the start.
+        since: The step of the first of them.
         seen: How many residuals the scale has seen.
         level: The level of the line at the last measurement.
         slope: Its trend, per measurement.
@@ -130,6 +137,10 @@ class Detector:
 
     recent: tuple[float, ...] = ()
     waited: int | None = 0
+    start: tuple[float, ...] = ()
+    told: int = 0
+    beyond: int = 0
+    since: int = 0
     seen: int = 0
     level: float = 0.0
     slope: float = 0.0
@@ -152,16 +163,22 @@ class Detector:
             >>> Detector.from_dict(json.loads(json.dumps(dataclasses.asdict(detector)))) == detector
             True
         """
-        numbers = {key: value for key, value in state.items() if key not in ("recent", "rise", "fall")}
-        for value in (*numbers.values(), *state["recent"], *state["rise"].values(), *state["fall"].values()):
+        numbers = {key: value for key, value in state.items() if key not in ("recent", "start", "rise", "fall")}
+        lists = (*state["recent"], *state["start"])
+        for value in (*numbers.values(), *lists, *state["rise"].values(), *state["fall"].values()):
             if not isinstance(value, (int, float, NoneType)):
                 raise TypeError(f"{value!r} is no number")
         rise, fall = Excursion(**state["rise"]), Excursion(**state["fall"])
-        return cls(**numbers, recent=tuple(state["recent"]), rise=rise, fall=fall)
+        return cls(**numbers, recent=tuple(state["recent"]), start=tuple(state["start"]), rise=rise, fall=fall)
 
 
 def observe(
-    detector: Detector, step: int, value: float, least: float = 0.0, least_relative: float = 0.0
+    detector: Detector,
+    step: int,
+    value: float,
+    least: float = 0.0,
+    least_relative: float = 0.0,
+    least_ratio: float = math.inf,
 ) -> tuple[Detector, Shift | None]:
     """Take in one measurement.
 
@@ -171,6 +188,9 @@ def observe(
         value: What was measured; NaN and infinity leave the detector as it is.
         least: The smallest change that matters, in the units of the value.
         least_relative: The same, relative to the level; the larger of the two counts.
+        least_ratio: The smallest ratio of two levels, above 1, that is told while a line is learnt; for an indicator
+            that is never below 0.
+
 
     Returns:
         What is known now, and the shift of which this measurement made certain, if any.
@@ -186,7 +206,10 @@ def observe(
     if not math.isfinite(value):
         return detector, None
     if detector.waited is not None:
-        return _learn(detector, value, least, least_relative), None
+        far, shift = detector, None
+        if least_ratio < math.inf:
+            far, shift = _far_from_start(detector, step, value, max(least, least_relative * value), least_ratio)
+        return (far, shift) if shift else (_learn(far, value, least, least_relative), None)
     least = max(least, least_relative * abs(detector.level))
     floor = max(least / 4, _RESOLUTION * abs(detector.level))
     line = detector.level + detector.slope
@@ -203,7 +226,7 @@ def observe(
         excursion = _extended(excursion, sign * residual / scale if scale else 0.0, sign * median(recent), sign)
         if excursion.height > ALARM and _is_shift(excursion, sign, recent, least, detector.scale, doubt, futile):
             shift = _shift(excursion, step, median(recent))
-            return Detector(recent, waited=0, seen=detector.seen, scale=excursion.scale, futile=futile), shift
+            return _after(shift, recent, detector.seen, excursion.scale, futile), shift
         sides.append(excursion)
     pull = math.copysign(min(abs(residual), 2 * scale), residual)
     gain = max(SCALE_GAIN, 1 / (detector.seen + 1))
@@ -222,6 +245,33 @@ def observe(
         ),
         None,
     )
+
+
+def _after(shift: Shift, recent: tuple[float, ...], seen: int, scale: float, futile: float) -> Detector:
+    """A line is learnt anew."""
+    told = 1 if shift.size > 0 else -1
+    return Detector(recent, waited=0, start=(shift.after,) * 3, told=told, seen=seen, scale=scale, futile=futile)
+
+
+def _far_from_start(
+    detector: Detector, step: int, value: float, least: float, least_ratio: float
+) -> tuple[Detector, Shift | None]:
+    """While a line is learnt: whether this is the third value in a row that is far from what there was."""
+    if len(detector.start) < 3:
+        return replace(detector, start=(*detector.start, value)), None
+    level = median(detector.start)
+    size = value - level
+    far = abs(size) >= max(least, max(level, value) * (1 - 1 / least_ratio)) and size * detector.told <= 0 != size
+    if not far or (detector.beyond and size * (detector.recent[-1] - level) < 0):
+        return replace(detector, beyond=0), None
+    detector = replace(detector, beyond=detector.beyond + 1, since=detector.since if detector.beyond else step)
+    if detector.beyond < 3:
+        return detector, None
+    recent = (*detector.recent[-2:], value)
+    scale = max(max(values) - min(values) for values in (detector.start, recent)) / 2
+    size = median(recent) - level
+    shift = Shift(step, detector.since, level, median(recent), confidence=size**2 / (size**2 + scale**2))
+    return _after(shift, recent, detector.seen, detector.scale, detector.futile), shift
 
 
 def _extended(excursion: Excursion, z: float, value: float, sign: int) -> Excursion:
@@ -253,7 +303,7 @@ def _learn(detector: Detector, value: float, least: float, least_relative: float
     """Wait for a window in which the series moves no more than noise or less than matters, and take its line."""
     window = (*detector.recent, value)[-WINDOW:]
     waited = (detector.waited or 0) + 1
-    if len(window) < WINDOW:
+    if len(window) < WINDOW or detector.beyond:
         return replace(detector, recent=window, waited=waited)
     slope = median((y - x) / (j - i) for (i, x), (j, y) in combinations(enumerate(window), 2))
     least = max(least, least_relative * abs(value))

@@ -38,13 +38,17 @@ class Watch:
 
 
 WATCHED: Mapping[str, Watch] = {
-    "symmetry/distinct_units": Watch("breaking", "restoration", 0.5, 0.01),
-    "symmetry/alive_units": Watch("breaking", "death_of_units", 0.5, 0.01),
+    "symmetry/distinct_units": Watch("breaking", "restoration", 0.5, 0.05),
+    "symmetry/alive_units": Watch("breaking", "death_of_units", 0.5, 0.05),
     "symmetry/product_rank": Watch("rank_jump", "rank_collapse", 0.5, 0.02),
-    "spectrum/effective_rank": Watch("rank_jump", "rank_collapse", 0.25, 0.02),
-    "representation/effective_rank": Watch(None, "representation_collapse", 0.25, 0.05),
+    "spectrum/effective_rank": Watch("rank_jump", "rank_collapse", 0.25, 0.1),
+    "representation/effective_rank": Watch(None, "representation_collapse", 0.25, 0.1),
 }
 """The indicators that are watched, for every group and layer, by ``SECTION/INDICATOR``."""
+
+
+LEAST_RATIO = 2.0
+"""What is told before an indicator's noise is known: that it has doubled, or halved."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class Transitions:
             if key not in self._detectors:
                 self._expect(watch)
             detector = self._detectors.get(key, Detector())
-            self._detectors[key], shift = observe(detector, step, value, watch.least, watch.least_relative)
+            self._detectors[key], shift = observe(detector, step, value, watch.least, watch.least_relative, LEAST_RATIO)
             kind = None if shift is None else _kind(watch, shift)
             if shift is not None and kind is not None:
                 self.counts[kind] += 1

@@ -168,7 +168,7 @@ def test_the_known_time_of_a_mode_is_saxes_and_that_of_the_training():
         assert abs(int(np.argmax(rises)) - 8) <= 5
 
 
-@pytest.mark.parametrize(("name", "runs"), list(zip(benchmark.TRUTHS, [16, 16, 10, 12, 25, 12], strict=True)))
+@pytest.mark.parametrize(("name", "runs"), list(zip(benchmark.TRUTHS, [16, 16, 10, 12, 25, 12, 50], strict=True)))
 def test_in_real_trainings_known_transitions_are_found_in_time_and_no_others(name, runs):
     found = benchmark.score(benchmark.TRUTHS[name](runs, 7), benchmark.online)
     assert found.known >= 24

@@ -48,10 +48,30 @@ def test_other_keys_and_aggregates_are_passed_over():
     assert (found, transitions.counts) == ([], {})
 
 
-def test_one_unit_of_many_is_no_transition_and_one_percent_is():
-    few = {"symmetry/distinct_units/fc": [1000.0] * 20 + [995.0] * 5}
-    many = {"symmetry/distinct_units/fc": [1000.0] * 20 + [980.0] * 5}
+def test_some_units_of_many_are_no_transition_and_five_percent_are():
+    few = {"symmetry/distinct_units/fc": [64.0] * 20 + [63.0] * 20 + [61.0] * 20}
+    many = {"symmetry/distinct_units/fc": [64.0] * 20 + [60.0] * 20}
     assert (len(observed(few)[1]), len(observed(many)[1])) == (0, 1)
+
+
+@pytest.mark.parametrize("at", range(3, 12))
+def test_a_collapse_at_the_beginning_of_a_training_is_told_once_and_the_breaking_after_it(at):
+    units = [64.0] * at + [1.0] * 6 + [15.0] * 20
+    _, found = observed({"symmetry/distinct_units/fc": units})
+    assert [(one.kind, one.before, one.after) for one in found] == [("restoration", 64.0, 1.0), ("breaking", 1.0, 15.0)]
+    assert [one.since for one in found] == [10 * at, 10 * (at + 6)]
+    assert found[0].step == 10 * (at + 2)
+
+
+def test_a_collapse_that_goes_on_is_told_once():
+    ranks = [50.0] * 4 + [50.0 * 0.7**k for k in range(1, 12)] + [1.0] * 20
+    _, found = observed({"spectrum/effective_rank/fc": ranks})
+    assert [one.kind for one in found] == ["rank_collapse"]
+
+
+def test_a_training_that_settles_has_no_transition():
+    ranks = [51.0 - 10 * (1 - 0.8**k) for k in range(60)]
+    assert observed({"spectrum/effective_rank/fc": ranks})[1] == []
 
 
 def test_the_state_goes_through_json_and_nothing_is_lost():

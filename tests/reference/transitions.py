@@ -17,7 +17,7 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from lightning_symmetry.functional.continuous import alive_units, product_rank
-from lightning_symmetry.functional.order_parameters import broken_fraction
+from lightning_symmetry.functional.order_parameters import broken_fraction, distinct_units
 from lightning_symmetry.functional.spectrum import effective_rank
 
 Generator = np.random.Generator
@@ -199,6 +199,23 @@ def planted_duplicates(runs: int, seed: int, units: int = 12, measurements: int 
             back = (second.mT @ error) * (1 - hidden**2)
             first, second = first - rate * back @ x.mT, second - rate * error @ hidden.mT
     return [Run(series[i], [(float(planted[i]), -1), (float(kicked[i]), 1)], 0.02) for i in range(runs)]
+
+
+def planted_early(runs: int, seed: int, units: int = 64, dim: int = 40, measurements: int = 40) -> list[Run]:
+    """Units, moved a little by noise from measurement to measurement, of which most become copies of a few, early."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(runs):
+        at, left = int(rng.integers(3, 9)), int(rng.integers(1, units // 4))
+        vectors, series = rng.standard_normal((units, dim)), []
+        for measurement in range(measurements):
+            if measurement == at:
+                vectors = vectors[rng.integers(0, left, units)]
+            step = 0.05 * rng.standard_normal((units, dim))
+            vectors = vectors + (step if measurement < at else step[:1])
+            series.append(float(distinct_units(torch.from_numpy(vectors))))
+        found.append(Run(series, [(float(at), -1)], 0.5))
+    return found
 
 
 def autocorrelated(noise: NDArray[np.float64], memory: float) -> NDArray[np.float64]:

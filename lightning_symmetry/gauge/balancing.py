@@ -208,14 +208,7 @@ def balance(
 
 @dataclass(frozen=True)
 class _Terms:
-    """A sum at some scales.
-
-    Attributes:
-        parts: Each part, with the factors of its squares, and their sums along each axis by which it is scaled.
-        rows: The dimensions of rows.
-        roots: The root for each row; None where it is no rooted sum, whose terms are divided by the root.
-        inverse: One by the root.
-    """
+    """A sum at some scales: each part with its factors and its sums along each axis; the roots by row."""
 
     parts: list[tuple[Part, list[Factor], list[Tensor]]]
     rows: Dims

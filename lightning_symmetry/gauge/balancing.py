@@ -54,7 +54,7 @@ class Part:
     """Squared norms, and by what they are scaled; dimensions along which nothing is scaled are summed over.
 
     Attributes:
-        values: The squared norms n_k, or numbers of which they are a power: entries in the model's own memory.
+        values: The squared norms n_k, or numbers of which they are a power, on the CPU: in the memory of a model there.
         scaled: By what they are scaled.
         power: Which power.
     """
@@ -78,8 +78,8 @@ class Part:
             here = slice(start, start + len(piece) if shape else None)
             squares = piece.double() ** self.power
             for (factors, kept), total in zip(asked, totals, strict=True):
-                beside = [(_cut(values, dims, here).to(squares.device), dims) for values, dims in factors]
-                _cut(total, kept, here).add_(_contracted(squares, beside, kept).cpu())
+                beside = [(_cut(values, dims, here), dims) for values, dims in factors]
+                _cut(total, kept, here).add_(_contracted(squares, beside, kept))
             start += len(piece) if shape else 0
         return totals
 
@@ -126,6 +126,7 @@ class Sum:
 
 def part_of(values: Tensor, scaled: Sequence[Acting], keep: int = 0, power: int = 1) -> Part:
     """A part with the dimensions along which nothing is scaled summed over, but for the first few."""
+    values = values.cpu()
     kept = tuple(sorted({*range(keep), *(dim for each in scaled for dim in each.dims)}))
     place = {dim: number for number, dim in enumerate(kept)}
     again = tuple(Acting(each.by, each.degree, tuple(place[dim] for dim in each.dims)) for each in scaled)

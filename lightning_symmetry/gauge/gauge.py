@@ -36,12 +36,7 @@ class Acting:
 
 @dataclass(frozen=True)
 class Centred:
-    """That a mean is taken away along a dimension: of the entries, or of those times a gain that is not folded away.
-
-    Attributes:
-        dim: The dimension.
-        gain: The gain, along that dimension.
-    """
+    """A mean taken away along a dimension: of the entries, or of them times a gain that is not folded away."""
 
     dim: int
     gain: Block | None

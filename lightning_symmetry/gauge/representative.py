@@ -19,9 +19,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_symmetry.gauge.balancing import Part, Sum, alive, balance, part_of
+from lightning_symmetry.gauge.balancing import Sum, alive, balance, part_of
 from lightning_symmetry.gauge.centring import absorbed_by, shifts_of
-from lightning_symmetry.gauge.gauge import Acting, Centred, Gauge, Tensors, gather, spread
+from lightning_symmetry.gauge.gauge import Acting, Centred, Gauge, Tensors, gather
 from lightning_symmetry.gauge.mixing import MOST_SWEEPS, meeting, mixtures_of, rooted_sums
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
@@ -51,7 +51,7 @@ def find_gauge(symmetries: Symmetries, tensors: Tensors, start: Gauge | None = N
         gauge = replace(gauge, centred=_centred(gauge, groups["translation"], symmetries.blocks))
         scaling = [*groups["rescaling"], *groups["scale"]]
         levels = {group.name: _level(group, symmetries, tensors) for group in scaling}
-        gauge = replace(gauge, living=_living(gauge, levels, tensors))
+        gauge = replace(gauge, living=alive(list(_plain_sums(gauge, levels, tensors, gauge.scaled)), levels))
         free = {name: level for name, level in levels.items() if name not in gauge.logarithms}
         rotations = [group for group in groups["rotation"] if not group.form]
         return _balanced(gauge, rotations, free, start, tensors)
@@ -185,25 +185,6 @@ def _centred(
     return centred
 
 
-def _living(gauge: Gauge, levels: Mapping[str, Tensor], tensors: Tensors) -> dict[str, Tensor]:
-    """Which units have something on either side, or are given a level. Dead ones may leave others dead."""
-    living = {name: torch.ones_like(level, dtype=torch.bool) for name, level in levels.items()}
-    while True:
-        sides = {name: (torch.zeros_like(level), torch.zeros_like(level)) for name, level in levels.items()}
-        for block, scaled in gauge.scaled.items():
-            squares = replace(gauge, living=living).of(block, tensors).double().square()
-            for each in scaled:
-                if each.by in sides:
-                    sides[each.by][each.degree < 0].add_(gather(squares, each.dims).cpu())
-        now = {
-            name: living[name] & ~(above <= 0) & (~(below <= 0) | (levels[name] > 0))
-            for name, (above, below) in sides.items()
-        }
-        if all(torch.equal(now[name], living[name]) for name in now):
-            return living
-        living = now
-
-
 def _balanced(
     gauge: Gauge,
     rotations: Sequence[SymmetryGroup],
@@ -215,21 +196,22 @@ def _balanced(
     again = any(each.by in levels for block in meeting(gauge) for each in gauge.scaled.get(block, ()))
     known = {} if start is None else {name: start.logarithms[name] for name in levels if name in start.logarithms}
     fixed = gauge.logarithms
+    rotated = meeting(gauge)  # those where rotations meet are read as they are rotated
+    unmixed = [block for block in gauge.scaled if block not in gauge.mixed or block in rotated]
     for _ in range(MOST_SWEEPS if again else 1):
-        unscaled = replace(gauge, logarithms=fixed)
+        unscaled = replace(gauge, logarithms=fixed, living={n: v for n, v in gauge.living.items() if n not in levels})
         sums = [
-            *_plain_sums(unscaled, levels, tensors),
+            *_plain_sums(unscaled, levels, tensors, unmixed),
             *rooted_sums(unscaled, rotations, levels, tensors),
         ]
-        living = alive(sums, levels)
-        sums = [_masked(each, living) for each in sums]
-        found, steps = balance(sums, {name: level * living[name] for name, level in levels.items()}, known)
+        living = alive(sums, levels, {name: gauge.living[name] for name in levels})
+        found, steps = balance(sums, levels, known, living)
         change = max((float((found[name] - known.get(name, 0.0)).abs().max()) for name in found), default=0.0)
         known = found
         gauge = replace(
             gauge,
             logarithms={**fixed, **found},
-            living={**gauge.living, **{name: gauge.living[name] & living[name] for name in living}},
+            living={**gauge.living, **living},
             steps=gauge.steps + steps,
         )
         gauge = replace(gauge, mixtures=mixtures_of(gauge, rotations, tensors))
@@ -238,20 +220,9 @@ def _balanced(
     return gauge
 
 
-def _plain_sums(gauge: Gauge, levels: Mapping[str, Tensor], tensors: Tensors) -> Iterator[Sum]:
-    """The squares of all blocks that are scaled and not rotated; of those where rotations meet, as they are rotated."""
-    rotated = meeting(gauge)
-    for block, scaled in gauge.scaled.items():
-        free = [each for each in scaled if each.by in levels]
-        if free and (block not in gauge.mixed or block in rotated):
-            yield Sum((part_of(gauge.of(block, tensors).double().square(), free),))
-
-
-def _masked(each: Sum, living: Mapping[str, Tensor]) -> Sum:
-    parts = []
-    for part in each.parts:
-        squares = part.squares
-        for scaled in part.scaled:
-            squares = squares * spread(living[scaled.by].double(), scaled.dims, squares.ndim)
-        parts.append(Part(squares, part.scaled))
-    return replace(each, parts=tuple(parts))
+def _plain_sums(gauge: Gauge, levels: Mapping[str, Tensor], tensors: Tensors, blocks: Iterable[Block]) -> Iterator[Sum]:
+    """The squares of those of some blocks that are scaled."""
+    for block in blocks:
+        free = [each for each in gauge.scaled[block] if each.by in levels]
+        if free:
+            yield Sum((part_of(gauge.of(block, tensors), free, power=2),))

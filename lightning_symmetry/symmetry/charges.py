@@ -44,13 +44,7 @@ _NEW = count()
 
 @dataclass(frozen=True)
 class Image:
-    """What a shift becomes under a linear map.
-
-    Attributes:
-        read: The unknown of the map along the axis that was shifted.
-        write: That along the axis to which it maps.
-        of: The shift.
-    """
+    """What a shift becomes under a linear map: the map by its unknowns along the axes it reads and writes."""
 
     read: Key
     write: Key

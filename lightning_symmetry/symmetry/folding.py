@@ -25,13 +25,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Affine:
-    """A gain, and the bias added after it, that nothing but maps read.
-
-    Attributes:
-        gain: The name of the gain.
-        bias: That of the bias, if there is one.
-        readers: The names of the maps.
-    """
+    """A gain, the bias added after it, if any, and the maps that alone read them, by name."""
 
     gain: str
     bias: str | None

@@ -350,11 +350,7 @@ def _as_axis(length: int, zero: bool | None) -> Axis:
 
 
 def _stretches(tensor: Tensor) -> list[tuple[int, bool | None]]:
-    """The first axis of a constant in stretches: of positions that hold the same, zero or not, or that are told apart.
-
-    Returns:
-        The length of each stretch, and whether its positions are zero; None where they are told apart.
-    """
+    """The first axis in stretches: their lengths, and whether all there is zero; None where told apart."""
     if not tensor.numel():
         return [(len(tensor), None)]
     differ = (tensor[1:] != tensor[:-1]).unsqueeze(-1).flatten(1).any(1)

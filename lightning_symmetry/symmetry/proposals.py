@@ -35,13 +35,7 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class Proposals:
-    """What was read off a tape.
-
-    Attributes:
-        groups: The groups, to be verified, in the order of the parameters that they move first.
-        blocks: The partition of every parameter and running statistic along the model's axes.
-        without_rule: How often each operation that could not be followed was met.
-    """
+    """What was read off a tape: groups to be verified, the partition of all leaves, what had no rule."""
 
     groups: list[SymmetryGroup]
     blocks: tuple[Block, ...]

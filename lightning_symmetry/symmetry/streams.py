@@ -22,16 +22,7 @@ from lightning_symmetry.symmetry.translations import Blocks, blocks_of_leaves, k
 
 @dataclass(frozen=True)
 class Stream:
-    """An axis that may be rotated.
-
-    Attributes:
-        axis: The name of the axis.
-        size: How many positions it has.
-        rows: The axes at whose every position it may be rotated by itself, with their sizes.
-        actions: Every block that has it: of degree 1 what writes to it, of degree -1 what reads it.
-        folds: What is folded into what reads it.
-        keeps_mean: Whether the mean along it must be kept.
-    """
+    """An axis that may be rotated, and every block that has it: degree 1 writes to it, -1 reads it."""
 
     axis: str
     size: int

@@ -38,12 +38,7 @@ Blocks = Sequence[tuple[Block, tuple[Place | None, ...]]]
 
 @dataclass(frozen=True)
 class Shift:
-    """A vector that may be added along an axis.
-
-    Attributes:
-        degrees: How often each leaf takes it along the same axis, by its unknown there.
-        carried: What it becomes along other axes.
-    """
+    """A vector added along an axis: how often by each unknown there, and what it becomes along others."""
 
     degrees: Mapping[Unknown, float]
     carried: tuple[Carried, ...] = ()

@@ -63,7 +63,7 @@ def test_the_solver_ends_within_50_steps_on_48_layers(spread_of_units):
     total = {name: torch.zeros_like(level) for name, level in levels.items()}
     for each in sums:
         (part,) = each.parts
-        squares = part.squares
+        squares = part.values
         for acting in part.scaled:
             squares = squares * spread((2 * acting.degree * found[acting.by]).exp(), acting.dims, squares.ndim)
         for acting in part.scaled:

@@ -1,5 +1,8 @@
 """The gauge of small models, against what it must be by hand."""
 
+import multiprocessing
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -111,6 +114,57 @@ def test_three_linear_maps_have_singular_values_in_common():
     values = torch.linalg.svdvals(tensors["2.weight"] @ tensors["1.weight"] @ tensors["0.weight"]) ** (1 / 3)
     for each in maps:
         torch.testing.assert_close(torch.linalg.svdvals(each), values, rtol=1e-6, atol=0)
+
+
+def relu_net(depth, width):
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+def test_a_deep_net_is_balanced_within_50_steps():
+    torch.manual_seed(0)
+    _, tensors, gauge = found(relu_net(48, 12), torch.randn(6, 12))
+    assert 0 < gauge.steps < 50
+    norms = {name: tensor.square() for name, tensor in tensors.items()}
+    squares = {name: (2 * logarithms).exp() for name, logarithms in gauge.logarithms.items()}
+    for k in range(1, 46):  # the layers between the first and the last
+        before, own, after = (squares[f"{2 * layer}.rescaling"] for layer in (k - 1, k, k + 1))
+        incoming = (norms[f"{2 * k}.weight"] / before).sum(1) + norms[f"{2 * k}.bias"]
+        outgoing = (norms[f"{2 * k + 2}.weight"] * after[:, None]).sum(0)
+        torch.testing.assert_close(incoming * own, outgoing / own, rtol=1e-6, atol=0)
+
+
+def memory(entry):
+    """What this process holds, in bytes: now, VmRSS, or at most so far, VmHWM."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(entry))
+
+
+def peak_of_search(small, large):
+    """The memory that the search for a gauge takes beyond the model, in sizes of the model."""
+    generator = torch.Generator().manual_seed(0)
+    for symmetries, shapes in (small, large):  # the first brings in all libraries and their workspaces
+        tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        Path("/proc/self/clear_refs").write_text("5")  # what it held at most is counted from here
+        before = memory("VmRSS")
+        find_gauge(symmetries, tensors)
+    return (memory("VmHWM") - before) / sum(4 * tensor.numel() for tensor in tensors.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory is read from /proc")
+def test_the_search_holds_no_second_model():
+    """Of 24 MiB of parameters the squares alone, in float64 and all at once, would be two more models."""
+    models = [relu_net(6, 16), relu_net(6, 1024)]
+    given = [
+        (
+            find_symmetries(model, torch.randn(2, width), verify_up_to=0),
+            {n: p.shape for n, p in model.named_parameters()},
+        )
+        for model, width in zip(models, (16, 1024), strict=True)
+    ]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        sizes = pool.apply(peak_of_search, given)
+    assert sizes < 0.5
 
 
 @pytest.mark.parametrize("name", ["unet", "mamba"])

@@ -66,13 +66,7 @@ def _images(read: Charge, written: Charge, shifted: Charge) -> dict[Unknown, Fra
 
 
 class Binding:
-    """What the letters of one rule stand for in one call of an operation, and what its law makes of their charges.
-
-    Attributes:
-        read_by_maps: The unknowns of maps along the axes that they read.
-        read_centred: The unknowns of maps along an axis along which the sum of what they read is zero, with the number
-            of that input.
-    """
+    """What the letters of a rule stand for in one call, and what its law makes of their charges."""
 
     def __init__(self, sizes: Mapping[str, int], law: Law = neutral, contraction: Contraction | None = None) -> None:
         self.read_by_maps: list[Unknown] = []

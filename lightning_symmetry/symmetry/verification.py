@@ -148,14 +148,22 @@ class _Trials:
         return group.kind == "translation" and any(not lengths.isdisjoint(shape) for shape in shapes)
 
     def _moved(self, groups: Sequence[SymmetryGroup], batches: Sequence[Any]) -> list[Outputs]:
-        """What the step gives where random elements have moved the parameters; nothing where one moves nothing."""
+        """What the step gives where random elements have moved the parameters.
+
+        Nothing where one moves nothing, or fits no tensor, and where the step fails.
+        """
         if self._last is not None and list(groups) == self._last[0]:
             return self._last[1]
         self._make_generic()
         self._moved_before.update(name for group in groups for name in (*group.parameters, *group.buffers))
-        if not all(_move(group, self._tensors, self._squared_norms, self._elements) for group in groups):
+        try:
+            if not all(_move(group, self._tensors, self._squared_norms, self._elements) for group in groups):
+                return []
+            moved = self._run(batches)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:
             return []
-        moved = self._run(batches)
         self._last = (list(groups), moved)
         return moved
 

@@ -487,20 +487,16 @@ def test_a_proposal_that_fits_no_tensor_is_rejected_and_the_others_are_found():
     class Joined(nn.Module):
         def __init__(self):
             super().__init__()
-            self.left, self.right, self.norm, self.head = (
-                nn.Linear(3, 4),
-                nn.Linear(3, 5),
-                nn.LayerNorm(9),
-                nn.Linear(9, 4),
-            )
+            self.left, self.right = nn.Linear(3, 4), nn.Linear(3, 5)
+            self.norm, self.head = nn.LayerNorm(9), nn.Linear(9, 4)
 
         def forward(self, inputs):
             return self.head(self.norm(torch.cat([self.left(inputs), self.right(inputs)], -1)))
 
     torch.manual_seed(0)
     found = find_symmetries(Joined(), torch.randn(6, 3))
-    permuted = [(group.name, group.size) for group in found if group.kind == "permutation"]
-    assert permuted == [("left", 4), ("right", 5)]
+    turned = [(group.name, group.size) for group in found if group.kind == "rotation"]
+    assert turned == [("left.rotation", 4), ("right.rotation", 5)]
     assert found.rejected and all(group.verified for group in found)
 
 

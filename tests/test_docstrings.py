@@ -15,7 +15,12 @@ TOOLS |= {"product_core", "singular_values", "spectral_indicators"}
 
 
 def described(kind):
-    return " ".join(inspect.getdoc(kind).split())
+    return " ".join(inspect.getdoc(kind).replace("0-d", "a number").split())
+
+
+def meaning_of(end, text):
+    """Whether it is said what an end of the range, 0 or 1, means: the number outside of an interval."""
+    return re.search(rf"\b{end}\b(?!\.\d)", re.sub(r"[\[(]-?[\d.]+, [^\])]*[\])]", "", text))
 
 
 @pytest.mark.parametrize("name", sorted(set(functional.__all__) - TOOLS))
@@ -28,7 +33,12 @@ def test_a_function_says_what_it_is(name):
     assert all(f"{parameter}:" in arguments for parameter in inspect.signature(function).parameters)
     assert "``(" in text, "shapes"
     assert RANGE.search(text.partition("Returns:")[2].partition("Raises:")[0]), "range"
-    assert re.search(r"\b0\b|infinite", text.partition("Returns:")[2]), "what 0 means"
+    returned = text.partition("Returns:")[2].partition("Raises:")[0]
+    if re.search(r"[\[(]0, |at least 0", returned):
+        summed = returned.replace("at least 0", "")
+        assert meaning_of(0, text.partition("Args:")[0] + summed), "what 0 means"
+    if re.search(r"[\[(]0, 1[\])]", returned):
+        assert meaning_of(1, text.partition("Args:")[0] + returned), "what 1 means"
     assert SOURCE.search(text), "source"
 
 

@@ -264,7 +264,8 @@ def nc2_equinorm(features: Tensor, labels: Tensor) -> Tensor:
         labels: ``(n_samples,)``, whole numbers from 0.
 
     Returns:
-        0-d, in [0, sqrt(C)]: 0 if all are equally long, as of two classes they always are.
+        0-d, in [0, sqrt(C)]: 0 if all are equally long, as of two classes they always are; large if a few are far
+        longer than the others.
 
     Raises:
         ValueError: If ``features`` has not two dimensions, or ``labels`` has not one label for each sample.
@@ -286,7 +287,8 @@ def nc2_equiangularity(features: Tensor, labels: Tensor) -> Tensor:
         labels: ``(n_samples,)``, whole numbers from 0.
 
     Returns:
-        0-d, in [0, 1 + 1/(C - 1)]: 0 if all are as far apart as can be. The cosine with a mean of length 0 counts as 0.
+        0-d, in [0, 1 + 1/(C - 1)]: 0 if all are as far apart as can be; the most if all
+        point the same way. The cosine with a mean of length 0 counts as 0.
 
     Raises:
         ValueError: If ``features`` has not two dimensions, or ``labels`` has not one label for each sample.
@@ -335,7 +337,8 @@ def nc4(features: Tensor, labels: Tensor, predictions: Tensor) -> Tensor:
         predictions: ``(n_samples,)``, the class that the network decides for.
 
     Returns:
-        0-d, in [0, 1]: 1 if it always does, 1 minus the mismatch of the paper. 1 where there is no sample.
+        0-d, in [0, 1]: 1 if it always does, 0 if it never does: 1 minus the mismatch of the paper. 1 where there is no
+        sample.
 
     Raises:
         ValueError: If ``features`` has not two dimensions, or ``labels`` has not one label for each sample.

@@ -33,9 +33,6 @@ CLOSE = 1e-2
 MOST_EIGENVALUES = 4096
 """The largest matrix of which `effective_units` computes the eigenvalues: 64 MiB in float32, seconds on a CPU."""
 
-MOST_STORED = 16384
-"""Of how many units that are matched the inner products are kept, 1 GiB in float32; of more they are computed again."""
-
 PERMUTATION_INDICATORS = (
     "broken_fraction",
     "distinct_units",
@@ -374,8 +371,7 @@ def _effective_units(geometry: PairGeometry, gram: Tensor | None = None) -> Tens
 
 def _stored_gram(geometry: PairGeometry) -> Tensor | None:
     """All inner products, where eigenvalues or an estimate of them need all at once."""
-    most = MOST_EIGENVALUES if _is_linear(geometry) else MOST_STORED
-    return None if _is_thin(geometry) or geometry.n_units > most else geometry.gram()
+    return None if _is_thin(geometry) or geometry.n_units > MOST_EIGENVALUES else geometry.gram()
 
 
 def _is_linear(geometry: PairGeometry) -> bool:

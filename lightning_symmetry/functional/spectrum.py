@@ -259,7 +259,7 @@ def spectral_norm(matrix: Tensor) -> Tensor:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
 
     Returns:
-        0-d, at least 0, in the units of ``matrix``.
+        0-d, at least 0, in the units of ``matrix``: 0 for a matrix of zeros.
 
     Raises:
         ValueError: If ``matrix`` has fewer than two dimensions.
@@ -280,7 +280,7 @@ def nuclear_norm(matrix: Tensor) -> Tensor:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
 
     Returns:
-        0-d, at least 0, in the units of ``matrix``.
+        0-d, at least 0, in the units of ``matrix``: 0 for a matrix of zeros.
 
     Raises:
         ValueError: If ``matrix`` has fewer than two dimensions.
@@ -301,7 +301,7 @@ def frobenius_norm(matrix: Tensor) -> Tensor:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
 
     Returns:
-        0-d, at least 0, in the units of ``matrix``.
+        0-d, at least 0, in the units of ``matrix``: 0 for a matrix of zeros.
 
     Raises:
         ValueError: If ``matrix`` has fewer than two dimensions.

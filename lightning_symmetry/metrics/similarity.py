@@ -32,6 +32,7 @@ class LinearCKA(RepresentationMetric):
         1.0
     """
 
+    plot_lower_bound = -1.0
     plot_upper_bound = 1.0
     hsics: Tensor
 

@@ -17,6 +17,9 @@ from lightning_symmetry.functional.products import product_core
 def alive_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: float = 1e-2) -> Tensor:
     """How many units are alive: unit i is dead when sqrt(|a_i| |b_i|) <= tolerance x the root mean square over units.
 
+    It compares units with each other, since no other scale is known: where all shrink together, as by weight decay, all
+    are alive until all are zero; then look at the spectral norm of the map.
+
     Ziyin, Xu, Poggio, Chuang, "Parameter Symmetry Potentially Unifies Deep Learning Theory" (arXiv:2502.05300).
 
     Args:

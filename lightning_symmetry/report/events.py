@@ -28,6 +28,10 @@ GOOD = ("breaking", "restoration", "rank_jump")
 """Kinds of events that are a part of learning, and no trouble by themselves."""
 
 
+COUNTS = ("distinct_units", "alive_units", "product_rank")
+"""Indicators that are whole numbers; the level before a transition is a mean of several."""
+
+
 def is_transition(event: Event) -> bool:
     """Whether an event tells of an indicator that changed."""
     return {"group", "indicator", "since", "before", "after"} <= event.details.keys()
@@ -60,10 +64,11 @@ def describe(event: Event) -> str:
     if not is_transition(event):
         return ", ".join(f"{name}: {value}" for name, value in told.items())
     verb = "rose" if told["after"] > told["before"] else "fell"
-    indicator = in_words(told["indicator"].rpartition("/")[2])
+    name = told["indicator"].rpartition("/")[2]
+    indicator, number = in_words(name), ".0f" if name in COUNTS else ".4g"
     confidence = f" (confidence {told['confidence']:.3g})" if told.get("confidence") is not None else ""
     return (
-        f"{indicator} of {told['group']} {verb} from {told['before']:.4g} to {told['after']:.4g} "
+        f"{indicator} of {told['group']} {verb} from {told['before']:{number}} to {told['after']:{number}} "
         f"between steps {told['since']} and {event.step}{confidence}"
     )
 

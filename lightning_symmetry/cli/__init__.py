@@ -7,6 +7,8 @@ and for what cannot be read, told in one line.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -20,18 +22,36 @@ from lightning_symmetry.cli.symmetries import symmetries
 
 
 class Commands(click.Group):
-    """A group of commands none of which ends in a traceback."""
+    """A group of commands all of whose errors are told in one line."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the arguments before the command."""
+        with _usage_in_one_line():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it raises is told in one line."""
         try:
-            return super().invoke(ctx)
+            with _usage_in_one_line():
+                return super().invoke(ctx)
         except Failure as error:
             raise Failure(printable(error.message)) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
             raise Failure(f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _usage_in_one_line() -> Iterator[None]:
+    """Say where help is, instead of showing how each command is used."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "lightning-symmetry"
+        raise Failure(f"{printable(error.format_message()).rstrip('.')}. See {command} --help") from error
 
 
 @click.group(

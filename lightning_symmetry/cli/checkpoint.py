@@ -149,6 +149,8 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _why_unread(file: Path, in_zip: bool, error: Exception) -> str:
+    if not file.stat().st_size:
+        return f"{file} is empty: fetch or write it again"
     try:
         globals_ = torch.serialization.get_unsafe_globals_in_checkpoint(str(file)) if in_zip else []
     except Exception:

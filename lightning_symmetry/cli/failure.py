@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 
@@ -16,3 +18,14 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+def check_folder(file: Path, option: str) -> None:
+    """Refuse to write where there is no folder, which may be misspelt.
+
+    Raises:
+        Failure: There is none.
+    """
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise Failure(f"{option}={file}: there is no folder {folder}; make it first")

@@ -23,7 +23,7 @@ Examples:
 )
 def report(runs: tuple[Path, ...], output: Path | None) -> None:
     """Make the report of a run anew from its history.jsonl, while it still runs too; of several runs, compare them."""
-    from lightning_symmetry.cli.failure import Failure
+    from lightning_symmetry.cli.failure import Failure, check_folder
     from lightning_symmetry.history import read_history
     from lightning_symmetry.report import render_comparison, render_report
 
@@ -34,6 +34,8 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
         raise Failure(f"{error}{' There is one in ' * bool(within)}{', '.join(map(str, within[:5]))}") from error
     except ValueError as error:
         raise Failure(str(error)) from error
+    if output is not None:
+        check_folder(output, "--output")
     if len(histories) == 1:
         [(run, history)] = histories.items()
         folder = run if run.is_dir() else run.parent

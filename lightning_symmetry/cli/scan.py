@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,17 @@ def _indicators() -> tuple[str, ...]:
     from lightning_symmetry.functional.spectrum import SPECTRAL_INDICATORS
 
     return ("effective_rank_fraction", *SPECTRAL_INDICATORS)
+
+
+@contextmanager
+def _as_options() -> Iterator[None]:
+    """Tell of arguments as of options: what is wrong with `include` is wrong with --include."""
+    from lightning_symmetry.cli.failure import Failure
+
+    try:
+        yield
+    except ValueError as error:
+        raise Failure(f"--{error}") from error
 
 
 @click.command(
@@ -95,32 +108,39 @@ def scan(
     the lowest effective rank fraction: effective rank / min(m, n).
     Exit codes: 0; 1 where --fail-on found something; 2 for what cannot be done.
     """
+    from lightning_symmetry.cli.failure import Failure, check_folder
+    from lightning_symmetry.measurement.selection import check_patterns, select
+
+    paths = [checkpoint] if other is None else [checkpoint, other]
+    for path in paths:
+        if not path.exists():
+            raise Failure(
+                f"no checkpoint at {path}: give a file of torch.save or safetensors, an index, or their folder"
+            )
+    if html is not None:
+        check_folder(html, "--html")
+    with _as_options():
+        check_patterns(include, exclude)
+
     import json
 
     from lightning_symmetry.cli.checkpoint import open_checkpoint
     from lightning_symmetry.cli.conditions import judge
-    from lightning_symmetry.cli.failure import Failure
     from lightning_symmetry.cli.listing import console, show
     from lightning_symmetry.cli.page import write_page
     from lightning_symmetry.cli.plain import plain
     from lightning_symmetry.cli.printable import printable
     from lightning_symmetry.cli.tables import broken_table, changes_table, spectra_table
-    from lightning_symmetry.measurement.selection import select
 
-    paths = [checkpoint] if other is None else [checkpoint, other]
     shown = indicators or (("effective_rank", "stable_rank", "spectral_norm") if other is None else ("effective_rank",))
     wanted = _wanted(shown, fail_on, compared=other is not None, with_model=model is not None)
     if (model is None) != (batch is None):
         raise click.UsageError("--model and --batch belong together: the symmetries are found by running the model")
-    if html is not None and not html.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {html.absolute().parent}", param_hint="--html")
 
     checkpoints = [open_checkpoint(path) for path in paths]
     every_name = dict.fromkeys(name for tensors in checkpoints for name in tensors)
-    try:
+    with _as_options():
         names = select(every_name, include, exclude, of="tensor")
-    except ValueError as error:
-        raise Failure(f"--{error}") from error
     chosen = [{name: tensors[name] for name in names if name in tensors} for tensors in checkpoints]
     found = _spectra(chosen, wanted)
     if other is not None and not found.changes:

@@ -209,3 +209,24 @@ def test_a_long_run_says_that_it_is_thinned(tmp_path: Path) -> None:
     assert "Long series are thinned" not in page(history, tmp_path)
     history.append(MOST_POINTS, {"loss": 1.0})
     assert "Long series are thinned" in page(history, tmp_path)
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, "1 event"), (12, "12 events"), (13, "13 events"), (130, "130 events")])
+def test_the_list_of_events_says_how_long_it_is_and_a_dozen_are_shown_without_a_box(
+    count: int, told: str, tmp_path: Path
+) -> None:
+    history = History(None)
+    for step in range(count):
+        history.append_event(step, "nonfinite", parameter="fc.weight")
+    text = page(history, tmp_path)
+    assert f"<strong>{told}</strong>" in text
+    assert ('<div class="scroll whole"' in text) == (count <= 12)
+
+
+def test_what_a_kind_of_event_means_is_told_once(tmp_path: Path) -> None:
+    history = History(None)
+    for step, kind in enumerate(("nonfinite", "nonfinite", "error")):
+        history.append_event(step, kind, where="fc.weight")
+    text = page(history, tmp_path)
+    assert text.count("Training has diverged or overflowed") == 1
+    assert text.count("A monitor could not measure") == 1

@@ -190,8 +190,8 @@ def test_it_fits_a_phone_and_no_cell_of_a_table_is_clipped(
 def test_a_box_shows_that_it_goes_on_and_a_dozen_events_need_none(browser: Browser, tmp_path: Path) -> None:
     probe = """
     const box = document.querySelector("#events .scroll");
-    return {hidden: box.scrollHeight - box.clientHeight, shadow: getComputedStyle(box).backgroundImage.includes("0.28")};
-    """
+    const shadow = getComputedStyle(box).backgroundImage.includes("0.28");
+    return {hidden: box.scrollHeight - box.clientHeight, shadow};"""
     hidden = []
     for count in (12, 30):
         history = History(None)

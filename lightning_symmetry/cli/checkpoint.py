@@ -42,6 +42,18 @@ class Stored:
     same_as: str | None = None
 
 
+def checkpoint_file(path: Path) -> Path:
+    """The file of a checkpoint that is given by its folder, or by itself.
+
+    Raises:
+        Failure: There is none, or several.
+    """
+    file = _in_folder(path) if path.is_dir() else path
+    if not file.is_file():
+        raise Failure(f"no checkpoint at {path}: give a file of torch.save or safetensors, an index, or their folder")
+    return file
+
+
 def open_checkpoint(path: Path) -> dict[str, Stored]:
     """The tensors of a checkpoint, by name.
 
@@ -53,9 +65,7 @@ def open_checkpoint(path: Path) -> dict[str, Stored]:
         Failure: There is no such checkpoint, it cannot be read without running code that it holds, or it holds no
             tensor.
     """
-    file = _in_folder(path) if path.is_dir() else path
-    if not file.is_file():
-        raise Failure(f"no checkpoint at {path}: give a file of torch.save or safetensors, an index, or their folder")
+    file = checkpoint_file(path)
     tensors = _sharded(file) if file.suffix == ".json" else _one_file(file)
     if not tensors:
         raise Failure(

@@ -142,7 +142,7 @@ def scan(
 
     import json  # what follows imports torch: what can be told without it has been
 
-    from lightning_symmetry.cli.checkpoint import open_checkpoint
+    from lightning_symmetry.cli.checkpoint import checkpoint_file, open_checkpoint
     from lightning_symmetry.cli.conditions import judge
     from lightning_symmetry.cli.listing import console, show
     from lightning_symmetry.cli.page import write_page
@@ -153,6 +153,7 @@ def scan(
     shown = indicators or (("effective_rank", "stable_rank", "spectral_norm") if other is None else ("effective_rank",))
     wanted = _wanted(shown, fail_on, compared=other is not None, with_model=model is not None)
 
+    paths = [checkpoint_file(path) for path in paths]
     checkpoints = [open_checkpoint(path) for path in paths]
     every_name = dict.fromkeys(name for tensors in checkpoints for name in tensors)
     with _as_options():
@@ -177,11 +178,11 @@ def scan(
 
     def tables(rows: int) -> list[Listing]:
         bad = {finding.name for finding in findings}
-        table = (spectra_table if other is None else changes_table)(found, shown, rows, bad)
+        table = (spectra_table if other is None else changes_table)(paths, found, shown, rows, bad)
         return [table, *([broken_table(symmetries, points, rows, bad)] if symmetries is not None else [])]
 
     if html is not None:
-        write_page(" → ".join(path.name for path in paths), tables(limit or 0), html)
+        write_page(" → ".join(map(str, paths)), tables(limit or 0), html)
     if as_json:
         click.echo(json.dumps(plain(paths, found, symmetries, points, findings, limit or 0)))
     else:

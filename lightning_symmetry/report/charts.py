@@ -116,7 +116,9 @@ def neural_collapse_chart(history: History) -> go.Figure:
             line(f"{name}, {layer}", one, color=COLOURS[0], width=2, showlegend=False) for layer, one in series.items()
         ]
         figures.append(chart(traces, label, height=150, rangemode="tozero", scale=scale))
-    return stacked(figures)
+    whole = stacked(figures)
+    whole.update_yaxes(dtick=1, selector={"type": "log"})  # powers of ten, without the 2 and 5 between them
+    return whole
 
 
 def linear_cka_heatmap(history: History) -> go.Figure:

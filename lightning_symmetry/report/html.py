@@ -109,8 +109,18 @@ def _headlines(history: History) -> list[Headline]:
         if key in history:
             values = history.series(key)[1]
             first = "" if len(values) == 1 or key == "monitor/overhead" else in_digits(values[0], number)
-            headlines.append(Headline(label, first, in_digits(values[-1], number), meaning))
+            told_of = f"{meaning}{_grid(history)}" if key == "monitor/overhead" else meaning
+            headlines.append(Headline(label, first, in_digits(values[-1], number), told_of))
     return headlines
+
+
+def _grid(history: History) -> str:
+    """Say where monitors measure at fixed steps, whatever it costs: the budget does not hold then."""
+    run = last_event(history, "run")
+    config = run.details.get("config") if run else None
+    monitors = [each for each in config.values() if isinstance(each, Mapping)] if isinstance(config, Mapping) else []
+    grids = sorted({grid for each in monitors if isinstance(grid := each.get("every_n_train_steps"), int)})
+    return f", on a fixed grid of {' and '.join(map(str, grids))} steps instead of a budget" if grids else ""
 
 
 def _symmetries(history: History) -> dict[str, Any] | None:

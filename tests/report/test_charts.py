@@ -217,6 +217,7 @@ def test_the_marks_of_neural_collapse_are_drawn_one_above_the_other():
     history.append(0, {"representation/nc1/head": 2.0, "representation/nc4/head": 0.5})
     figure = charts.neural_collapse_chart(history)
     assert [list(trace.y) for trace in figure.data] == [[2.0], [0.5]]
+    assert [(axis.type, axis.dtick) for axis in figure.select_yaxes()] == [("log", 1), ("linear", None)]
     assert not charts.neural_collapse_chart(History(None)).data
 
 

@@ -117,7 +117,9 @@ def neural_collapse_chart(history: History) -> go.Figure:
         ]
         figures.append(chart(traces, label, height=150, rangemode="tozero", scale=scale))
     whole = stacked(figures)
-    whole.update_yaxes(dtick=1, selector={"type": "log"})  # powers of ten, without the 2 and 5 between them
+    positive = [value for trace in figures[0].data for value in trace.y if value is not None and value > 0]
+    if positive and math.floor(math.log10(max(positive))) > math.ceil(math.log10(min(positive))):
+        whole.update_yaxes(dtick=1, selector={"type": "log"})  # two powers of ten and more, without the 2 and 5 between
     return whole
 
 

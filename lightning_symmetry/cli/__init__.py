@@ -51,7 +51,8 @@ def _usage_in_one_line() -> Iterator[None]:
         raise
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "lightning-symmetry"
-        raise Failure(f"{printable(error.format_message()).rstrip('.')}. See {command} --help") from error
+        message = printable(error.format_message()).rstrip(".")
+        raise Failure(f"{message}{'' if message.endswith('?') else '.'} See {command} --help") from error
 
 
 @click.group(

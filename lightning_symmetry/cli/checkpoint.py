@@ -42,6 +42,18 @@ class Stored:
     same_as: str | None = None
 
 
+def checkpoint_file(path: Path) -> Path:
+    """The file of a checkpoint that is given by its folder, or by itself.
+
+    Raises:
+        Failure: There is none, or several.
+    """
+    file = _in_folder(path) if path.is_dir() else path
+    if not file.is_file():
+        raise Failure(f"no checkpoint at {path}: give a file of torch.save or safetensors, an index, or their folder")
+    return file
+
+
 def open_checkpoint(path: Path) -> dict[str, Stored]:
     """The tensors of a checkpoint, by name.
 
@@ -53,9 +65,7 @@ def open_checkpoint(path: Path) -> dict[str, Stored]:
         Failure: There is no such checkpoint, it cannot be read without running code that it holds, or it holds no
             tensor.
     """
-    file = _in_folder(path) if path.is_dir() else path
-    if not file.is_file():
-        raise Failure(f"no checkpoint at {path}: give a file of torch.save or safetensors, an index, or their folder")
+    file = checkpoint_file(path)
     tensors = _sharded(file) if file.suffix == ".json" else _one_file(file)
     if not tensors:
         raise Failure(
@@ -109,7 +119,7 @@ def _safetensors(file: Path) -> dict[str, Stored]:
         handle = safe_open(file, framework="pt")
         return {name: _slice(handle, name) for name in handle.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise Failure(f"{file} is no whole file of safetensors: {error}; fetch or write it again") from error
+        raise Failure(_not_whole(file, "safetensors", str(error))) from error
 
 
 def _slice(handle: Any, name: str) -> Stored:
@@ -149,8 +159,6 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _why_unread(file: Path, in_zip: bool, error: Exception) -> str:
-    if not file.stat().st_size:
-        return f"{file} is empty: fetch or write it again"
     try:
         globals_ = torch.serialization.get_unsafe_globals_in_checkpoint(str(file)) if in_zip else []
     except Exception:
@@ -162,8 +170,16 @@ def _why_unread(file: Path, in_zip: bool, error: Exception) -> str:
             "unread. If you trust it: load it with `torch.load(..., weights_only=False)`, save its state dict alone "
             "with `torch.save(state_dict, 'weights.pt')`, and give weights.pt"
         )
-    first_line = (str(error).splitlines() or [""])[0]
-    return f"{file} is no whole file of torch.save ({type(error).__name__}: {first_line}): fetch or write it again"
+    with file.open("rb") as stream:
+        begun = stream.read(2) in (b"PK", b"\x80\x02")  # as a zip file does, and a pickle of before torch 1.6
+    reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return _not_whole(file, "torch.save", reason if begun else "it does not begin as one does")
+
+
+def _not_whole(file: Path, writer: str, reason: str) -> str:
+    if not file.stat().st_size:
+        return f"{file} is empty: fetch or write it again"
+    return f"{file} is no checkpoint, or not a whole one, of {writer} ({reason}): fetch or write it again"
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 
 import click
 
@@ -18,7 +20,12 @@ Examples:
 )
 @click.argument("project", metavar="ENTITY/PROJECT")
 @click.option("--name", default="Symmetry", show_default=True, help="The name of the workspace.")
-@click.option("--dry-run", is_flag=True, help="Print the specification as JSON, and ask no server.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the specification as JSON, and ask no server: without the bars of the least broken groups, which only "
+    "the server knows.",
+)
 def dashboard(project: str, name: str, dry_run: bool) -> None:
     """Make a W&B workspace of the symmetries, ranks and representations of a project's runs.
 
@@ -37,5 +44,32 @@ def dashboard(project: str, name: str, dry_run: bool) -> None:
         return
     from lightning_symmetry.sinks.wandb_views import save, summaries
 
-    groups = least_broken(summaries(entity, project))
+    if "WANDB_BASE_URL" in os.environ:
+        _check_server(os.environ["WANDB_BASE_URL"])
+    try:
+        groups = least_broken(summaries(entity, project))
+    except Exception as error:
+        for url in re.findall(r"https?://[^\s:/]+(?::\d+)?", str(error)):  # of which W&B says that it refuses the user
+            _check_server(url)
+        raise
     click.echo(save(workspace(entity, project, name, groups)))
+
+
+def _check_server(url: str) -> None:
+    """Ask a server for anything, so that one that is away is told of as such, and at once.
+
+    Raises:
+        Failure: There is no answer.
+    """
+    from ssl import SSLError
+    from urllib.error import HTTPError, URLError
+    from urllib.request import urlopen
+
+    try:
+        urlopen(url, timeout=10).close()
+    except HTTPError:
+        return  # an answer
+    except OSError as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        if not isinstance(reason, SSLError):  # W&B may trust certificates that Python does not
+            raise Failure(f"cannot reach {url} ({reason}); check the network and WANDB_BASE_URL") from error

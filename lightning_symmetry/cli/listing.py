@@ -39,14 +39,18 @@ class Listing:
         columns: The heading of each column, and what it holds: a name, that may be long, words or numbers.
         rows: All rows.
         notes: What there is to say below.
-        bar: What the bars of the rows show.
+        bar: The number of the column that the bars of the rows show, on the page.
+        of: What it was measured of, in front of the title in the terminal.
+        meaning: What its numbers mean and which of them are bad, on the page.
     """
 
     title: str
     columns: Sequence[tuple[str, Literal["name", "words", "number"]]]
     rows: Sequence[Row]
     notes: Sequence[str] = ()
-    bar: str = ""
+    bar: int | None = None
+    of: str = ""
+    meaning: str = ""
 
 
 def number(value: float) -> str:
@@ -109,7 +113,7 @@ def console() -> Console:
 
 def show(listing: Listing, on: Console) -> None:
     """Print a table."""
-    on.print(Text(printable(listing.title), style="bold"))
+    on.print(Text(printable(": ".join(filter(None, (listing.of, listing.title)))), style="bold"))
     if listing.rows:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         for heading, holds in listing.columns:

@@ -30,8 +30,8 @@ class Names(click.ParamType[tuple[str, ...]]):
         for name in names:
             if name not in known:
                 nearest = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {nearest[0]}? " if nearest else ""
-                self.fail(f"{name!r} is not known; {hint}Known are {', '.join(known)}", param, ctx)
+                hint = f"did you mean {nearest[0]}? Known" if nearest else "known"
+                self.fail(f"{name!r} is not known; {hint} are {', '.join(known)}", param, ctx)
         if not names:
             self.fail(f"{value!r} names none; known are {', '.join(known)}", param, ctx)
         return names

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -28,5 +30,10 @@ def write_page(title: str, listings: Sequence[Listing], path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("page.html").render(title=title, listings=listings)
+    try:
+        by = f"lightning-symmetry {version('lightning-symmetry')}"
+    except PackageNotFoundError:
+        by = "lightning-symmetry"
+    when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    page = environment.get_template("page.html").render(title=title, listings=listings, by=by, when=when)
     path.write_text(page, encoding="utf-8")

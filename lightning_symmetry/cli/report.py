@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+"""How the names of checkpoints end."""
+
 
 @click.command(
     short_help="Make the HTML report of a run, or of several.",
@@ -27,15 +30,14 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
     from lightning_symmetry.history import read_history
     from lightning_symmetry.report import render_comparison, render_report
 
-    try:
-        histories = {run: read_history(run) for run in dict.fromkeys(runs)}
-    except FileNotFoundError as error:
-        within = sorted(path.parent for run in runs if run.is_dir() for path in run.rglob("history.jsonl"))
-        raise Failure(f"{error}{' There is one in ' * bool(within)}{', '.join(map(str, within[:5]))}") from error
-    except ValueError as error:
-        raise Failure(str(error)) from error
     if output is not None:
         check_folder(output, "--output")
+    for run in runs:
+        _check_run(run)
+    try:
+        histories = {run: read_history(run) for run in dict.fromkeys(runs)}
+    except ValueError as error:
+        raise Failure(str(error)) from error
     if len(histories) == 1:
         [(run, history)] = histories.items()
         folder = run if run.is_dir() else run.parent
@@ -44,6 +46,30 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
         names = _short(list(histories))
         named = dict(zip(names, histories.values(), strict=True))
         click.echo(render_comparison(named, output or Path("comparison.html")))
+
+
+def _check_run(run: Path) -> None:
+    """Refuse what is no run, and say where one is.
+
+    Raises:
+        Failure: There is nothing, no history, or a checkpoint.
+    """
+    from lightning_symmetry.cli.failure import Failure
+    from lightning_symmetry.history import FILE_NAME
+
+    wanted = f"give the {FILE_NAME} of a run, or its folder, which is printed when a run ends"
+    if run.is_dir():
+        if not (run / FILE_NAME).is_file():
+            within = ", ".join(str(path.parent) for path in sorted(run.rglob(FILE_NAME))[:5])
+            raise Failure(f"{run} holds no {FILE_NAME}: {f'there is one in {within}' if within else wanted}")
+    elif not run.is_file():
+        raise Failure(f"there is no run at {run}: {wanted}")
+    elif run.suffix in CHECKPOINTS:
+        raise Failure(f"{run} is a checkpoint, and reports are made of runs: `lightning-symmetry scan {run}` reads it")
+    else:
+        with run.open("rb") as file:
+            if file.read(1) not in (b"{", b""):
+                raise Failure(f"{run} is no history of a run: {wanted}")
 
 
 def _short(runs: list[Path]) -> list[str]:

@@ -31,6 +31,18 @@ def _indicators() -> tuple[str, ...]:
     return ("effective_rank_fraction", *SPECTRAL_INDICATORS)
 
 
+class Rows(click.ParamType[int]):
+    """How many rows to show."""
+
+    name = "rows"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read a whole number that is not negative."""
+        if not str(value).isdecimal():
+            self.fail(f"{value!r} is no number of rows: give a whole number, 0 for all", param, ctx)
+        return int(str(value))
+
+
 @contextmanager
 def _as_options() -> Iterator[None]:
     """Tell of arguments as of options: what is wrong with `include` is wrong with --include."""
@@ -66,7 +78,7 @@ Examples:
 @click.option("--exclude", metavar="REGEX", help="No tensor whose name it is found in.")
 @click.option(
     "--limit",
-    type=click.IntRange(min=0),
+    type=Rows(),
     metavar="N",
     help="Show N rows of each table, 0 for all; all layers are measured and judged. "
     f"[default: {ROWS_OF_A_TABLE}; all with --json or --html]",
@@ -109,6 +121,7 @@ def scan(
     Exit codes: 0; 1 where --fail-on found something; 2 for what cannot be done.
     """
     from lightning_symmetry.cli.failure import Failure, check_folder
+    from lightning_symmetry.cli.loading import find
     from lightning_symmetry.measurement.selection import check_patterns, select
 
     paths = [checkpoint] if other is None else [checkpoint, other]
@@ -121,10 +134,15 @@ def scan(
         check_folder(html, "--html")
     with _as_options():
         check_patterns(include, exclude)
+    if (model is None) != (batch is None):
+        raise click.UsageError("--model and --batch belong together: the symmetries are found by running the model")
+    for option, named in (("--model", model), ("--batch", batch)):
+        if named is not None:
+            find(option, named)
 
-    import json
+    import json  # what follows imports torch: what can be told without it has been
 
-    from lightning_symmetry.cli.checkpoint import open_checkpoint
+    from lightning_symmetry.cli.checkpoint import checkpoint_file, open_checkpoint
     from lightning_symmetry.cli.conditions import judge
     from lightning_symmetry.cli.listing import console, show
     from lightning_symmetry.cli.page import write_page
@@ -134,9 +152,8 @@ def scan(
 
     shown = indicators or (("effective_rank", "stable_rank", "spectral_norm") if other is None else ("effective_rank",))
     wanted = _wanted(shown, fail_on, compared=other is not None, with_model=model is not None)
-    if (model is None) != (batch is None):
-        raise click.UsageError("--model and --batch belong together: the symmetries are found by running the model")
 
+    paths = [checkpoint_file(path) for path in paths]
     checkpoints = [open_checkpoint(path) for path in paths]
     every_name = dict.fromkeys(name for tensors in checkpoints for name in tensors)
     with _as_options():
@@ -161,11 +178,11 @@ def scan(
 
     def tables(rows: int) -> list[Listing]:
         bad = {finding.name for finding in findings}
-        table = (spectra_table if other is None else changes_table)(found, shown, rows, bad)
+        table = (spectra_table if other is None else changes_table)(paths, found, shown, rows, bad)
         return [table, *([broken_table(symmetries, points, rows, bad)] if symmetries is not None else [])]
 
     if html is not None:
-        write_page(" → ".join(path.name for path in paths), tables(limit or 0), html)
+        write_page(" → ".join(map(str, paths)), tables(limit or 0), html)
     if as_json:
         click.echo(json.dumps(plain(paths, found, symmetries, points, findings, limit or 0)))
     else:

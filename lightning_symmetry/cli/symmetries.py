@@ -36,10 +36,14 @@ def symmetries(model: str, batch: str, kinds: tuple[str, ...] | None, as_json: b
     PACKAGE.MODULE:FACTORY names a module, a LightningModule, or a function or class that returns one when it is called
     without arguments. Modules of the working directory are found.
     """
+    from lightning_symmetry.cli.loading import find, load, load_model
+
+    find("MODEL", model)
+    find("--batch", batch)
+
     import json
 
     from lightning_symmetry.cli.listing import console, show
-    from lightning_symmetry.cli.loading import load, load_model
     from lightning_symmetry.cli.tables import symmetries_table
     from lightning_symmetry.symmetry.find import find_symmetries
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from lightning_symmetry.cli.listing import Listing, Row, count, fraction, number, shape, signed
 from lightning_symmetry.cli.order_parameters import OrderParameters
@@ -17,10 +18,11 @@ _AGGREGATES = (
 )
 
 
-def spectra_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[str]) -> Listing:
+def spectra_table(files: Sequence[Path], scan: Scan, indicators: Sequence[str], limit: int, bad: set[str]) -> Listing:
     """The layers of a checkpoint, worst first.
 
     Args:
+        files: What was read.
         scan: What was found.
         indicators: The columns beside the effective rank fraction.
         limit: How many layers to show; 0 for all.
@@ -52,11 +54,16 @@ def spectra_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[st
         ],
         _limited(rows, limit),
         [*_left_out(len(rows), limit), *_notes(scan)],
-        bar="effective rank fraction",
+        bar=2,
+        of=str(files[0]),
+        meaning="Effective rank is the number of directions that a weight matrix uses, and its fraction that of the "
+        "directions that it could use: 1 = all alike; random weights have about 0.80 in a square matrix, and more in "
+        "others. A layer far below the others has lost rank: often by too much weight decay or too large a learning "
+        "rate; if the model does well nevertheless, the layer can be made smaller.",
     )
 
 
-def changes_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[str]) -> Listing:
+def changes_table(files: Sequence[Path], scan: Scan, indicators: Sequence[str], limit: int, bad: set[str]) -> Listing:
     """The layers of two checkpoints, the largest change first; arguments as of `spectra_table`."""
     rows = [
         Row(
@@ -96,7 +103,11 @@ def changes_table(scan: Scan, indicators: Sequence[str], limit: int, bad: set[st
             *_named("of another shape", reshaped),
             *_notes(scan),
         ],
-        bar=f"size of the change in {indicators[0].replace('_', ' ')}",
+        bar=4,
+        of=f"A = {files[0]}, B = {files[1]}",
+        meaning=f"A is {files[0]}, B is {files[1]}; the bars show the size of the change in "
+        f"{indicators[0].replace('_', ' ')}. Relative distance is |B - A| / |A|: 0 = the same weights, about 1.4 = "
+        "unrelated ones. A rank that falls much means that the layer has lost directions since A.",
     )
 
 
@@ -170,7 +181,10 @@ def broken_table(symmetries: Symmetries, points: Sequence[OrderParameters], limi
             *([f"without a symmetric state, as scales have none: {_counted(without, 'group')}"] if without else []),
             *_named("too large to measure", last.unmeasured),
         ],
-        bar="broken fraction",
+        bar=len(headings) + 2,
+        meaning="Each symmetry is a change of the parameters that leaves what the model computes as it is, as to "
+        "exchange two hidden units. Broken fraction: 1 = all units of the group differ; 0 = all are equal or dead, and "
+        "the model is smaller than it looks.",
     )
 
 
@@ -212,7 +226,8 @@ def _named(what: str, names: Sequence[str], at_most: int = 5) -> list[str]:
 
 def _notes(scan: Scan) -> list[str]:
     """What a scan tells besides its layers."""
-    counted = [f"{len(names)} {why}" for why, names in scan.unmeasured.items() if why == "vectors and scalars"]
+    plain = len(scan.unmeasured.get("vectors and scalars", ()))
+    counted = [f"{plain} {'vector or scalar' if plain == 1 else 'vectors and scalars'}"] if plain else []
     named = [
         f"{len(names)} of {why} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
         for why, names in scan.unmeasured.items()

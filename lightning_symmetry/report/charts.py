@@ -116,7 +116,11 @@ def neural_collapse_chart(history: History) -> go.Figure:
             line(f"{name}, {layer}", one, color=COLOURS[0], width=2, showlegend=False) for layer, one in series.items()
         ]
         figures.append(chart(traces, label, height=150, rangemode="tozero", scale=scale))
-    return stacked(figures)
+    whole = stacked(figures)
+    positive = [value for trace in figures[0].data for value in trace.y if value is not None and value > 0]
+    if positive and math.floor(math.log10(max(positive))) > math.ceil(math.log10(min(positive))):
+        whole.update_yaxes(dtick=1, selector={"type": "log"})  # two powers of ten and more, without the 2 and 5 between
+    return whole
 
 
 def linear_cka_heatmap(history: History) -> go.Figure:

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from lightning_symmetry.history import History
 from lightning_symmetry.report.drawing import COLOURS, chart, line, stacked
 from lightning_symmetry.report.events import notable
-from lightning_symmetry.report.html import HEADLINES, told
+from lightning_symmetry.report.html import HEADLINES, MOST_IN_FULL, told
 from lightning_symmetry.report.marks import mark_events
 from lightning_symmetry.report.page import identity, in_digits, is_thinned, last_event, panels, write_page
 
@@ -93,6 +93,8 @@ def render_comparison(histories: Mapping[str, History], path: Path) -> Path:
             for name, history in histories.items()
             for event in notable(history)[-MOST_EVENTS:]
         ],
+        events_left_out=sum(max(0, len(notable(history)) - MOST_EVENTS) for history in histories.values()),
+        most_in_full=MOST_IN_FULL,
         thinned=any(map(is_thinned, histories.values())),
         versions={},
         absent=ABSENT,

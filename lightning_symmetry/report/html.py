@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from lightning_symmetry.report.page import clock, identity, in_digits, is_thinne
 
 MOST_EVENTS = 100
 """Most events listed, the latest."""
+
+MOST_IN_FULL = 12
+"""Most events listed without a box that scrolls."""
 
 HEADLINES = (
     ("loss", "{:.4g}", "training loss", "of one batch"),
@@ -80,7 +83,8 @@ def render_report(history: History, path: Path) -> Path:
         most_rows=MOST_ROWS,
         thinned=is_thinned(history),
         symmetries=_symmetries(history),
-        events=[told(event, drawn) for event in notable(history)[-MOST_EVENTS:]],
+        events=_listed(notable(history)[-MOST_EVENTS:], drawn),
+        most_in_full=MOST_IN_FULL,
         events_left_out=max(0, len(notable(history)) - MOST_EVENTS),
     )
 
@@ -105,8 +109,18 @@ def _headlines(history: History) -> list[Headline]:
         if key in history:
             values = history.series(key)[1]
             first = "" if len(values) == 1 or key == "monitor/overhead" else in_digits(values[0], number)
-            headlines.append(Headline(label, first, in_digits(values[-1], number), meaning))
+            told_of = f"{meaning}{_grid(history)}" if key == "monitor/overhead" else meaning
+            headlines.append(Headline(label, first, in_digits(values[-1], number), told_of))
     return headlines
+
+
+def _grid(history: History) -> str:
+    """Say where monitors measure at fixed steps, whatever it costs: the budget does not hold then."""
+    run = last_event(history, "run")
+    config = run.details.get("config") if run else None
+    monitors = [each for each in config.values() if isinstance(each, Mapping)] if isinstance(config, Mapping) else []
+    grids = sorted({grid for each in monitors if isinstance(grid := each.get("every_n_train_steps"), int)})
+    return f", on a fixed grid of {' and '.join(map(str, grids))} steps instead of a budget" if grids else ""
 
 
 def _symmetries(history: History) -> dict[str, Any] | None:
@@ -135,6 +149,17 @@ def _group(history: History, group: Mapping[str, Any]) -> dict[str, Any]:
         "verified": group.get("verified"),
         "broken": [in_digits(value, "{:.2f}") for value in (values[0], values[-1])] if values else [],
     }
+
+
+def _listed(events: Sequence[Event], drawn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Events in words; what a kind usually means is told at the first of that kind."""
+    rows = [told(event, drawn) for event in events]
+    explained: set[str] = set()
+    for row in rows:
+        if row["kind"] in explained:
+            row["meaning"] = ""
+        explained.add(row["kind"])
+    return rows
 
 
 def told(event: Event, drawn: Mapping[str, Any]) -> dict[str, Any]:

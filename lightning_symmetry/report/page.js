@@ -26,6 +26,19 @@ for (const link of document.querySelectorAll("a[data-step]")) {
   });
 }
 
+// on a phone the cells of a row stand one below the other: each has its heading, and all stay a table to be read out
+for (const table of document.querySelectorAll("table")) {
+  table.role = "table";
+  for (const part of table.querySelectorAll("thead, tbody")) part.role = "rowgroup";
+  for (const row of table.rows) {
+    row.role = "row";
+    for (const cell of row.cells) {
+      cell.role = cell.tagName === "TH" ? "columnheader" : "cell";
+      if (cell.tagName === "TD") cell.dataset.heading = table.tHead.rows[0].cells[cell.cellIndex].textContent.trim();
+    }
+  }
+}
+
 // tables that can be sorted: a button in each heading, numbers by size
 const sortKey = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
 const asNumber = (text) => (text === "" || isNaN(text) ? null : Number(text));

@@ -92,6 +92,7 @@ def identity(history: History) -> dict[str, Any]:
     times = [measurement.time for measurement in measurements] + [event.time for event in history.events]
     return {
         "run_name": details.get("name") or "unnamed run",
+        "named": bool(details.get("name")),
         "model": details.get("model") or "",
         "versions": details.get("versions") or {},
         "started": clock(min(times)) if times else "",

@@ -29,7 +29,7 @@ def command() -> Command:
     """Runs `lightning-symmetry ARGUMENTS`; fails on a traceback."""
 
     def run(*arguments: object) -> Result:
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="lightning-symmetry")
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result
 

@@ -178,12 +178,23 @@ def test_a_distributed_checkpoint_tells_how_to_join_it_and_is_read_then() -> Non
     assert_same(read("weights.pt"), WEIGHTS)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello, world", b"PK\x03\x04 torn"], ids=["empty", "text", "torn"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is empty: fetch or write it again"),
+        (b"hello, world", "is no checkpoint, or not a whole one, of "),
+        (b"PK\x03\x04 torn", "is no checkpoint, or not a whole one, of "),
+    ],
+    ids=["empty", "text", "torn"],
+)
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
-def test_what_is_no_checkpoint_is_refused(content: bytes, ending: str) -> None:
+def test_what_is_no_checkpoint_is_refused(content: bytes, told: str, ending: str) -> None:
     Path(f"junk.{ending}").write_bytes(content)
-    with pytest.raises(Failure, match="fetch or write it again"):
+    with pytest.raises(Failure) as failure:
         open_checkpoint(Path(f"junk.{ending}"))
+    assert failure.value.message.startswith(f"junk.{ending} {told}")
+    assert "KeyError" not in failure.value.message
+    assert failure.value.message.endswith(": fetch or write it again")
 
 
 def test_other_errors_say_what_to_do() -> None:

@@ -67,10 +67,61 @@ def test_what_nobody_foresaw_is_told_in_one_line(command: Command, monkeypatch: 
     assert result.stderr == "Error: RuntimeError: the first line and the second\n"
 
 
-def test_an_unknown_command_ends_with_2(command: Command) -> None:
-    result = command("scann")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["scann"], "No such command 'scann'. Did you mean 'scan'? See lightning-symmetry --help"),
+        (["scan"], "Missing argument 'CHECKPOINT'. See lightning-symmetry scan --help"),
+        (["scan", "a.pt", "--fail-on", "foo"], "'foo' is no condition: give nonfinite, or a bound in quotes"),
+        (["scan", "a.pt", "--limit", "x"], "'x' is no number of rows: give a whole number, 0 for all"),
+        (["scan", "a.pt", "--limit", "-1"], "'-1' is no number of rows"),
+        (["scan", "a.pt", "--indicators", "foo"], "'foo' is not known; known are effective_rank_fraction, "),
+        (["scan", "a.pt", "--nope"], "No such option '--nope'. Did you mean '--model'? See lightning-symmetry scan"),
+        (["symmetries", "train:Net"], "Missing option '--batch'. See lightning-symmetry symmetries --help"),
+        (["dashboard", "vision"], "give the owner and the project, as in my-team/vision. See"),
+    ],
+)
+def test_bad_usage_is_told_in_one_line_that_says_where_help_is(
+    command: Command, arguments: list[str], told: str
+) -> None:
+    result = command(*arguments)
     assert result.exit_code == 2
-    assert "scann" in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert told in result.stderr
+    assert result.stderr.endswith(" --help\n")
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_a_command_help_is_shown(command: Command) -> None:
+    assert "Commands:\n  dashboard" in command().output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["scan", "nope.pt"], "no checkpoint at nope.pt"),
+        (["scan", "a.pt", "--include", "("], "--include='(' is no regular expression"),
+        (["scan", "a.pt", "--html", "nowhere/page.html"], "there is no folder"),
+        (["scan", "a.pt", "--model", "train:Net"], "--model and --batch belong together"),
+        (["scan", "a.pt", "--model", "nomod:x", "--batch", "nomod:y"], "there is no module nomod"),
+        (["symmetries", "nomod:x", "--batch", "nomod:y"], "there is no module nomod"),
+        (["symmetries", "train", "--batch", "train:batch"], "give package.module:name"),
+        (["symmetries", "light:net", "--batch", "light:bat"], "light has no bat; it has batch"),
+        (["report", "nope"], "there is no run at nope"),
+    ],
+)
+def test_what_can_be_told_at_once_is_told_before_anything_heavy_is_imported(arguments: list[str], told: str) -> None:
+    Path("a.pt").touch()
+    Path("light.py").write_text("net = batch = 1")
+    code = (
+        "from lightning_symmetry.cli import main\n"
+        "try:\n    main(sys.argv[1:], standalone_mode=False)\n"
+        "except Exception as error:\n    print(error.message)\n"
+        "print([name for name in ('torch', 'lightning', 'wandb') if name in sys.modules])"
+    )
+    message, heavy = run(code, *arguments).stdout.splitlines()
+    assert told in message
+    assert heavy == "[]"
 
 
 def test_the_version_is_that_of_the_package(command: Command) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 
@@ -90,6 +91,31 @@ def test_what_is_no_project_is_bad_usage(project):
     printed = call(project, "--dry-run")
     assert printed.returncode == 2
     assert "give the owner and the project, as in my-team/vision" in printed.stderr
+
+
+REFUSED = """
+import os
+import lightning_symmetry.sinks.wandb_views as views
+del os.environ["WANDB_BASE_URL"]
+def summaries(*project): raise RuntimeError("Failed to verify credentials with http://127.0.0.1:9: no answer")
+views.summaries = summaries
+"""
+
+
+@pytest.mark.parametrize("before", ["", REFUSED], ids=["named by the user", "named by W&B, too late"])
+def test_a_server_that_is_away_is_named(before):
+    started = time.monotonic()
+    printed = call("me/vision", before=before)
+    assert printed.returncode == 2
+    (line,) = printed.stderr.splitlines()
+    assert line.startswith("Error: cannot reach http://127.0.0.1:9 (")
+    assert line.endswith("); check the network and WANDB_BASE_URL")
+    assert time.monotonic() - started < 15  # W&B alone would wait for 20
+
+
+def test_help_says_what_a_dry_run_lacks():
+    printed = call("--help")
+    assert "without the bars of the least broken groups" in " ".join(printed.stdout.split())
 
 
 def test_a_project_that_does_not_exist_is_named(server):

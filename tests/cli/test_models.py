@@ -90,17 +90,35 @@ def test_kinds_are_chosen(command: Command, found: Found) -> None:
     ("model", "told"),
     [
         ("project", "give package.module:name"),
-        ("nowhere:net", "cannot import nowhere: ModuleNotFoundError"),
+        ("nowhere:net", "'nowhere:net': there is no module nowhere, neither here nor installed\n"),
+        ("torch.nowhere:net", "there is no module torch.nowhere, neither here nor installed\n"),
+        ("lacking:net", "cannot import lacking: ModuleNotFoundError: No module named 'nopandas' ("),
         ("project:make_nett", "project has no make_nett; it has make_net"),
         ("project:broken", "broken(), called without arguments, raised RuntimeError: no data here"),
         ("project:batch", "is a Tensor: name a module"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_told_in_one_line(command: Command, model: str, told: str) -> None:
+    Path("lacking.py").write_text("import nopandas")
     result = command("symmetries", model, "--batch", "project:batch")
     assert result.exit_code == 2
     assert told in result.stderr
+    assert "<frozen" not in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_names_are_looked_for_before_a_checkpoint_is_measured(command: Command) -> None:
+    torch.save(net().state_dict(), "a.pt")
+    result = command("scan", "a.pt", "--model", "project:make_nett", "--batch", "project:batch")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: --model 'project:make_nett': project has no make_nett; it has make_net\n"
+    result = command("symmetries", "project:broken", "--batch", "project:btch")
+    assert result.stderr == "Error: --batch 'project:btch': project has no btch; it has batch, torch\n"
+
+
+def test_the_place_in_the_users_module_is_told(command: Command) -> None:
+    result = command("symmetries", "project:broken", "--batch", "project:batch")
+    assert f"raised RuntimeError: no data here ({Path('project.py').absolute()}:" in result.stderr
 
 
 def scanned(found: Found, *arguments: object) -> dict[str, Any]:

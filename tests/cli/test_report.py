@@ -36,12 +36,29 @@ def test_several_runs_are_compared(command: Command) -> None:
     assert ">a<" in page and ">b<" in page
 
 
-def test_a_folder_without_a_history_names_those_that_have_one(command: Command) -> None:
-    result = command("report", "logs")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["logs"], "logs holds no history.jsonl: there is one in logs/a, logs/b\n"),
+        (["empty"], "empty holds no history.jsonl: give the history.jsonl of a run, or its folder, which is printed"),
+        (["nope"], "there is no run at nope: give the history.jsonl of a run, or its folder, which is printed"),
+        (["a.pt"], "a.pt is a checkpoint, and reports are made of runs: `lightning-symmetry scan a.pt` reads it\n"),
+        (["notes.txt"], "notes.txt is no history of a run: give the history.jsonl of a run"),
+        (["logs/a", "-o", "nope/x.html"], "--output=nope/x.html: there is no folder "),
+        (["logs/a", "logs/b", "-o", "nope/x.html"], "--output=nope/x.html: there is no folder "),
+    ],
+)
+def test_what_is_no_run_and_a_place_that_is_not_there_are_refused(
+    command: Command, arguments: list[str], told: str
+) -> None:
+    Path("empty").mkdir()
+    Path("a.pt").write_bytes(b"PK\x03\x04")
+    Path("notes.txt").write_text("hello, world")
+    result = command("report", *arguments)
     assert result.exit_code == 2
-    assert result.stderr.startswith("Error: no history at")
-    assert "logs/a" in result.stderr
+    assert result.stderr.startswith(f"Error: {told}")
     assert result.stderr.count("\n") == 1
+    assert not Path("nope").exists()
 
 
 def test_a_torn_history_says_which_line(command: Command) -> None:

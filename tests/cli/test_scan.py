@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,20 @@ def test_the_table_shows_the_same(command: Command, file: Path) -> None:
     assert ["head", "20x10", "0.100", "1.000", "1.000", "1.000"] in lines
     assert ["conv", "12x2x3x3", "0.500", "6.000", "6.000", "1.000"] in lines
     assert "2 vectors and scalars, 1 of int64 (steps), 1 of bool (mask)" in output
+
+
+def test_the_heading_names_the_file_that_was_read(command: Command, file: Path) -> None:
+    assert command("scan", file).stdout.startswith("weights.pt: 3 layers, mean effective rank fraction 0.533, worst")
+    Path("run").mkdir()
+    save_file({"w": torch.eye(2)}, "run/model.safetensors")
+    torch.save({"w": torch.eye(2)}, "run/last.ckpt")
+    assert command("scan", "run").stdout.startswith("run/model.safetensors: 1 layer, ")
+    assert command("scan", file, "weights.pt").stdout.startswith("A = weights.pt, B = weights.pt: 3 layers in both")
+
+
+def test_one_and_several_are_counted_in_words(command: Command) -> None:
+    torch.save({"w": torch.eye(2), "bias": torch.ones(2)}, "one.pt")
+    assert "without a spectrum: 1 vector or scalar\n" in command("scan", "one.pt").stdout
 
 
 def test_every_indicator_can_be_asked_for(found: Found, file: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -182,10 +197,20 @@ def test_a_checkpoint_without_a_matrix_and_one_without_a_tensor(command: Command
 def test_the_page_is_one_file_that_shows_every_layer(command: Command, file: Path) -> None:
     assert command("scan", file, "--html", "page.html").exit_code == 0
     page = Path("page.html").read_text(encoding="utf-8")
-    for text in ("weights.pt", ">head<", ">conv<", ">encoder<", ">0.500<", "width: 50.0%"):
+    for text in ("<h1>weights.pt</h1>", ">head<", ">conv<", ">encoder<", ">0.500<", "width: 50.0%"):
         assert text in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_page_says_when_and_by_what_it_was_made_and_what_its_numbers_mean(command: Command, file: Path) -> None:
+    command("scan", file, "--html", "page.html")
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert re.search(r"scanned \d{4}-\d\d-\d\d \d\d:\d\d \S+ by lightning-symmetry", page)
+    assert re.findall(r"<th [^>]*>(.*?)</th>", page).count("effective rank fraction") == 1
+    assert re.search(r'<td [^>]*data-heading="effective rank fraction">0.500<div class="share">', page)
+    assert "Effective rank is the number of directions that a weight matrix uses" in page
+    assert "A layer far below the others has lost rank" in page
 
 
 def test_names_are_text_for_the_terminal_and_the_page(command: Command) -> None:

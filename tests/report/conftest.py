@@ -10,7 +10,7 @@ import re
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ import pytest
 
 from lightning_symmetry.history import History
 from lightning_symmetry.report import render_report
+
+from .devtools import Driven, driven
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -29,11 +31,9 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--virtual-time-budget=5000",
-    "--enable-logging=stderr",
-    "--v=0",
     "--host-resolver-rules=MAP * ~NOTFOUND",
 ]
+IN_VIRTUAL_TIME = ["--virtual-time-budget=5000", "--enable-logging=stderr", "--v=0"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
             script = f"<script>document.body.dataset.seen = JSON.stringify((() => {{ {probe} }})())</script></body>"
             opened = folder / "page.html"
             opened.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
-        command = [str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={net_log}"]
+        command = [
+            str(CHROMIUM),
+            *FLAGS,
+            *IN_VIRTUAL_TIME,
+            *flags,
+            f"--user-data-dir={folder / 'profile'}",
+            f"--log-net-log={net_log}",
+        ]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [*command, "--dump-dom", opened.as_uri()], capture_output=True, text=True, timeout=120, check=True
@@ -92,6 +99,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
         return Visit(done.stdout, seen, console, requests, seconds)
 
     return visit
+
+
+@pytest.fixture
+def tab(tmp_path: Path) -> Iterator[Driven]:
+    """A tab of a browser in which keys are pressed and a mouse moves, 1280 pixels wide."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (on Debian: apt install chromium)")
+    with driven(CHROMIUM, FLAGS, tmp_path / "profile") as tab:
+        tab.resize(1280, 900)
+        yield tab
 
 
 @pytest.fixture(scope="session")

@@ -135,20 +135,70 @@ def test_the_table_of_symmetries_can_be_sorted_and_filtered(browser: Browser, re
     assert seen["kind"] == [12, "12 of 12 groups"]
 
 
+PHONE = """
+for (const details of document.querySelectorAll("details")) details.open = true;
+const {clientWidth, scrollWidth} = document.documentElement;
+const cells = [...document.querySelectorAll("td, th")].filter((cell) => cell.checkVisibility());
+const clipped = cells.filter((cell) => {
+  const [inner, box] = [cell, cell.closest(".scroll")].map((element) => element.getBoundingClientRect());
+  return inner.left < box.left || inner.right > box.right || cell.scrollWidth > cell.clientWidth;
+});
+const rows = [...document.querySelectorAll(".sortable:not(.events) tbody tr")];
+const search = document.querySelector("input[type=search]");
+search.value = "nothing like it";
+search.dispatchEvent(new Event("input"));
+return {
+  width: innerWidth,
+  overflow: scrollWidth - clientWidth,
+  cells: cells.length,
+  clipped: clipped.map((cell) => cell.outerHTML),
+  events: [...document.querySelectorAll(".events tbody tr")].map((row) => row.innerText),
+  headings: [...new Set(rows.map((row) => [...row.cells].map((cell) => cell.dataset.heading).join(", ")))],
+  left: rows.filter((row) => row.checkVisibility()).length,
+};"""
+
+
 @pytest.mark.parametrize("pages", ["report", "comparison"])
-def test_it_fits_a_phone(pages: str, run_history: History, browser: Browser, report: Path, tmp_path: Path) -> None:
+def test_it_fits_a_phone_and_no_cell_of_a_table_is_clipped(
+    pages: str, run_history: History, browser: Browser, report: Path, tmp_path: Path
+) -> None:
     page = report
     if pages == "comparison":
         page = render_comparison({"a" * 40: run_history, "b" * 40: run_history}, tmp_path / "comparison.html")
-    probe = """<script>
-    const {clientWidth, scrollWidth} = document.documentElement;
-    parent.postMessage({phone: innerWidth, overflow: scrollWidth - clientWidth}, "*");
-    </script></body>"""
+    probe = f"<script>parent.postMessage(JSON.stringify((() => {{ {PHONE} }})()), '*')</script></body>"
     phone = tmp_path / "phone.html"
     phone.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
-    frame = tmp_path / "frame.html"
+    frame = tmp_path / "frame.html"  # since a window without a screen is never that narrow
     frame.write_text(
-        "<script>onmessage = ({data}) => document.body.dataset.fit = `${data.phone} ${data.overflow}`</script>"
+        "<script>onmessage = ({data}) => document.body.dataset.seen = data</script>"
         f'<body><iframe src="{phone.name}" style="border: 0; width: 390px; height: 3000px"></iframe>'
     )
-    assert 'data-fit="390 0"' in browser(frame).document
+    seen = browser(frame).seen
+    assert (seen["width"], seen["overflow"]) == (390, 0)
+    assert seen["cells"] > 100
+    assert seen["clipped"] == []
+    events = list(seen["events"])
+    assert len(events) == (3 if pages == "report" else 6)
+    assert "from 60 to 96 between steps 590 and 620 (confidence 0.998)" in " ".join(events[0].split())
+    headings = "Kind, Name, Size, Broken fraction, Verified, Moves"
+    if pages == "comparison":
+        headings = f"Indicator, Group or layer, {'a' * 40}, {'b' * 40}, Difference"
+    assert seen["headings"] == [headings]
+    assert seen["left"] == 0  # filtered away
+
+
+def test_a_box_shows_that_it_goes_on_and_a_dozen_events_need_none(browser: Browser, tmp_path: Path) -> None:
+    probe = """
+    const box = document.querySelector("#events .scroll");
+    const shadow = getComputedStyle(box).backgroundImage.includes("0.28");
+    return {hidden: box.scrollHeight - box.clientHeight, shadow};"""
+    hidden = []
+    for count in (12, 30):
+        history = History(None)
+        for step in range(count):
+            history.append_event(step, "nonfinite", parameter="fc.weight")
+        seen = browser(render_report(history, tmp_path / "report.html"), probe).seen
+        assert seen["shadow"]
+        hidden.append(seen["hidden"])
+    assert hidden[0] == 0
+    assert hidden[1] > 100

@@ -220,6 +220,12 @@ def test_the_marks_of_neural_collapse_are_drawn_one_above_the_other():
     assert not charts.neural_collapse_chart(History(None)).data
 
 
+@pytest.mark.parametrize(("values", "dtick"), [((0.5, 250.0), 1), ((0.5, 9.0), None), ((0.0, 2.0), None)])
+def test_variability_over_decades_is_marked_at_powers_of_ten(values: tuple[float, float], dtick: int | None) -> None:
+    figure = charts.neural_collapse_chart(history_of({"representation/nc1/head": dict(enumerate(values))}))
+    assert [(axis.type, axis.dtick) for axis in figure.select_yaxes()] == [("log", dtick)]
+
+
 def test_the_formation_of_representations_is_drawn_from_what_was_measured_of_it() -> None:
     history = history_of(
         {

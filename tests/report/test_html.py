@@ -36,7 +36,7 @@ def test_it_names_run_model_and_what_was_measured(run_history: History, tmp_path
     text = page(run_history, tmp_path)
     title = r"<title>digits-vit · VisionTransformer · \d{4}-\d\d-\d\d \d\d:\d\d \S+: parameter symmetry</title>"
     assert re.search(title, text)
-    assert "VisionTransformer" in text
+    assert "<h1>VisionTransformer, run digits-vit: parameter symmetry</h1>" in text
     assert "300 measurements, up to step 2990" in text
     assert "torch 2.13.0" in text
 
@@ -54,6 +54,38 @@ def test_headlines_go_from_first_to_last(tmp_path: Path) -> None:
     history.append(9, {"loss": 0.25, "symmetry/broken_fraction": math.nan, "monitor/overhead": 0.0123})
     numbers = re.findall(r'<dd class="number">(.*?)</dd>', page(history, tmp_path))
     assert numbers == ["2.5 → 0.25", "1.00 → not finite", "1.23%"]
+
+
+@pytest.mark.parametrize(
+    ("grids", "told"),
+    [
+        ((None, None), "share of training time"),
+        ((100, 100), "share of training time, on a fixed grid of 100 steps instead of a budget"),
+        ((100, 20), "share of training time, on a fixed grid of 20 and 100 steps instead of a budget"),
+    ],
+)
+def test_a_cost_that_no_budget_bounds_is_told_with_its_grid(
+    grids: tuple[int | None, int | None], told: str, tmp_path: Path
+) -> None:
+    history = History(None)
+    config = {f"Monitor{i}": {"every_n_train_steps": grid, "max_overhead": 0.01} for i, grid in enumerate(grids)}
+    history.append_event(0, "run", name="a", config=config)
+    history.append(0, {"monitor/overhead": 0.13})
+    assert f'<dd class="muted">{told}</dd>' in page(history, tmp_path)
+
+
+def test_a_run_without_a_name_or_a_model_has_a_heading(tmp_path: Path) -> None:
+    assert "<h1>unnamed run: parameter symmetry</h1>" in page(History(None), tmp_path)
+
+
+def test_units_are_told_in_whole_numbers_and_ranks_in_digits(tmp_path: Path) -> None:
+    history = History(None)
+    for indicator in ("symmetry/distinct_units", "spectrum/effective_rank"):
+        told = {"group": "fc1", "indicator": indicator, "since": 40, "before": 47.59, "after": 45.0}
+        history.append_event(60, "restoration", **told)
+    text = page(history, tmp_path)
+    assert "distinct units of fc1 fell from 48 to 45 between" in text
+    assert "effective rank of fc1 fell from 47.59 to 45 between" in text
 
 
 def test_the_table_tells_each_group(tmp_path: Path) -> None:
@@ -209,3 +241,24 @@ def test_a_long_run_says_that_it_is_thinned(tmp_path: Path) -> None:
     assert "Long series are thinned" not in page(history, tmp_path)
     history.append(MOST_POINTS, {"loss": 1.0})
     assert "Long series are thinned" in page(history, tmp_path)
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, "1 event"), (12, "12 events"), (13, "13 events"), (130, "130 events")])
+def test_the_list_of_events_says_how_long_it_is_and_a_dozen_are_shown_without_a_box(
+    count: int, told: str, tmp_path: Path
+) -> None:
+    history = History(None)
+    for step in range(count):
+        history.append_event(step, "nonfinite", parameter="fc.weight")
+    text = page(history, tmp_path)
+    assert f"<strong>{told}</strong>" in text
+    assert ('<div class="scroll whole"' in text) == (count <= 12)
+
+
+def test_what_a_kind_of_event_means_is_told_once(tmp_path: Path) -> None:
+    history = History(None)
+    for step, kind in enumerate(("nonfinite", "nonfinite", "error")):
+        history.append_event(step, kind, where="fc.weight")
+    text = page(history, tmp_path)
+    assert text.count("Training has diverged or overflowed") == 1
+    assert text.count("A monitor could not measure") == 1

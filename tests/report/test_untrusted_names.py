@@ -61,7 +61,7 @@ def test_a_report_of_evil_names_runs_nothing_of_them(browser: Browser, tmp_path:
     visit = browser(render_report(evil_run(), tmp_path / "report.html"), PROBE)
     assert visit.console == []
     assert visit.requests == []
-    assert visit.seen == {"heading": f"{EVIL[0]}: parameter symmetry", "inserted": [], "charts": True}
+    assert visit.seen == {"heading": f"{EVIL[1]}, run {EVIL[0]}: parameter symmetry", "inserted": [], "charts": True}
 
 
 def test_a_comparison_of_evil_names_runs_nothing_of_them(browser: Browser, tmp_path: Path) -> None:

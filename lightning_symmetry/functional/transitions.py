@@ -14,14 +14,16 @@ drift. A shift is a departure from that line that lasts, is larger than the nois
   matters, that quarter stands for the scale: series without noise, counts and exact ranks are no special case.
 - **Guards.** An excursion is the time since S was last 0. Its departure is the median of the last three values less
   the line as it was when the excursion began. An alarm is a shift if the departure is at least `least`, 5 times the
-  scale at the beginning, 3 times the scale now and 3 times the largest departure that came to nothing (autocorrelated
-  noise and random walks depart often, and teach their own threshold); if the value itself moved as far in that
-  direction (a fall that slows down is no rise); and if the last three values agree (a burst of noise does not).
+  scale at the beginning, or 2.5 sqrt(n) times after an excursion of n measurements (so far a random walk gets), 3 times
+  the scale now and 3 times the largest departure that came to nothing (autocorrelated noise and random walks depart
+  often, and teach their own threshold); if the value itself moved as far in that direction (a fall that slows down is
+  no rise); and if the last three values agree (a burst of noise does not).
 
 After a shift the detector waits until the series has calmed, at most 32 measurements, learns its line anew from the
-last eight and is armed again; so it begins, too, which leaves out the first, fast relaxation of a training. Meanwhile
-of an indicator whose zero means something, as of counts, a change by a large ratio is told, which needs no scale: where
-three values in a row lie so far from the first three, or from where the last shift led; of a shift that goes on in its
+last eight and is armed again; so it begins, too, which leaves out the first, fast relaxation of a training. Where three
+values lie still, as counts do, it is armed at once. Meanwhile two changes are told that need no scale, from the first
+three values or from where the last shift led: a clean step, after which three values lie still; and, of an indicator
+whose zero means something, three values in a row that are off by a large ratio. Of a shift that goes on in its
 direction no more is told. Time is counted in measurements: a change of the interval between them bends the line, and no
 more.
 
@@ -124,7 +126,7 @@ class Detector:
         waited: For how many measurements a line has been learnt; None when there is one.
         start: The first three values since then, or three times the level to which the last shift led.
         told: The sign of the last shift, while a line is learnt; else 0.
-        beyond: How many values in a row are far from the start.
+        beyond: How many values in a row are as far from the start as matters: above 0 where they are above it.
         since: The step of the first of them.
         seen: How many residuals the scale has seen.
         level: The level of the line at the last measurement.
@@ -191,7 +193,6 @@ def observe(
         least_ratio: The smallest ratio of two levels, above 1, that is told while a line is learnt; for an indicator
             that is never below 0.
 
-
     Returns:
         What is known now, and the shift of which this measurement made certain, if any.
 
@@ -206,10 +207,14 @@ def observe(
     if not math.isfinite(value):
         return detector, None
     if detector.waited is not None:
-        far, shift = detector, None
-        if least_ratio < math.inf:
-            far, shift = _far_from_start(detector, step, value, max(least, least_relative * value), least_ratio)
-        return (far, shift) if shift else (_learn(far, value, least, least_relative), None)
+        at_start = max(least, least_relative * abs(median(detector.start or (value,))))
+        detector = _compared(detector, step, value, at_start)
+        shift = _early_shift(detector, step, value, at_start, least_ratio)
+        now = max(least, least_relative * abs(value))
+        if shift is None:
+            return _learn(detector, value, now), None
+        recent = (*detector.recent[-2:], value)
+        return _after(shift, recent, detector.seen, detector.scale, detector.futile, now), shift
     least = max(least, least_relative * abs(detector.level))
     floor = max(least / 4, _RESOLUTION * abs(detector.level))
     line = detector.level + detector.slope
@@ -226,11 +231,11 @@ def observe(
         excursion = _extended(excursion, sign * residual / scale if scale else 0.0, sign * median(recent), sign)
         if excursion.height > ALARM and _is_shift(excursion, sign, recent, least, detector.scale, doubt, futile):
             shift = _shift(excursion, step, median(recent))
-            return _after(shift, recent, detector.seen, excursion.scale, futile), shift
+            return _after(shift, recent, detector.seen, excursion.scale, futile, least), shift
         sides.append(excursion)
     pull = math.copysign(min(abs(residual), 2 * scale), residual)
     gain = max(SCALE_GAIN, 1 / (detector.seen + 1))
-    square = min(residual**2, (_CUT * max(detector.scale, floor)) ** 2) / _MEAN_OF_CUT_SQUARES
+    square = min(abs(residual), _CUT * max(detector.scale, floor)) ** 2 / _MEAN_OF_CUT_SQUARES
     return (
         Detector(
             recent=recent,
@@ -247,31 +252,66 @@ def observe(
     )
 
 
-def _after(shift: Shift, recent: tuple[float, ...], seen: int, scale: float, futile: float) -> Detector:
-    """A line is learnt anew."""
+def _after(shift: Shift, recent: tuple[float, ...], seen: int, scale: float, futile: float, least: float) -> Detector:
+    """A line is learnt anew: at once where the series lies still already."""
     told = 1 if shift.size > 0 else -1
-    return Detector(recent, waited=0, start=(shift.after,) * 3, told=told, seen=seen, scale=scale, futile=futile)
+    start = (shift.after,) * 3
+    detector = Detector(recent, waited=0, start=start, told=told, seen=seen, scale=scale, futile=futile)
+    if _still(recent, least):
+        return _armed(detector, recent, 0.0, least)
+    return _compared(detector, shift.step, recent[-1], least)
 
 
-def _far_from_start(
-    detector: Detector, step: int, value: float, least: float, least_ratio: float
-) -> tuple[Detector, Shift | None]:
-    """While a line is learnt: whether this is the third value in a row that is far from what there was."""
-    if len(detector.start) < 3:
-        return replace(detector, start=(*detector.start, value)), None
-    level = median(detector.start)
-    size = value - level
-    far = abs(size) >= max(least, max(level, value) * (1 - 1 / least_ratio)) and size * detector.told <= 0 != size
-    if not far or (detector.beyond and size * (detector.recent[-1] - level) < 0):
-        return replace(detector, beyond=0), None
-    detector = replace(detector, beyond=detector.beyond + 1, since=detector.since if detector.beyond else step)
-    if detector.beyond < 3:
-        return detector, None
+def _still(window: tuple[float, ...], least: float) -> bool:
+    """Whether the last three values are so close that at their pace nothing would matter within the longest wait."""
+    last = window[-3:]
+    reach = max(2 * least / LONGEST_WAIT, _RESOLUTION * abs(last[-1]))
+    return len(last) == 3 and max(last) - min(last) <= reach and _jitter(window) <= reach / 2
+
+
+def _jitter(window: tuple[float, ...]) -> float:
+    """The scale of the noise by how a window bends: blind to slow motion."""
+    bends = [abs(a - 2 * b + c) for a, b, c in zip(window, window[1:], window[2:], strict=False)]
+    return _MAD_TO_SIGMA * median(bends) / math.sqrt(6)
+
+
+def _compared(detector: Detector, step: int, value: float, least: float) -> Detector:
+    """Count how many values in a row are on the same side of the start, and as far from it as matters."""
+    start = detector.start if len(detector.start) == 3 else (*detector.start, value)
+    if len(start) < 3:
+        return replace(detector, start=start)
+    size = value - median(start)
+    side = (size > 0) - (size < 0) if abs(size) >= least else 0
+    if side == 0:
+        return replace(detector, start=start, beyond=0)
+    if side * detector.beyond > 0:
+        return replace(detector, beyond=detector.beyond + side)
+    return replace(detector, start=start, beyond=side, since=step)
+
+
+def _early_shift(detector: Detector, step: int, value: float, least: float, least_ratio: float) -> Shift | None:
+    """While a line is learnt: a clean step to where the series lies still, or three values off by a large ratio."""
     recent = (*detector.recent[-2:], value)
-    scale = max(max(values) - min(values) for values in (detector.start, recent)) / 2
-    size = median(recent) - level
-    shift = Shift(step, detector.since, level, median(recent), confidence=size**2 / (size**2 + scale**2))
-    return _after(shift, recent, detector.seen, detector.scale, detector.futile), shift
+    if abs(detector.beyond) < 3:
+        return None
+    before, after = median(detector.start), median(recent)
+    spread = max(max(values) - min(values) for values in (_first_two_alike(detector.start), recent)) / 2
+    side = 1 if detector.beyond > 0 else -1
+    clean = abs(detector.beyond) == 3 and _still(recent, least) and spread <= abs(after - before) / 8
+    if len(detector.recent) >= 3:  # no slide that comes to rest
+        clean = clean and abs(detector.recent[-3] - before) <= abs(after - before) / 4
+    ratio = least_ratio < math.inf and side != detector.told
+    ratio = ratio and all(max(x, before) >= least_ratio * min(x, before) for x in recent)
+    if not (clean or ratio):
+        return None
+    size = after - before
+    return Shift(step, detector.since, before, after, confidence=size**2 / (size**2 + spread**2))
+
+
+def _first_two_alike(start: tuple[float, ...]) -> tuple[float, ...]:
+    """The two of three values that are closest: the third may belong to what came after."""
+    low, middle, high = sorted(start)
+    return (low, middle) if middle - low <= high - middle else (middle, high)
 
 
 def _extended(excursion: Excursion, z: float, value: float, sign: int) -> Excursion:
@@ -288,7 +328,7 @@ def _is_shift(
 ) -> bool:
     moves = [sign * (value - excursion.level) for value in recent]
     departure = median(moves) - sign * excursion.slope * (excursion.length - 1)
-    enough = max(least, 5 * excursion.scale * doubt, 3 * scale * doubt)
+    enough = max(least, max(5.0, 2.5 * math.sqrt(excursion.length)) * excursion.scale * doubt, 3 * scale)
     agree = min(moves) > max(moves) / 4
     return agree and min(departure, median(moves)) >= enough and departure >= 3 * futile
 
@@ -299,25 +339,31 @@ def _shift(excursion: Excursion, step: int, after: float) -> Shift:
     return Shift(step, excursion.since, excursion.level, after, confidence)
 
 
-def _learn(detector: Detector, value: float, least: float, least_relative: float) -> Detector:
+def _learn(detector: Detector, value: float, least: float) -> Detector:
     """Wait for a window in which the series moves no more than noise or less than matters, and take its line."""
     window = (*detector.recent, value)[-WINDOW:]
     waited = (detector.waited or 0) + 1
-    if len(window) < WINDOW or detector.beyond:
+    undecided = 0 < abs(detector.beyond) < 3
+    if _still(window, least) and not undecided:
+        return _armed(detector, window[-3:], 0.0, least)
+    if len(window) < WINDOW or undecided:
         return replace(detector, recent=window, waited=waited)
     slope = median((y - x) / (j - i) for (i, x), (j, y) in combinations(enumerate(window), 2))
-    least = max(least, least_relative * abs(value))
-    bends = [abs(a - 2 * b + c) for a, b, c in zip(window, window[1:], window[2:], strict=False)]
-    jitter = _MAD_TO_SIGMA * median(bends) / math.sqrt(6)  # blind to slow motion
-    if waited < LONGEST_WAIT and abs(slope) * (WINDOW - 1) > max(least / 2, 3 * jitter):
+    if waited < LONGEST_WAIT and abs(slope) * (WINDOW - 1) > max(least / 2, 3 * _jitter(window)):
         return replace(detector, recent=window, waited=waited)
+    return _armed(detector, window, slope, least)
+
+
+def _armed(detector: Detector, window: tuple[float, ...], slope: float, least: float) -> Detector:
+    """The detector with the line of a window, and its scale where none is known."""
     scale = detector.scale
-    if not detector.seen:  # twice, since eight values show less of a slow noise than there is
+    if not detector.seen:  # twice, since few values show less of a slow noise than there is
         middle = median(window)
         scale = 2 * _MAD_TO_SIGMA * median(abs(y - middle) for y in window)
     # a slope that noise may have made is no trend
-    rise = math.copysign(max(0.0, abs(slope) * (WINDOW - 1) - 2 * max(scale, least / 4)), slope)
-    slope = rise / (WINDOW - 1)
+    span = len(window) - 1
+    rise = math.copysign(max(0.0, abs(slope) * span - 2 * max(scale, least / 4)), slope)
+    slope = rise / span
     return Detector(
         recent=window[-3:],
         waited=None,

@@ -8,6 +8,7 @@ directions are concerned.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -29,20 +30,23 @@ class Watch:
         fall: What a fall is.
         least: The smallest change that matters.
         least_relative: The same, relative to the level; the larger of the two counts.
+        of_largest: Relative to the largest value so far instead: of a group of 64 units a tenth is 6, even where few
+            of them are distinct.
     """
 
     rise: TransitionKind | None
     fall: TransitionKind
     least: float
     least_relative: float
+    of_largest: bool = False
 
 
 WATCHED: Mapping[str, Watch] = {
-    "symmetry/distinct_units": Watch("breaking", "restoration", 0.5, 0.05),
-    "symmetry/alive_units": Watch("breaking", "death_of_units", 0.5, 0.05),
-    "symmetry/product_rank": Watch("rank_jump", "rank_collapse", 0.5, 0.02),
+    "symmetry/distinct_units": Watch("breaking", "restoration", 0.5, 0.08, of_largest=True),
+    "symmetry/alive_units": Watch("breaking", "death_of_units", 0.5, 0.08, of_largest=True),
+    "symmetry/product_rank": Watch("rank_jump", "rank_collapse", 0.5, 0.1),
     "spectrum/effective_rank": Watch("rank_jump", "rank_collapse", 0.25, 0.1),
-    "representation/effective_rank": Watch(None, "representation_collapse", 0.25, 0.1),
+    "representation/effective_rank": Watch(None, "representation_collapse", 0.25, 0.2),
 }
 """The indicators that are watched, for every group and layer, by ``SECTION/INDICATOR``."""
 
@@ -107,6 +111,7 @@ class Transitions:
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self._detectors: dict[str, Detector] = {}
+        self._largest: dict[str, float] = {}
         self._step = -1
 
     def observe(self, step: int, values: Mapping[str, float]) -> list[Transition]:
@@ -131,7 +136,11 @@ class Transitions:
             if key not in self._detectors:
                 self._expect(watch)
             detector = self._detectors.get(key, Detector())
-            self._detectors[key], shift = observe(detector, step, value, watch.least, watch.least_relative, LEAST_RATIO)
+            least, relative = watch.least, watch.least_relative
+            if watch.of_largest:
+                self._largest[key] = largest = max(self._largest.get(key, 0.0), value if math.isfinite(value) else 0.0)
+                least, relative = max(least, relative * largest), 0.0
+            self._detectors[key], shift = observe(detector, step, value, least, relative, LEAST_RATIO)
             kind = None if shift is None else _kind(watch, shift)
             if shift is not None and kind is not None:
                 self.counts[kind] += 1
@@ -145,6 +154,7 @@ class Transitions:
         return {
             "step": self._step,
             "counts": dict(self.counts),
+            "largest": dict(self._largest),
             "detectors": {key: asdict(detector) for key, detector in self._detectors.items()},
         }
 
@@ -157,7 +167,8 @@ class Transitions:
         """
         detectors = {key: Detector.from_dict(detector) for key, detector in state["detectors"].items()}
         step, counts = int(state["step"]), {kind: int(count) for kind, count in state["counts"].items()}
-        self._step, self._detectors, self.counts = step, detectors, counts
+        largest = {key: float(value) for key, value in state["largest"].items()}
+        self._step, self._detectors, self.counts, self._largest = step, detectors, counts, largest
 
     def _expect(self, watch: Watch) -> None:
         for kind in (watch.rise, watch.fall):

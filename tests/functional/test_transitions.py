@@ -83,6 +83,30 @@ def test_a_smooth_rise_is_told_once_and_near_its_middle(width):
     assert shift.since < shift.step
 
 
+@pytest.mark.parametrize("at", range(2, 12))
+@pytest.mark.parametrize("after", [2.0, 45.0, 100.0])
+def test_a_clean_step_among_the_first_measurements_is_told_with_the_measurement_at_which_it_began(at, after):
+    (shift,) = shifts([64.0] * at + [after] * 20, least=5.0)
+    assert (shift.step, shift.since, shift.before, shift.after) == (at + 2, at, 64.0, after)
+
+
+@pytest.mark.parametrize("gap", range(2, 12))
+def test_a_second_step_soon_after_the_first_is_told_as_another(gap):
+    found = shifts([4.0] * 30 + [3.0] * gap + [2.0] * 20)
+    assert [(shift.since, shift.before, shift.after) for shift in found] == [(30, 4.0, 3.0), (30 + gap, 3.0, 2.0)]
+
+
+@pytest.mark.parametrize("gap", range(3, 12))
+def test_a_step_that_is_taken_back_is_told_from_three_measurements_on(gap):
+    assert [shift.size for shift in shifts([4.0] * 30 + [3.0] * gap + [4.0] * 20)] == [-1.0, 1.0]
+    assert shifts([4.0] * 30 + [3.0] * 2 + [4.0] * 20) == []
+
+
+def test_a_slide_that_comes_to_rest_is_told_once():
+    values = [51.0] * 3 + [1 + 50 * 0.7**k for k in range(1, 30)]
+    assert len(shifts(values, least_relative=0.1)) == 1
+
+
 def test_a_staircase_is_told_step_by_step():
     values = sum(step_at(at, 120) for at in (20, 45, 70, 95))
     assert [shift.since for shift in shifts(values)] == [20, 45, 70, 95]
@@ -101,7 +125,7 @@ def test_what_is_smaller_than_what_matters_is_not_told():
         10 - 5 * np.exp(-np.arange(200) / 30),
         0.5 * np.arange(200),
         10 + np.where(np.arange(200) % 50 == 30, 1000.0, 0.0),  # outliers
-        10 + np.where(np.arange(200) % 50 < 2, 1000.0, 0.0),  # and two in a row
+        10 + np.where(np.arange(200) % 50 // 2 == 15, 1000.0, 0.0),  # and two in a row
         np.where(np.arange(200) < 100, 0.1, 3.0) * noise(200),  # a burst of noise
     ],
     ids=["relaxation down", "relaxation up", "drift", "outliers", "pairs of outliers", "burst"],
@@ -158,17 +182,19 @@ def test_no_series_breaks_it(values):
 
 
 def test_the_known_time_of_a_mode_is_saxes_and_that_of_the_training():
-    strength, start = 2.0, 1e-6
+    strength, start = 2.0, 1e-6  # the rank of the map rises fastest where theory has it halfway
     saxe = math.log((strength - start) / start) / (2 * strength)
     assert time_to_half(strength, start, depth=2) == pytest.approx(saxe, rel=1e-6)
     (run,) = modes_of_linear_networks(1, 2, seed=0)
-    for time, direction in run.known:  # the rank rises fastest a little before the mode has half its strength
+    for time, direction in run.known:
         rises = np.diff(run.values)[round(time) - 8 : round(time) + 8]
         assert direction == 1
-        assert abs(int(np.argmax(rises)) - 8) <= 5
+        assert abs(int(np.argmax(rises)) - 8) <= 2
 
 
-@pytest.mark.parametrize(("name", "runs"), list(zip(benchmark.TRUTHS, [16, 16, 10, 12, 25, 12, 50], strict=True)))
+@pytest.mark.parametrize(
+    ("name", "runs"), list(zip(benchmark.TRUTHS, [16, 16, 16, 12, 25, 12, 50, 25, 30], strict=True))
+)
 def test_in_real_trainings_known_transitions_are_found_in_time_and_no_others(name, runs):
     found = benchmark.score(benchmark.TRUTHS[name](runs, 7), benchmark.online)
     assert found.known >= 24
@@ -178,21 +204,21 @@ def test_in_real_trainings_known_transitions_are_found_in_time_and_no_others(nam
 
 
 def test_in_quiet_there_is_at_most_one_false_event_in_ten_thousand_measurements():
-    scores = {name: benchmark.quiet(name, benchmark.online, series=28, seed=3) for name in QUIET}
-    measurements = sum(score.measurements for score in scores.values())
-    assert measurements >= 200_000
-    assert sum(score.false for score in scores.values()) <= measurements / 10_000
-    for name, score in scores.items():
-        if name != "autocorrelated 0.98":  # all but a random walk
+    for find in (benchmark.online, benchmark.sensitive):
+        scores = {name: benchmark.quiet(name, find, series=28, seed=3) for name in QUIET}
+        measurements = sum(score.measurements for score in scores.values())
+        assert measurements >= 200_000
+        assert sum(score.false for score in scores.values()) <= measurements / 10_000
+        for name, score in scores.items():
             assert score.false <= 2, name
 
 
 def test_it_finds_what_ruptures_finds_in_hindsight_and_is_quieter():
     pytest.importorskip("ruptures")
-    for name, runs in (("modes, two layers, mini-batches", 2), ("rank by weight decay", 3)):
-        trained = benchmark.TRUTHS[name](runs, 11)
+    for train in benchmark.TRUTHS.values():
+        trained = train(3, 11)
         assert benchmark.score(trained, benchmark.online).f1 >= benchmark.best_offline(trained).f1
     hindsight = benchmark.offline(max(benchmark.PENALTIES))
-    for name in ("linear drift", "flickering count"):
-        ours, theirs = (benchmark.quiet(name, find, series=1, length=200) for find in (benchmark.online, hindsight))
+    for name in ("linear drift", "relaxation"):
+        ours, theirs = (benchmark.quiet(name, find, series=3) for find in (benchmark.online, hindsight))
         assert ours.false < theirs.false

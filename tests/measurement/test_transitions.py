@@ -48,10 +48,23 @@ def test_other_keys_and_aggregates_are_passed_over():
     assert (found, transitions.counts) == ([], {})
 
 
-def test_some_units_of_many_are_no_transition_and_five_percent_are():
-    few = {"symmetry/distinct_units/fc": [64.0] * 20 + [63.0] * 20 + [61.0] * 20}
-    many = {"symmetry/distinct_units/fc": [64.0] * 20 + [60.0] * 20}
-    assert (len(observed(few)[1]), len(observed(many)[1])) == (0, 1)
+@pytest.mark.parametrize(
+    ("units", "told"),
+    [
+        ([64.0] * 20 + [63.0] * 20 + [60.0] * 20, 0),
+        ([64.0] * 20 + [58.0] * 20, 1),
+        ([64.0] * 20 + [6.0] * 20 + [8.0] * 20, 1),
+        ([6.0] * 20 + [5.0] * 20, 1),
+    ],
+)
+def test_single_units_count_in_small_groups_only(units, told):
+    for indicator in ("distinct_units", "alive_units"):
+        assert len(observed({f"symmetry/{indicator}/fc": units})[1]) == told
+
+
+def test_units_that_merge_one_by_one_are_no_flood():
+    units = [64.0 - max(0, (k - 40) // 8) for k in range(200)]
+    assert len(observed({"symmetry/distinct_units/fc": units})[1]) <= 3
 
 
 @pytest.mark.parametrize("at", range(3, 12))

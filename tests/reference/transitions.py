@@ -7,17 +7,19 @@ package's own indicators. The times of the transitions come from theory or are s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.integrate import quad
+from scipy.integrate import quad, solve_ivp
 from torch import Tensor
 
 from lightning_symmetry.functional.continuous import alive_units, product_rank
-from lightning_symmetry.functional.order_parameters import broken_fraction, distinct_units
+from lightning_symmetry.functional.feature_spectrum import feature_indicators, moments
+from lightning_symmetry.functional.order_parameters import distinct_units
 from lightning_symmetry.functional.spectrum import effective_rank
 
 Generator = np.random.Generator
@@ -30,12 +32,13 @@ class Run:
     Attributes:
         values: The series.
         known: (measurement, direction) of every transition: direction 1 is a rise, -1 a fall.
-        least: The smallest change that matters.
+        indicator: As what production watches the series.
+        falls_until: Until which measurement falls are no transition but how the training begins.
     """
 
     values: list[float]
     known: list[tuple[float, int]]
-    least: float
+    indicator: str
     falls_until: float = 0.0
 
 
@@ -51,6 +54,27 @@ def time_to_half(strength: float, start: float, depth: int) -> float:
         return u / (depth * u ** (2 - 2 / depth) * (strength - u))
 
     return quad(per_log, math.log(start), math.log(strength / 2), limit=200)[0]
+
+
+def rank_rises(strengths: NDArray[np.float64], start: float, depth: int, until: float) -> list[float]:
+    """When the effective rank of all modes together is halfway from that of the first k to that of the first k + 1.
+
+    By the same law. The entropy counts a mode long before it has half its strength, so this is earlier than that.
+    """
+
+    def growth(_: float, logs: NDArray[np.float64]) -> NDArray[np.float64]:
+        return depth * np.exp((1 - 2 / depth) * logs) * (strengths - np.exp(logs))
+
+    def rank(u: NDArray[np.float64]) -> float:
+        share = u / u.sum()
+        return float(np.exp(-(share * np.log(share)).sum()))
+
+    times = np.linspace(0, 1.4 * until, 4000)
+    logs = solve_ivp(growth, (0, times[-1]), np.full(len(strengths), math.log(start)), t_eval=times, rtol=1e-8).y
+    ranks = np.array([rank(u) for u in np.exp(logs.T)])
+    settled = [rank(strengths[:k]) for k in range(1, len(strengths) + 1)]
+    begun = int(np.argmin(ranks))
+    return [float(times[begun + np.argmax(ranks[begun:] >= (low + high) / 2)]) for low, high in pairwise(settled)]
 
 
 def modes_of_linear_networks(
@@ -78,11 +102,12 @@ def modes_of_linear_networks(
     bases = [right, *between, left]
     size = (start ** (1 / depth))[:, None, None]
     layers = [torch.from_numpy(size * bases[i + 1] @ bases[i].transpose(0, 2, 1)) for i in range(depth)]
-    times = np.array([[time_to_half(s, u, depth) for s in row] for row, u in zip(strengths, start, strict=True)])
+    halves = [[time_to_half(s, u, depth) for s in row] for row, u in zip(strengths, start, strict=True)]
+    rises = [rank_rises(row, u, depth, max(half)) for row, u, half in zip(strengths, start, halves, strict=True)]
     rate = 0.01
     every = round(interval / rate)
     series: list[list[float]] = [[] for _ in range(runs)]
-    for step in range(round(1.4 * times.max() / rate)):
+    for step in range(round(1.4 * np.max(halves) / rate)):
         if step % every == 0:
             product = _chain(layers)
             for i in range(runs):
@@ -92,8 +117,8 @@ def modes_of_linear_networks(
                 series[i].append(float(effective_rank(features)))
         layers = _descend(layers, target, rate)
     return [
-        Run(values, [(t / interval, 1) for t in row[1:]], 0.25, falls_until=row[0] / interval)
-        for values, row in zip(series, times, strict=True)
+        Run(values, [(t / interval, 1) for t in rise], "spectrum/effective_rank", falls_until=half[0] / interval)
+        for values, rise, half in zip(series, rises, halves, strict=True)
     ]
 
 
@@ -143,7 +168,11 @@ def rank_by_weight_decay(runs: int, seed: int, dim: int = 6, every: int = 200) -
         for i in range(runs):
             series[i].append(float(product_rank(u[i].mT, v[i])))
     return [
-        Run(series[i], [(float(np.searchsorted(decays, s)), -1) for s in sorted(strengths[i]) if s < 0.66], 0.5)
+        Run(
+            series[i],
+            [(float(np.searchsorted(decays, s)), -1) for s in sorted(strengths[i]) if s < 0.66],
+            "symmetry/product_rank",
+        )
         for i in range(runs)
     ]
 
@@ -165,7 +194,11 @@ def death_by_weight_decay(runs: int, seed: int, units: int = 6, every: int = 200
         for i in range(runs):
             series[i].append(float(alive_units(u[i, :, None], w[i, :, None])))
     return [
-        Run(series[i], [(float(np.searchsorted(decays, s)), -1) for s in sorted(strengths[i]) if s < 0.66], 0.5)
+        Run(
+            series[i],
+            [(float(np.searchsorted(decays, s)), -1) for s in sorted(strengths[i]) if s < 0.66],
+            "symmetry/alive_units",
+        )
         for i in range(runs)
     ]
 
@@ -173,7 +206,7 @@ def death_by_weight_decay(runs: int, seed: int, units: int = 6, every: int = 200
 def planted_duplicates(runs: int, seed: int, units: int = 12, measurements: int = 120) -> list[Run]:
     """Tanh networks trained on mini-batches: units are made equal at one step, and kicked apart at a later one.
 
-    Equal units have equal gradients and stay equal until the kick. Measured is the broken fraction.
+    Equal units have equal gradients and stay equal until the kick. Measured are the distinct units.
     """
     rng = np.random.default_rng(seed)
     inputs, every, rate = 4, 5, 0.02
@@ -191,31 +224,91 @@ def planted_duplicates(runs: int, seed: int, units: int = 12, measurements: int 
                 first[i, :n], second[i, :, :n] = first[i, n : 2 * n], second[i, :, n : 2 * n]
             if measurement == kicked[i]:
                 first[i, :n] += torch.from_numpy(0.3 * rng.standard_normal((n, inputs)))
-            series[i].append(float(broken_fraction(torch.cat([first[i], second[i].mT], 1))))
+            series[i].append(float(distinct_units(torch.cat([first[i], second[i].mT], 1))))
         for _ in range(every):
             x = torch.from_numpy(rng.standard_normal((runs, inputs, 32)))
             hidden = torch.tanh(first @ x)
             error = (second @ hidden - torch.sin(teacher @ x)) / 32
             back = (second.mT @ error) * (1 - hidden**2)
             first, second = first - rate * back @ x.mT, second - rate * error @ hidden.mT
-    return [Run(series[i], [(float(planted[i]), -1), (float(kicked[i]), 1)], 0.02) for i in range(runs)]
+    return [
+        Run(series[i], [(float(planted[i]), -1), (float(kicked[i]), 1)], "symmetry/distinct_units") for i in range(runs)
+    ]
 
 
-def planted_early(runs: int, seed: int, units: int = 64, dim: int = 40, measurements: int = 40) -> list[Run]:
-    """Units, moved a little by noise from measurement to measurement, of which most become copies of a few, early."""
+def planted(rng: Generator, changes: Sequence[tuple[int, int]], units: int = 64, dim: int = 40) -> list[float]:
+    """Distinct units of random vectors that noise moves: at each change so many are left, the others copies of them."""
+    vectors, series = rng.standard_normal((units, dim)), []
+    copies, left = np.arange(units), dict(changes)
+    for measurement in range(60):
+        if measurement in left:
+            copies = np.arange(units) % left[measurement]
+            vectors = rng.standard_normal((units, dim))[copies]
+        vectors = vectors + 0.05 * rng.standard_normal((units, dim))[copies]
+        series.append(float(distinct_units(torch.from_numpy(vectors))))
+    return series
+
+
+def planted_early(runs: int, seed: int, units: int = 64) -> list[Run]:
+    """Units become copies of at most three quarters of them between the second measurement and the sixth."""
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(runs):
-        at, left = int(rng.integers(3, 9)), int(rng.integers(1, units // 4))
-        vectors, series = rng.standard_normal((units, dim)), []
-        for measurement in range(measurements):
-            if measurement == at:
-                vectors = vectors[rng.integers(0, left, units)]
-            step = 0.05 * rng.standard_normal((units, dim))
-            vectors = vectors + (step if measurement < at else step[:1])
-            series.append(float(distinct_units(torch.from_numpy(vectors))))
-        found.append(Run(series, [(float(at), -1)], 0.5))
+        at, left = int(rng.integers(2, 7)), int(rng.integers(1, 3 * units // 4))
+        found.append(Run(planted(rng, [(at, left)]), [(float(at), -1)], "symmetry/distinct_units"))
     return found
+
+
+def planted_pairs(runs: int, seed: int, units: int = 64) -> list[Run]:
+    """Two changes 3 to 5 measurements apart, the second in either direction, or 2 apart in the same direction.
+
+    What is undone after two measurements is an outlier, by the definition of a shift.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(runs):
+        at, gap, middle = (
+            int(rng.integers(5, 40)),
+            int(rng.integers(2, 6)),
+            int(rng.integers(units // 4, 3 * units // 4)),
+        )
+        falls = gap == 2 or rng.random() < 0.5
+        last = int(rng.integers(1, 2 * middle // 3)) if falls else units
+        series = planted(rng, [(at, middle), (at + gap, last)])
+        known = [(float(at), -1), (float(at + gap), -1 if falls else 1)]
+        found.append(Run(series, known, "symmetry/distinct_units"))
+    return found
+
+
+def collapsing_features(runs: int, seed: int, dim: int = 8, measurements: int = 60) -> list[Run]:
+    """Tanh encoders trained to reconstruct their inputs, then to tell one number, with weight decay: features collapse.
+
+    The objective changes at a random measurement, in half of the runs among the first. Measured is the effective rank
+    of the features of mini-batches, as production measures it.
+    """
+    rng = np.random.default_rng(seed)
+    encoder = torch.from_numpy(rng.standard_normal((runs, dim, dim)) / math.sqrt(dim))
+    decoder = torch.from_numpy(rng.standard_normal((runs, dim, dim)) / math.sqrt(dim))
+    change = np.where(rng.random(runs) < 0.5, rng.integers(2, 7, runs), rng.integers(7, 40, runs))
+    teacher = torch.from_numpy(rng.standard_normal((runs, 1, dim)) / math.sqrt(dim))
+    rate, every = 0.1, 40
+    series: list[list[float]] = [[] for _ in range(runs)]
+    for measurement in range(measurements):
+        features = torch.tanh(encoder @ torch.from_numpy(rng.standard_normal((runs, dim, 256))))
+        for i in range(runs):
+            found = feature_indicators(moments(features[i].mT), ["effective_rank"])
+            series[i].append(float(found["effective_rank"]))
+        changed = torch.from_numpy(measurement >= change)[:, None, None]
+        decay = 0.3 * changed
+        for _ in range(every):
+            x = torch.from_numpy(rng.standard_normal((runs, dim, 64)))
+            hidden = torch.tanh(encoder @ x)
+            target = torch.where(changed, (teacher @ x).expand(-1, dim, -1), x)
+            error = (decoder @ hidden - target) / 64
+            back = (decoder.mT @ error) * (1 - hidden**2)
+            encoder = encoder - rate * (back @ x.mT + decay * encoder)
+            decoder = decoder - rate * (error @ hidden.mT + decay * decoder)
+    return [Run(series[i], [(float(change[i]), -1)], "representation/effective_rank") for i in range(runs)]
 
 
 def autocorrelated(noise: NDArray[np.float64], memory: float) -> NDArray[np.float64]:

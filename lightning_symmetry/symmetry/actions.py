@@ -164,9 +164,19 @@ class Fold:
         return -element if self.kind == "translation" else 1 / element
 
 
+class Misfit(ValueError):
+    """A group acts on a block of another length: what was proposed is no group."""
+
+
 def transform(tensor: Tensor, action: Action, rows: Sequence[str], kind: Kind, element: Tensor) -> None:
-    """Let a group element act on one block of a tensor, in place."""
+    """Let a group element act on one block of a tensor, in place.
+
+    Raises:
+        Misfit: The block has another length than the element.
+    """
     for part, degree in along(tensor, action, rows):
+        if part.entries.shape[1] != element.shape[1]:
+            raise Misfit(f"{part.entries.shape[1]} entries of {action.block.tensor}, for {element.shape[1]} of a group")
         entries = part.entries if element.dtype == torch.long else part.entries.to(element.dtype)
         part.write(kind.act(entries, element.to(tensor.device), degree))
 

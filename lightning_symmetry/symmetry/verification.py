@@ -23,7 +23,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from lightning_symmetry.symmetry.actions import transform
+from lightning_symmetry.symmetry.actions import Misfit, transform
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.laws import SMALL
 from lightning_symmetry.symmetry.second_batch import second_batches
@@ -150,7 +150,7 @@ class _Trials:
     def _moved(self, groups: Sequence[SymmetryGroup], batches: Sequence[Any]) -> list[Outputs]:
         """What the step gives where random elements have moved the parameters.
 
-        Nothing where one moves nothing, or fits no tensor, and where the step fails.
+        Nothing where one moves nothing, or fits no tensor.
         """
         if self._last is not None and list(groups) == self._last[0]:
             return self._last[1]
@@ -159,11 +159,9 @@ class _Trials:
         try:
             if not all(_move(group, self._tensors, self._squared_norms, self._elements) for group in groups):
                 return []
-            moved = self._run(batches)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception:
+        except Misfit:
             return []
+        moved = self._run(batches)
         self._last = (list(groups), moved)
         return moved
 

@@ -130,12 +130,12 @@ COMMON = {
     "include": "hidden|head",
     "exclude": "bias",
     "on_error": "raise",
+    "alert_on": ["rank_collapse", "nonfinite"],
+    "on_transition": f"{__name__}.told",
 }
-EVENTS = {"alert_on": ["rank_collapse", "nonfinite"], "on_transition": f"{__name__}.told"}
 FROM_YAML = {
     "SymmetryMonitor": {
         **COMMON,
-        **EVENTS,
         "kinds": ["permutation", "sign"],
         "tolerance": 0.05,
         "verify_up_to": 1_000_000,
@@ -143,7 +143,6 @@ FROM_YAML = {
     },
     "SpectrumMonitor": {
         **COMMON,
-        **EVENTS,
         "indicators": ["effective_rank", "spectral_norm"],
         "of": ["weights", "gradients"],
     },

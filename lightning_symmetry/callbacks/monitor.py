@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_symmetry.callbacks.alerts import ALERT_ON, AlertKind, chosen_alerts
 from lightning_symmetry.callbacks.fence import fenced
-from lightning_symmetry.callbacks.hooks import attend, inherited, pass_over, sleep
+from lightning_symmetry.callbacks.hooks import attend, inherited, pass_over, sleep, wakeful
 from lightning_symmetry.callbacks.run import begin_run, open_recorder, ranks_of, steps_done
 from lightning_symmetry.callbacks.session import PATIENCE, Session
 from lightning_symmetry.history import History
@@ -187,6 +187,7 @@ class Monitor(Callback):
         self._tell(trainer)
         pass_over(self, trainer, [*inherited(self), "on_train_batch_end"])
 
+    @wakeful
     @fenced
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due, the parameters with which the step begins."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_symmetry.callbacks.alerts import ALERT_ON, AlertKind
 from lightning_symmetry.callbacks.fence import fenced
-from lightning_symmetry.callbacks.hooks import attend
+from lightning_symmetry.callbacks.hooks import attend, wakeful
 from lightning_symmetry.callbacks.monitor import Monitor, OnError, OnTransition
 from lightning_symmetry.callbacks.run import ranks_of, steps_done
 from lightning_symmetry.measurement.layers import (
@@ -182,6 +182,7 @@ class RepresentationMonitor(Monitor):
             self._listen(trainer, pl_module)
         self._stand_together(trainer, self._listener is not None)
 
+    @wakeful
     @fenced
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due, what was heard before it; listen to it, if a measurement comes soon."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from lightning_symmetry.callbacks.fence import fenced
-from lightning_symmetry.callbacks.hooks import attend, pass_over
+from lightning_symmetry.callbacks.hooks import attend, pass_over, wakeful
 from lightning_symmetry.callbacks.monitor import Monitor
 from lightning_symmetry.callbacks.run import steps_done
 
@@ -51,6 +51,7 @@ class StepMonitor(Monitor):
         """The step before which there is nothing to do when a step begins."""
         return super().wakes_at if self._steps is None else 0
 
+    @wakeful
     @fenced
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due; say how far the next measurement is."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from lightning_symmetry.callbacks.alerts import ALERT_ON, AlertKind
 from lightning_symmetry.callbacks.kept import keep, recall
 from lightning_symmetry.callbacks.monitor import OnError, OnTransition
 from lightning_symmetry.callbacks.run import ranks_of, steps_done
 from lightning_symmetry.callbacks.step_monitor import StepMonitor
-from lightning_symmetry.callbacks.unsharded import own_class, unsharded
+from lightning_symmetry.callbacks.unsharded import own_class, shapes_alone, unsharded
 from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, LearningRate, charge_pieces
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_aggregates, symmetry_pieces
 from lightning_symmetry.measurement.orbit_steps import OrbitSteps
@@ -48,7 +50,8 @@ class SymmetryMonitor(StepMonitor):
             ``"rescaling"``, ``"rotation"``, ``"scale"``, ``"translation"``.
         tolerance: The relative distance, in (0, 1), up to which two units count as equal.
         verify_up_to: The largest number of parameters at which groups are verified by rerunning the model in float64;
-            beyond it nothing is found where parameters are spread over processes, which then would have to be gathered.
+            beyond it groups have ``verified=None``, and where parameters are spread over processes none is gathered:
+            the step is followed by their shapes alone.
         indicators: What to log besides the order parameters, of each group of these kinds: ``"imbalance"`` of a
             rescaling or rotation (0: both sides of equal size, 1: one side is zero; gradient flow keeps the difference
             of their squares, weight decay and noise take it away), ``"mean_component"`` of a shift of all logits, or of
@@ -184,17 +187,22 @@ class SymmetryMonitor(StepMonitor):
 
     def _find(self, model: nn.Module, batch: Any, tensors: Snapshot) -> Symmetries:
         """The symmetries of a model, on a whole copy of it where it is spread over processes."""
+        search = partial(find_symmetries, kinds=self.kinds, verify_up_to=self.verify_up_to)
+        if not tensors.spread:
+            return search(model, batch)
         n_parameters = sum(parameter.numel() for parameter in model.parameters())
-        if tensors.spread and n_parameters > self.verify_up_to:
+        has_room = n_parameters <= self.verify_up_to
+        batch = move_data_to_device(batch, torch.device("cpu"))
+        try:
+            return search(unsharded(model, tensors if has_room else shapes_alone(model, tensors)), batch)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise ValueError(
-                f"the parameters of {own_class(model).__name__} are {n_parameters:,}, spread over processes; to find "
-                f"symmetries rank zero would need all in its memory, more than verify_up_to={self.verify_up_to:,}. "
-                "Give more if it has some 20 bytes of room for each, or find the symmetries of a smaller model of the "
-                "same kind; SpectrumMonitor needs one layer at a time"
-            )
-        if tensors.spread:
-            model, batch = unsharded(model, tensors), move_data_to_device(batch, torch.device("cpu"))
-        return find_symmetries(model, batch, kinds=self.kinds, verify_up_to=self.verify_up_to)
+                f"the parameters of {own_class(model).__name__} are {n_parameters:,}, spread over processes, more than "
+                f"verify_up_to={self.verify_up_to:,}. So the step was followed by their shapes alone, and what it does "
+                f"next depends on their values ({error}), as routing to experts may. Give a larger verify_up_to if "
+                "rank zero has some 20 bytes of room for each, or find the symmetries of a smaller model of the same "
+                "kind"
+            ) from error
 
 
 def _learning_rates(trainer: Any, model: nn.Module) -> LearningRate:

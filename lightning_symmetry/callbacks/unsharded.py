@@ -4,6 +4,9 @@ To find symmetries one process runs steps by itself. It cannot run a model of wh
 waits for other processes. So it runs a copy on the CPU: every parameter whole, and nothing left of what spreads it, the
 classes that FSDP2 puts in place of a module's own, and the hooks by which FSDP2 and tensor parallelism gather, spread
 and convert.
+
+Where it has no room for that, the copy has parameters without memory, of which only the shapes are known. Its steps
+compute nothing, but do say which operations they consist of.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.distributed.fsdp import FSDPModule
 
 from lightning_symmetry.symmetry.step import Copying, deep_copy, silence, uncompiled
@@ -62,6 +66,19 @@ def unsharded(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         whole.trainer = silent
     plain: nn.Module = uncompiled(whole)
     return plain
+
+
+def shapes_alone(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters and buffers of a model by name, the parameters without memory.
+
+    Args:
+        model: The model.
+        tensors: Its buffers by name.
+    """
+    without_memory = FakeTensorMode(allow_non_fake_inputs=True)
+    with without_memory:
+        shapes = {name: torch.empty(each.shape, dtype=each.dtype) for name, each in model.named_parameters()}
+    return shapes | {name: tensors[name] for name, _ in model.named_buffers()}
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._decomp import core_aten_decompositions
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
+from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
@@ -241,6 +242,10 @@ class _Recorder(TorchDispatchMode):
         self, operation: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if operation.namespace == "prim":  # a question about a tensor without memory
+            return operation(*args, **kwargs)
+        if operation.overloadpacket in _FROM_SHAPE_ALONE:
+            args = tree_map(_with_memory, args)
         if operation.overloadpacket in _UNWRITTEN:
             return operation(*args, **kwargs).zero_()  # whatever is in memory would tell positions apart
         with self:
@@ -305,6 +310,11 @@ class _Recorder(TorchDispatchMode):
         for value in node.args[3:5]:
             if isinstance(value, Value) and value.name is not None:
                 value.constant = None
+
+
+def _with_memory(leaf: Any) -> Any:
+    """A tensor of the same shape and type whose entries can be read, where they cannot."""
+    return torch.zeros((), dtype=leaf.dtype).expand(leaf.shape) if isinstance(leaf, FakeTensor) else leaf
 
 
 def typical_draw(operation: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

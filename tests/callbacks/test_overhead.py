@@ -173,6 +173,14 @@ def test_hooks_that_have_nothing_to_do_are_passed_over(tmp_path):
         assert all(callable(getattr(monitor, hook)) for hook in EACH_STEP)
 
 
+def test_no_hook_of_a_monitor_is_called_until_there_is_something_to_do(tmp_path):
+    """As soon as it is known how long a step takes, 50 of them."""
+    callbacks = [monitor(every_n_train_steps=100) for monitor in (SymmetryMonitor, SpectrumMonitor)]
+    train(tmp_path, [asks := Asks(), *callbacks], epochs=20)
+    assert all(seen == [0, 0, 0, 0, 0, 0] for seen in asks.seen[56:99])
+    assert asks.seen[100] == [2, 0, 0, 0, 0, 2]
+
+
 def test_the_hooks_of_a_users_own_monitor_are_called(tmp_path):
     called = []
 

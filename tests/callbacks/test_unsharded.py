@@ -4,15 +4,17 @@ import pytest
 import torch
 import torch.distributed
 from torch import nn
+from torch._subclasses import FakeTensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_symmetry import find_symmetries
-from lightning_symmetry.callbacks.unsharded import own_class, unsharded
+from lightning_symmetry.callbacks.unsharded import own_class, shapes_alone, unsharded
 from lightning_symmetry.measurement.measure import Ranks
 from lightning_symmetry.measurement.snapshot import snapshot
+from tests.zoo import ZOO
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +78,12 @@ def test_the_model_stays_as_it_was(mesh, spread):
     assert own_class(model) is nn.Sequential
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     assert model(batch).shape == (3, 2)
+
+
+@pytest.mark.parametrize("name", ["conv stack", "gpt2", "llama", "lstm", "mixtral batched", "t5"])
+def test_the_shapes_of_parameters_are_enough_to_find_the_same_groups(name):
+    model, batch = ZOO[name].build(), ZOO[name].batch()
+    by_shapes = unsharded(model, shapes_alone(model, dict(model.named_buffers())))
+    assert all(isinstance(parameter.data, FakeTensor) for parameter in by_shapes.parameters())
+    expected = find_symmetries(model, batch, verify_up_to=0)
+    assert find_symmetries(by_shapes, batch, verify_up_to=0).to_dict() == expected.to_dict()

@@ -29,8 +29,9 @@ from lightning_symmetry.measurement.transitions import Transition, Transitions
 from lightning_symmetry.sinks.recorder import Recorder
 from lightning_symmetry.sinks.warning import warn
 
-SHARE_OF_REPORTS = 0.1
-"""The share of the budget that reports and heatmaps may take; measurements have the rest."""
+SHARE_OF_MEASUREMENTS, SHARE_OF_REPORTS = 0.5, 0.1
+"""The shares of the budget that measurements may take, and reports and heatmaps. The rest is kept for what no clock of
+ours sees: caches that a measurement leaves cold, and hooks that slow a step beside what they do."""
 
 OnError = Literal["warn", "raise"]
 OnTransition = Callable[[Transition], Any] | None
@@ -344,7 +345,7 @@ class Monitor(Callback):
         _RECORDERS[trainer] = recorder
         self.history = recorder.history
         self._transitions = Transitions()
-        share = self.max_overhead * (1 - SHARE_OF_REPORTS) / len(monitors)
+        share = self.max_overhead * SHARE_OF_MEASUREMENTS / len(monitors)
         others = [monitor for monitor in monitors if monitor is not self]
         self._budget = Budget(
             share,

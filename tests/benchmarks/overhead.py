@@ -8,10 +8,12 @@ turns, a few steps each, so that whatever else the machine does slows all of the
 - watch: ``wandb.watch(model, log="all")``;
 - svdvals: a callback that calls ``torch.linalg.svdvals`` on every matrix every 50 steps.
 
-Pairs of turns, with and without, give the mean overhead and the upper end of its one-sided 95 % interval: by the clock,
-and by the work of the training's thread, which other processes on the machine do not blur. The steps before are left
-out: the search for symmetries and the first measurement are paid once, and told apart. A stall is what a step took
-longer than the median of its training; those of the plain training are what the machine does by itself.
+A turn begins with the caches of whoever had the last one: its first steps are not counted, and each training comes
+after each other. Pairs of turns, with and without, give the mean overhead and the upper end of its one-sided 95 %
+interval: by the clock, and by the work of the training's thread, which other processes on the machine do not blur. The
+steps before are left out: the search for symmetries and the first measurement are paid once, and told apart. A stall is
+what a step took longer than the median of its training; those of the plain training are what the machine does by
+itself.
 
 By default glibc learns from the largest block ever freed which blocks to give back to the system: whoever has freed a
 large one before, as the search for symmetries does, then trains this CNN 16 % faster. All trainings keep their memory.
@@ -43,8 +45,6 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
 
 PAIRS = 20
-TURNS = 8
-"""How many turns of each training make up one side of a pair."""
 LEFT_OUT = 60
 """How many steps are left out at the beginning."""
 CONTENDERS = ("plain", "monitors", "watch", "svdvals")
@@ -112,12 +112,24 @@ def cnn() -> LightningModule:
     return Classifier(nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 10)), (3, 32, 32), 32)
 
 
-MODELS: dict[str, tuple[Callable[[], LightningModule], int]] = {
-    "mlp": (mlp, 50),
-    "cnn": (cnn, 10),
-    "gpt2": (LanguageModel, 4),
-}
-"""How each model is made, and how many steps a turn has."""
+@dataclass(frozen=True)
+class Course:
+    """How a model is trained.
+
+    Attributes:
+        build: Makes the model.
+        steps: The steps of a turn, a prime number, so that no due step is always among those that are left out.
+        cold: How many of them are left out.
+        turns: How many turns of each training make up one side of a pair.
+    """
+
+    build: Callable[[], LightningModule]
+    steps: int
+    cold: int
+    turns: int
+
+
+COURSES = {"mlp": Course(mlp, 53, 3, 16), "cnn": Course(cnn, 13, 1, 8), "gpt2": Course(LanguageModel, 7, 1, 4)}
 
 
 class Paced(Callback):
@@ -152,8 +164,8 @@ def train(name: str, contender: str, connection: Connection) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     seed_everything(0, verbose=False)
-    build, steps = MODELS[name]
-    model = build()
+    course = COURSES[name]
+    model = course.build()
     with tempfile.TemporaryDirectory() as folder:
         logger = WandbLogger(project="overhead", save_dir=folder, mode="offline")
         monitors: list[Callback] = []
@@ -166,7 +178,7 @@ def train(name: str, contender: str, connection: Connection) -> None:
         trainer = Trainer(
             max_epochs=1,
             logger=logger,
-            callbacks=[Paced(connection, steps), *monitors],
+            callbacks=[Paced(connection, course.steps), *monitors],
             accelerator="cpu",
             default_root_dir=folder,
             enable_checkpointing=False,
@@ -182,10 +194,11 @@ Steps = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Result:
-    """The steps of a training: those left out, and those of each pair."""
+    """The steps of a training: those left out at the beginning, those of each pair, and all after the beginning."""
 
     first: Steps
     pairs: list[Steps]
+    all: Steps
 
     @property
     def step(self) -> float:
@@ -195,7 +208,7 @@ class Result:
     @property
     def stall(self) -> float:
         """What the longest step took longer."""
-        return max(clock for pair in self.pairs for clock, _ in pair) - self.step
+        return max(clock for clock, _ in self.all) - self.step
 
     def overheads(self, plain: Result, place: int) -> tuple[float, float]:
         """The mean overhead beside the plain training, and its upper bound; place 0: by the clock, 1: by its work."""
@@ -203,6 +216,12 @@ class Result:
         ratios = [sum(step[place] for step in one) / sum(step[place] for step in other) - 1 for one, other in both]
         mean, error = statistics.mean(ratios), statistics.stdev(ratios) / PAIRS**0.5
         return mean, mean + error * float(student_t.ppf(0.95, PAIRS - 1))
+
+
+def _rotated(k: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """An order that begins with contender number k, and the same backwards."""
+    order = CONTENDERS[k:] + CONTENDERS[:k]
+    return order, order[::-1]
 
 
 def measure(name: str) -> dict[str, Result]:
@@ -215,15 +234,18 @@ def measure(name: str) -> dict[str, Result]:
         processes.append(context.Process(target=train, args=(name, contender, other)))
         processes[-1].start()
         first[contender] = ends[contender].recv()
-    results = {contender: Result(first[contender], []) for contender in CONTENDERS}
-    for pair in range(PAIRS):
-        for contender in CONTENDERS:
-            results[contender].pairs.append([])
-        for turn in range(TURNS):
-            order = CONTENDERS if (pair + turn) % 2 else tuple(reversed(CONTENDERS))
-            for contender in order:
-                ends[contender].send(True)
-                results[contender].pairs[pair] += ends[contender].recv()
+    results = {contender: Result(first[contender], [], []) for contender in CONTENDERS}
+    course = COURSES[name]
+    orders = [order for k in range(len(CONTENDERS)) for order in _rotated(k)]
+    for number in range(PAIRS * course.turns):
+        for contender in orders[number % len(orders)]:
+            ends[contender].send(True)
+            steps = ends[contender].recv()
+            result = results[contender]
+            if number % course.turns == 0:
+                result.pairs.append([])
+            result.pairs[-1] += steps[course.cold :]
+            result.all.extend(steps)
     for contender, process in zip(CONTENDERS, processes, strict=True):
         ends[contender].send(False)
         process.join()
@@ -232,7 +254,7 @@ def measure(name: str) -> dict[str, Result]:
 
 def main(names: Sequence[str]) -> None:
     """Measure one model after the other, and print a table of each."""
-    for name in names or MODELS:
+    for name in names or COURSES:
         results = measure(name)
         plain = results["plain"]
         print(f"{name}: {plain.step * 1e3:.2f} ms a step, {PAIRS} pairs of {len(plain.pairs[0])} steps each")

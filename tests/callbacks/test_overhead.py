@@ -18,7 +18,7 @@ from lightning_symmetry.measurement import spectra
 from lightning_symmetry.measurement.schedule import WINDOW
 from tests.callbacks.trainings import monitors, train
 
-STEPS, SHARE = 600, 0.05
+STEPS, SHARE = 600, 0.1
 
 
 class Deep(LightningModule):
@@ -77,7 +77,7 @@ class Stopwatch(Callback):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The monitors of a training on a budget of 5 %, when each step began, and the seconds that they worked in it.
+    """The monitors of a training on a budget of 10 %, when each step began, and the seconds that they worked in it.
 
     It is their own work alone that is counted: other processes hold up what is timed by the clock.
     """

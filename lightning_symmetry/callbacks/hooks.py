@@ -24,6 +24,8 @@ EACH_STEP = (
     "on_train_batch_end",
 )
 """The hooks that a Trainer calls in each step."""
+OF_MEASURED_STEPS = ("on_before_optimizer_step", "on_train_batch_end")
+"""Those that are of use in steps at which something is measured, or heard, alone."""
 
 
 def inherited(callback: Callback) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_symmetry.callbacks.alerts import ALERT_ON, AlertKind, chosen_alerts
 from lightning_symmetry.callbacks.fence import fenced
-from lightning_symmetry.callbacks.hooks import attend, inherited, pass_over, sleep, wakeful
+from lightning_symmetry.callbacks.hooks import OF_MEASURED_STEPS, attend, inherited, pass_over, sleep, wakeful
 from lightning_symmetry.callbacks.run import begin_run, open_recorder, ranks_of, steps_done
 from lightning_symmetry.callbacks.session import PATIENCE, Session
 from lightning_symmetry.history import History
@@ -186,7 +186,7 @@ class Monitor(Callback):
         if measured:
             self._transitions.observe(steps_done(trainer), measured)
         self._tell(trainer)
-        pass_over(self, trainer, [*inherited(self), "on_train_batch_end"])
+        pass_over(self, trainer, [*inherited(self), *OF_MEASURED_STEPS])
 
     @wakeful
     @fenced
@@ -197,10 +197,18 @@ class Monitor(Callback):
             sleep(self, trainer, self.wakes_at)
         else:
             told = self._session.step_begins(step, pl_module, batch)
-            if self._session.awaits_loss:
+            if self._session.beside.works:
+                attend(self, OF_MEASURED_STEPS)
+            elif self._session.awaits_loss:
                 attend(self, ["on_train_batch_end"])
             self._told |= told
             self._tell(trainer)
+
+    @fenced
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Wait for what is measured beside the step: the optimizer changes what it reads."""
+        if self._session is not None:
+            self._session.beside.join()
 
     @property
     def wakes_at(self) -> float:
@@ -212,7 +220,7 @@ class Monitor(Callback):
         """Record what was measured, with the loss of the step."""
         if self._session is not None:
             self._session.step_ends(_loss(outputs))
-        pass_over(self, trainer, ["on_train_batch_end"])
+        pass_over(self, trainer, OF_MEASURED_STEPS)
 
     @fenced
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -378,7 +386,10 @@ class Monitor(Callback):
         return {key: values[-1] for key, (steps, values) in series.items() if steps[-1] == step}
 
     def _end(self, trainer: Any) -> None:
-        self._session = None
+        session, self._session = self._session, None
+        with self._fenced(trainer):
+            if session is not None:
+                session.beside.close()
         attend(self)
         recorder = _RECORDERS.get(trainer)
         if recorder is not None and all(monitor._session is None for monitor in _monitors(trainer)):

@@ -12,9 +12,11 @@ from itertools import groupby
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
 from lightning_symmetry.callbacks.origin import line_of
+from lightning_symmetry.measurement.beside import Beside
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.device import device_of
 from lightning_symmetry.measurement.frozen import Memory
@@ -56,6 +58,7 @@ class Session:
 
     Attributes:
         awaits_loss: Whether a measurement waits for the loss of its step.
+        beside: What is measured beside the step; it must `join` before parameters change.
         measured_at: The step of the last measurement, or the one taken for measured; -1 before the first.
         taken_at: The step at which what was gathered was taken last, likewise.
     """
@@ -84,10 +87,11 @@ class Session:
         self._on_transition = on_transition
         self._raise_errors = raise_errors
         self._host = device_of(ranks.device)
+        self.beside = Beside(self._host, budget.measuring, lambda: self._fenced(self._step))
         self._lag = 0 if (budget.every_n_steps or math.inf) <= 2 * self._host.lag else self._host.lag
         self._memory = Memory(at_once=not self._host.lag)
         self._plan: Plan | None = None
-        self._plan_from = 0
+        self._plan_from = self._step = 0
         self._wakes_at = 0
         self._state: Mapping[str, Any] = {}
         self._measurement: Measurement | None = None
@@ -148,6 +152,7 @@ class Session:
 
     def idles(self, step: int) -> bool:
         """Note that a step begins, and tell whether there is nothing to do."""
+        self._step = step
         self._budget.step_begins(step)
         return step < self._wakes_at
 
@@ -174,6 +179,7 @@ class Session:
 
     def step_ends(self, loss: Tensor | None) -> None:
         """Hand on what was measured when the step began, with the loss of the step."""
+        self.beside.join()
         if self.awaits_loss:
             with self._budget.measuring():
                 self.awaits_loss = False
@@ -210,6 +216,7 @@ class Session:
         """Hand on what all ranks have measured, and wait for nobody: training has failed."""
         self._ranks = replace(self._ranks, world_size=1)
         with self._fenced(step), self._budget.measuring():
+            self.beside.join()
             if self._read is not None:
                 self._complete(step, model, lag=0)
         self.step_ends(None)
@@ -270,12 +277,25 @@ class Session:
             pieces += tuple(number for number in self._measurement.left if number not in pieces)
             self._reached, self.awaits_loss = step, True
         if pieces:
-            self._measurement.measure(
+            self._begin(self._measurement, pieces, model)
+
+    def _begin(self, measurement: Measurement, pieces: Numbers, model: nn.Module) -> None:
+        """Begin to measure pieces, beside the step where the device allows: what is spread all ranks gather in step."""
+        assert self._plan is not None
+        besides, prepare = {**self._host.kept(model.named_buffers()), **(self._gathered or {})}, self._plan.prepare
+
+        def work() -> None:
+            measurement.measure(
                 pieces,
-                read=lambda: self._tensors(model),
-                prepare=self._plan.prepare,
+                read=lambda: snapshot(model, self._ranks, besides),
+                prepare=prepare,
                 frozen=lambda name: not model.get_parameter(name).requires_grad,
             )
+
+        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            work()
+        else:
+            self.beside.begin(work)
 
     def _take_sums(self, step: int) -> Mapping[str, Tensor]:
         """What this rank has gathered; nothing where that fails, so that no rank waits for this one."""
@@ -288,13 +308,11 @@ class Session:
             self._fail(step, error, here_alone=True, known=False)
             return self._plan.no_sums
 
-    def _tensors(self, model: nn.Module) -> Mapping[str, Tensor]:
-        return snapshot(model, self._ranks, self._gathered)
-
     def _complete(self, step: int, model: nn.Module, lag: int) -> dict[str, float]:
         """Bring a measurement to its end, as far as it can be without waiting for the device."""
         assert self._plan is not None and self._measurement is not None and self._reached is not None
         if self._read is None and step >= self._reached + lag:
+            self.beside.join()
             rest = self._budget.owed - self._measurement.seconds - self._gathering
             self._read = self._measurement.joined(
                 self._budget.step_time, self._gathering, max(rest, 0.0), self._failures_here
@@ -329,6 +347,7 @@ class Session:
 
     def _drop(self) -> None:
         """Keep nothing of the measurement in the making."""
+        self.beside.join()
         self._measurement = self._gathered = self._read = self._reached = None
 
     def _hand_on(self) -> None:

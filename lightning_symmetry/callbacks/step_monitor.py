@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from lightning_symmetry.callbacks.fence import fenced
-from lightning_symmetry.callbacks.hooks import attend, pass_over, wakeful
+from lightning_symmetry.callbacks.hooks import OF_MEASURED_STEPS, attend, wakeful
 from lightning_symmetry.callbacks.monitor import Monitor
 from lightning_symmetry.callbacks.run import steps_done
 
@@ -43,8 +43,6 @@ class StepMonitor(Monitor):
         super().on_train_start(trainer, pl_module)
         self._steps = None
         self._last_step = trainer.estimated_stepping_batches if self.listens else math.inf
-        if not self.listens:
-            pass_over(self, trainer, ["on_before_optimizer_step"])
 
     @property
     def wakes_at(self) -> float:
@@ -58,7 +56,7 @@ class StepMonitor(Monitor):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._steps is None:
             return
-        attend(self, ["on_train_batch_end"])
+        attend(self, OF_MEASURED_STEPS)
         with self._listening(trainer) as steps:
             if steps is not None and self._session is not None:
                 step = steps_done(trainer)
@@ -68,6 +66,7 @@ class StepMonitor(Monitor):
     @fenced
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read what the step will change."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
         with self._listening(trainer) as steps:
             if steps is not None:
                 steps.before(optimizer, getattr(trainer.precision_plugin, "scaler", None))

@@ -89,7 +89,10 @@ class Budget:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Count the time within as spent on measuring."""
+        """Count the time within as spent on measuring, once where it is within another."""
+        if self._entered is not None:
+            yield
+            return
         self._entered = time.perf_counter()
         self._timed = 0
         try:

@@ -1,14 +1,20 @@
-"""Where a measurement runs: on the host, in line; on an accelerator, without the host waiting for it.
+"""Where a measurement runs: on the host, in line; on an accelerator, beside the training.
 
 An accelerator works through its stream behind the host, by up to a step. What the host reads from it at once, it waits
-for, and the accelerator then runs dry. So small results are copied to pinned memory in the stream, and read `lag` steps
-later, when the copy is a whole step old: then nothing is left to wait for, and a step of work lies ahead in the stream.
+for, and the accelerator then runs dry. But decompositions, matchings and gauges look at numbers on their way. So pieces
+are measured by a thread of their own, on a stream of their own, from the beginning of a step until the optimizer
+changes the parameters that they read: it is the thread that waits, and the training's stream is fed all the while. On a
+CPU a thread would only compete.
+
+Results are copied to pinned memory, and read `lag` steps later, when the copy is a whole step old: then nothing is left
+to wait for, and a step of work lies ahead in the stream.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -25,6 +31,18 @@ class Host:
     """
 
     lag = 0
+
+    def beside(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Begin to work beside the training; what is returned waits for the end of it. Here it is done at once."""
+        work()
+        return lambda: None
+
+    def kept(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Copies of those tensors that the training would change while they are read."""
+        return {}
+
+    def close(self) -> None:
+        """Leave no thread."""
 
     def stopwatch(self) -> Callable[[], Stopwatch]:
         """Start timing; what is returned stops it, and what that returns tells the seconds."""
@@ -56,6 +74,32 @@ class Accelerator(Host):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._stream = torch.Stream(device)
+        self._thread = ThreadPoolExecutor(1, "lightning_symmetry")
+
+    def beside(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Begin to work in the thread and on the stream, on what the training's stream has computed until now."""
+        self._stream.wait_stream(torch.accelerator.current_stream(self.device))
+
+        def on_stream() -> None:
+            with self._stream:
+                work()
+
+        done = self._thread.submit(on_stream)
+
+        def wait() -> None:
+            done.result()
+            torch.accelerator.current_stream(self.device).wait_stream(self._stream)
+
+        return wait
+
+    def kept(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Copies of the tensors, made in the training's stream."""
+        return {name: tensor.detach().clone() for name, tensor in tensors}
+
+    def close(self) -> None:
+        """Wait for what is at work, and end the thread."""
+        self._thread.shutdown()
 
     def stopwatch(self) -> Callable[[], Stopwatch]:
         """Start timing, of the host and of the device, of which the longer counts."""

@@ -1,5 +1,7 @@
 """A device that is behind its host by up to a step, as one with a stream of its own is: what no CPU does by itself."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from lightning_symmetry.measurement.device import Host
@@ -35,3 +37,30 @@ class Behind(Host):
         for tensor, copy in self.copies:
             copy.copy_(tensor)
         self.copies.clear()
+
+
+class Threaded(Behind):
+    """One whose pieces are measured beside the training, by a thread; what it copied is there a step later.
+
+    Attributes:
+        begun: How many pieces of work were begun.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.begun = 0
+        self.thread = ThreadPoolExecutor(1, "lightning_symmetry")
+
+    def beside(self, work):
+        self.catch_up()
+        self.begun += 1
+        return self.thread.submit(work).result
+
+    def kept(self, tensors):
+        return {name: tensor.detach().clone() for name, tensor in tensors}
+
+    def copied(self, tensor):
+        return super().copied(tensor.detach().clone())
+
+    def close(self):
+        self.thread.shutdown()

@@ -78,20 +78,19 @@ class Accelerator(Host):
         self._thread = ThreadPoolExecutor(1, "lightning_symmetry")
 
     def beside(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Begin to work in the thread and on the stream, on what the training's stream has computed until now."""
+        """Begin to work in the thread and on the stream, on what the training's stream has computed until now.
+
+        The thread waits for its stream: memory that the work no longer needs is then free for the training's.
+        """
         self._stream.wait_stream(torch.accelerator.current_stream(self.device))
 
         def on_stream() -> None:
-            with self._stream:
-                work()
+            torch.accelerator.set_stream(self._stream)  # of this thread alone
+            work()
+            self._stream.synchronize()
 
         done = self._thread.submit(on_stream)
-
-        def wait() -> None:
-            done.result()
-            torch.accelerator.current_stream(self.device).wait_stream(self._stream)
-
-        return wait
+        return lambda: done.result()
 
     def kept(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Copies of the tensors, made in the training's stream."""

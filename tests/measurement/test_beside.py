@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from lightning_symmetry.measurement.beside import Beside
-from lightning_symmetry.measurement.device import Host
+from lightning_symmetry.measurement.device import Accelerator, Host
 from tests.measurement.behind import Threaded
 
 
@@ -112,3 +112,17 @@ def test_a_failure_of_the_work_does_not_reach_the_optimizer():
     stepping()[1].step()
     assert len(caught) == 1 and not beside.works
     beside.close()
+
+
+def test_an_accelerator_works_in_a_thread_of_its_own_on_its_own_stream(monkeypatch):
+    """On the streams of a CPU, which do nothing: what is called where."""
+    told, streams = [], []
+    training = torch.Stream("cpu")
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: training)
+    monkeypatch.setattr(torch.accelerator, "set_stream", lambda stream: streams.append(threading.current_thread()))
+    beside = Beside(Accelerator(torch.device("cpu")))
+    beside.begin(lambda: told.append(threading.current_thread()))
+    beside.join()
+    assert told == streams and told[0] is not threading.main_thread()
+    beside.close()
+    assert not told[0].is_alive()

@@ -114,15 +114,31 @@ def test_a_failure_of_the_work_does_not_reach_the_optimizer():
     beside.close()
 
 
+class Stream:
+    """Stands for the stream of an accelerator, of which none is here; it notes what is called in which thread."""
+
+    def __init__(self, device=None):
+        self.calls = []
+
+    def wait_stream(self, other):
+        self.calls.append(("waits for the training's", threading.current_thread()))
+
+    def synchronize(self):
+        self.calls.append(("is waited for", threading.current_thread()))
+
+
 def test_an_accelerator_works_in_a_thread_of_its_own_on_its_own_stream(monkeypatch):
-    """On the streams of a CPU, which do nothing: what is called where."""
-    told, streams = [], []
-    training = torch.Stream("cpu")
-    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: training)
-    monkeypatch.setattr(torch.accelerator, "set_stream", lambda stream: streams.append(threading.current_thread()))
-    beside = Beside(Accelerator(torch.device("cpu")))
-    beside.begin(lambda: told.append(threading.current_thread()))
+    monkeypatch.setattr(torch, "Stream", Stream)
+    monkeypatch.setattr(torch.accelerator, "current_stream", Stream)
+    monkeypatch.setattr(
+        torch.accelerator, "set_stream", lambda own: own.calls.append(("is set", threading.current_thread()))
+    )
+    host = Accelerator(torch.device("cpu"))
+    stream, beside = host._stream, Beside(host)
+    beside.begin(lambda: stream.calls.append(("has work", threading.current_thread())))
     beside.join()
-    assert told == streams and told[0] is not threading.main_thread()
+    names, threads = zip(*stream.calls, strict=True)
+    assert names == ("waits for the training's", "is set", "has work", "is waited for")
+    assert [thread is threading.main_thread() for thread in threads] == [True, False, False, False]
     beside.close()
-    assert not told[0].is_alive()
+    assert not threads[1].is_alive()

@@ -1,7 +1,5 @@
 """Streaming twins of the indicators of a cloud of features, from d x d sums."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import Tensor

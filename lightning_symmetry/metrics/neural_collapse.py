@@ -1,7 +1,5 @@
 """Streaming twins of the four marks of neural collapse (Papyan, Han, Donoho, arXiv:2008.08186)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

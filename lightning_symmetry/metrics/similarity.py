@@ -1,7 +1,5 @@
 """Streaming twins of the similarity of representations."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

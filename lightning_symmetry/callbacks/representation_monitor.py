@@ -30,6 +30,7 @@ from lightning_symmetry.measurement.plan import Plan
 from lightning_symmetry.measurement.representations import (
     MOST_DECISIONS,
     REPRESENTATION_INDICATORS,
+    Representations,
     agree,
     representation_aggregates,
     representation_pieces,
@@ -179,8 +180,7 @@ class RepresentationMonitor(Monitor):
         heard = agree(listener, model, ranks)
         if heard.silent:
             self._unheard["without_features_in_a_training_step"] = list(heard.silent)
-        if heard.classifier is None:
-            self._note_no_classes(trainer, model, listener)
+        self._note_what_is_missing(trainer, model, heard, listener)
         return Plan(
             pieces=representation_pieces(heard, self.indicators, listener.projected, self.dormant_threshold),
             aggregates=lambda values: representation_aggregates(heard, values),
@@ -289,22 +289,42 @@ class RepresentationMonitor(Monitor):
             timed=session.gathering,
         )
 
-    def _note_no_classes(self, trainer: Any, model: nn.Module, listener: Listener) -> None:
-        """Note why there is no neural collapse to measure, and say it where it was asked for; no labels are no news."""
-        why = listener.without_classes
-        asked = (self.labels is not None or self.classifier is not None) and "neural_collapse" in self.indicators
-        if why is None and asked and not listener.without_labels:
-            inside = listener.classifier is None and classifier_name(model, self.classifier) is not None
-            why = "it runs inside of what torch.compile has compiled" if inside else "it was not called with labels"
-        if why is None:
-            return
+    def _note_what_is_missing(self, trainer: Any, model: nn.Module, heard: Representations, listener: Listener) -> None:
+        """Note why padding is not left out and classes are not known, and say it where they were asked for."""
+        if listener.unmasked:
+            self._unheard["padding_not_left_out"] = list(listener.unmasked)
+            name, shapes = next(iter(listener.unmasked.items()))
+            if self.mask is not None and trainer.is_global_zero:
+                warn(
+                    f"{type(self).__name__} cannot leave out the padding of {name}: mask={self.mask!r} is of shape "
+                    f"{shapes} (n_sequences, n_tokens); give a function from the batch to one that fits"
+                )
+        why = self._why_no_classes(model, listener) if heard.classifier is None else None
+        if why is not None:
+            self._unheard["without_neural_collapse"] = [why]
+            if self._wants_classes and trainer.is_global_zero:
+                warn(
+                    f"{type(self).__name__} measures no neural collapse: {why}; give `labels` that fit it, or the name "
+                    "of another linear layer as `classifier`"
+                )
+
+    @property
+    def _wants_classes(self) -> bool:
+        """Whether neural collapse was asked for by more than its name among the indicators, which is there always."""
+        return self.labels is not None or self.classifier is not None
+
+    def _why_no_classes(self, model: nn.Module, listener: Listener) -> str | None:
+        """Why no classes were heard; None where that is no news: without labels, or where it was told before."""
+        if listener.without_classes is not None or not self._wants_classes or listener.without_labels:
+            return listener.without_classes
+        if "neural_collapse" not in self.indicators:
+            return None
         name = classifier_name(model, self.classifier)
-        self._unheard["without_neural_collapse"] = [f"{name}: {why}"]
-        if asked and trainer.is_global_zero:
-            warn(
-                f"{type(self).__name__} measures no neural collapse of the features that {name} reads: {why}; give "
-                "`labels` that fit it, or the name of another linear layer as `classifier`"
-            )
+        if name is None:
+            return "the model has no linear layer of several outputs"
+        if listener.classifier is None:
+            return f"{name} runs inside of what torch.compile has compiled"
+        return f"{name} was not called in a step with labels"
 
     def _check(self, trainer: Any, model: Any) -> None:
         super()._check(trainer, model)

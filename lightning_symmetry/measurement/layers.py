@@ -158,8 +158,8 @@ def mixing_layers(model: nn.Module) -> list[str]:
 def of_decoder_tokens(model: nn.Module) -> set[str]:
     """The names of the modules that read the tokens of a decoder with an encoder beside it, and not the encoder's.
 
-    These are the decoder and what comes after it. A decoder alone, as of many language models, has no tokens but those
-    of the batch.
+    These are the decoder and what comes after it; keys and values of its attention to the encoder are not told apart.
+    A decoder alone, as of many language models, has no tokens but those of the batch.
     """
     names = [name for name, _ in model.named_modules()]
     for place, name in enumerate(names):

@@ -64,6 +64,7 @@ class Listener:
         of_classes: The sums over classes.
         hsics: The similarity of every two layers, summed over batches.
         read_by: For each layer the names of those readers that were given the very tensor that it returned.
+        unmasked: The layers with tokens that the mask of the batch does not fit, with its shape and theirs.
         without_labels: Whether labels were not where they were said to be.
         without_classes: Why sums over classes are not gathered, where labels were found.
         error: The first failure of a hook, which ended its layer's part.
@@ -93,6 +94,7 @@ class Listener:
         self.readers = dict(readers or {})
         self.read_by: dict[str, set[str]] = {}
         self.without_classes: str | None = None
+        self.unmasked: dict[str, str] = {}
         self.error: Exception | None = None
         self._failed: set[str] = set()
         self._gradients = gradients
@@ -135,8 +137,8 @@ class Listener:
             except Exception:
                 self.without_labels = True
                 raise
-            module = self.classifier[1]
-            self.handles.append(module.register_forward_hook(self._classifier_hook(module), with_kwargs=True))
+            hook = self._classifier_hook(*self.classifier)
+            self.handles.append(self.classifier[1].register_forward_hook(hook, with_kwargs=True))
 
     def stop(self) -> None:
         """Remove the hooks, and compare the layers on what they returned."""
@@ -213,6 +215,8 @@ class Listener:
         positions = layout.positions(output.detach())
         own = self._masks.decoder if name in self._of_decoder else self._masks.tokens
         mask = features.mask_for(positions, own)
+        if own is not None and mask is None and positions.shape[1] > 1 and not layout.channels_first:
+            self.unmasked[name] = f"{tuple(own.shape)}, not {tuple(positions.shape[:2])}"
         chosen = self._choice(positions, layout)
         rows = self._rows(positions, layout, chosen)
         kept = mask.flatten() if mask is not None else None
@@ -241,7 +245,7 @@ class Listener:
 
         return self._hearing(name, hear)
 
-    def _classifier_hook(self, module: nn.Module) -> Callable[..., None]:
+    def _classifier_hook(self, name: str, module: nn.Module) -> Callable[..., None]:
         def hear(called: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
             if called is not module or _not_the_step() or self._found_labels is None:
                 return
@@ -249,13 +253,13 @@ class Listener:
             logits = features.whole_features(features.first_tensor(output), module)
             whole = given is not None and given.shape[-1] == getattr(module, "in_features", given.shape[-1])
             if given is not None and whole and logits is not None:
-                self._add_classes(given.detach(), self._found_labels, logits.detach())
+                self._add_classes(name, given.detach(), self._found_labels, logits.detach())
 
         return self._hearing(_CLASSIFIER, hear)
 
-    def _add_classes(self, given: Tensor, labels: Tensor, logits: Tensor) -> None:
+    def _add_classes(self, name: str, given: Tensor, labels: Tensor, logits: Tensor) -> None:
         n_classes = logits.shape[-1]
-        self.without_classes = why_no_classes(given.shape, labels.shape, n_classes)
+        self.without_classes = why_no_classes(name, given.shape, labels.shape, n_classes)
         if self.without_classes is not None:
             return
         rows, labels, decided = given.flatten(0, -2), labels.flatten(), logits.flatten(0, -2).argmax(-1)
@@ -299,20 +303,26 @@ class Listener:
         _sum(self.sums.setdefault(name, {}), **found)
 
 
-def why_no_classes(given: Sequence[int], labels: Sequence[int], n_classes: int) -> str | None:
-    """Why features of this shape with labels of that shape, of so many classes, are not summed by class; None if so.
+def why_no_classes(name: str, given: Sequence[int], labels: Sequence[int], n_classes: int) -> str | None:
+    """Why the features that a classifier reads are not summed by class; None where they are.
+
+    Args:
+        name: Of the classifier.
+        given: The shape of the features.
+        labels: The shape of the labels.
+        n_classes: The number of outputs.
 
     Example:
-        >>> why_no_classes((8, 5, 64), (8,), 10)
-        'labels of shape (8,) are not one for each of the (8, 5) samples that it reads'
+        >>> why_no_classes("head", given=(8, 5, 64), labels=(8,), n_classes=10)
+        'labels of shape (8,) are not one for each of the (8, 5) samples that head reads'
     """
     *samples, width = given
     if list(labels) != samples:
-        return f"labels of shape {tuple(labels)} are not one for each of the {tuple(samples)} samples that it reads"
+        return f"labels of shape {tuple(labels)} are not one for each of the {tuple(samples)} samples that {name} reads"
     if n_classes > MOST_CLASSES:
-        return f"{n_classes:,} classes are more than {MOST_CLASSES:,}"
+        return f"{name} decides between {n_classes:,} classes, more than {MOST_CLASSES:,}"
     if width > MOST_CLASSIFIER_WIDTH:
-        return f"{width:,} features are more than {MOST_CLASSIFIER_WIDTH:,}"
+        return f"{name} reads {width:,} features, more than {MOST_CLASSIFIER_WIDTH:,}"
     return None
 
 

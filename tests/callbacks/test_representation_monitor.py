@@ -313,6 +313,13 @@ def test_without_the_mask_that_was_asked_for_nothing_is_heard_and_training_goes_
     assert not history.keys("representation/effective_rank/")
 
 
+def test_a_mask_that_fits_no_tokens_is_told_of(tmp_path):
+    with pytest.warns(UserWarning, match=r"cannot leave out the padding of blocks.0: mask=.*\(4, 6\), not \(4, 7\)"):
+        history = fit_tokens(tmp_path, Tokens(), mask=lambda batch: batch["attention_mask"][:, 1:])
+    (event,) = [event for event in history.events if event.kind == "unheard"]
+    assert event.details == {"padding_not_left_out": ["blocks.0", "blocks.1"]}
+
+
 def test_a_forward_that_is_run_again_in_backward_is_heard_once(tmp_path):
     plain, recomputed = Tokens(), Tokens(recompute=True)
     recomputed.load_state_dict(plain.state_dict())
@@ -354,46 +361,45 @@ def test_labels_can_be_given_by_a_function(tmp_path):
 
 
 def test_the_classifier_can_be_named(tmp_path):
-    model = Remembering()
+    model, read = Remembering(), []
+    model.hidden.register_forward_pre_hook(lambda module, args: read.append(args[0].detach()))
     history = monitored(tmp_path, model, classifier="hidden")
     assert history.keys("representation/nc1/") == ["representation/nc1/hidden"]
-    given = [F.relu(model.norm(one["conv"])).flatten(1).shape[1] for one in model.kept]
-    assert set(given) == {model.hidden.in_features}
+    labels = torch.cat([one["labels"] for one in model.kept[:3]])
+    assert value_at(history, "nc1/hidden", 3) == pytest.approx(functional.nc1(torch.cat(read[:3]), labels).item())
 
 
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"labels": lambda batch: batch[1][:, None]}, r"labels of shape \(8, 1\) are not one for each of the \(8,\)"),
-        ({"labels": 1, "width": 5000}, "5,000 features are more than 4,096"),
-        ({"classifier": "unused"}, "it was not called with labels"),
+        (
+            {"labels": lambda batch: batch[1][:, None]},
+            r"labels of shape \(8, 1\) are not one for each of the \(8,\) .* head",
+        ),
+        ({"labels": 1, "width": 5000}, "head reads 5,000 features, more than 4,096"),
+        ({"classifier": "unused"}, "unused was not called in a step with labels"),
     ],
     ids=["labels of another shape", "too many features", "never called"],
 )
 def test_why_there_is_no_neural_collapse_is_noted_and_said_once_where_it_was_asked_for(tmp_path, settings, why):
     model = Net(settings.pop("width", 8))
     model.unused = nn.Linear(3, 3)
-    settings.setdefault("classifier", "head")
-    with pytest.warns(
-        UserWarning, match=f"measures no neural collapse .* {settings['classifier']} reads: {why}"
-    ) as said:
-        history = monitored(tmp_path, model, indicators=["effective_rank", "neural_collapse"], **settings)
+    settings = {"classifier": "head", "indicators": ["effective_rank", "neural_collapse"], **settings}
+    with pytest.warns(UserWarning, match=f"RepresentationMonitor measures no neural collapse: {why}.*; give") as said:
+        history = monitored(tmp_path, model, **settings)
     assert sum("no neural collapse" in str(warning.message) for warning in said) == 1
     assert not history.keys("representation/nc1")
-    (event,) = [event for event in history.events if "without_neural_collapse" in event.details]
+    (event,) = [event for event in history.events if event.kind == "unheard"]
     (noted,) = event.details["without_neural_collapse"]
-    assert event.kind == "unheard" and re.match(f"{settings['classifier']}: {why}", noted)
+    assert re.match(why, noted)
 
 
-def test_no_labels_are_no_news(tmp_path):
-    class Unlabelled(Net):
-        def training_step(self, batch, batch_idx):
-            return self(batch[0]).square().mean()
-
+def test_batches_without_labels_are_no_news(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*neural collapse")
-        history = monitored(tmp_path, Unlabelled(), labels=None, loader=None)
-    assert "representation/nc1/head" in history  # of the labels that batches have
+        history = fit_tokens(tmp_path, Tokens(), indicators=["effective_rank", "neural_collapse"])
+    assert "representation/effective_rank/blocks_0" in history
+    assert not any("without_neural_collapse" in event.details for event in history.events)
 
 
 def test_a_hook_that_fails_is_told_of_once_and_training_goes_on(tmp_path, monkeypatch):
@@ -491,7 +497,7 @@ def test_names_and_types_that_are_not_there_are_refused_before_training(tmp_path
         monitored(tmp_path, include="hiden")
     with pytest.raises(ValueError, match="the model has no Conv9d; it has BatchNorm2d, Conv2d, Linear"):
         monitored(tmp_path, layer_types=["Conv9d"])
-    with pytest.raises(ValueError, match="classifier='hed' is the name of no linear layer .*; the nearest are head"):
+    with pytest.raises(ValueError, match=r"classifier='hed' is the name of no linear layer .*; the nearest are head"):
         monitored(tmp_path, classifier="hed")
 
 

@@ -3,6 +3,7 @@
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -186,7 +187,8 @@ def aligned(model, layer, batches):
         nn.functional.cross_entropy(model(inputs), labels, reduction="sum").backward()
     found = {name: values.get(f"representation/{name}_alignment/{layer.replace('.', '_')}") for name in ALIGNMENTS}
     activations, gradients = torch.cat(kept), torch.cat([one.grad for one in kept])
-    return found, lambda weight: canonical_alignment(activations, gradients, weight)
+    twin = partial(canonical_alignment, activations, gradients)
+    return found, lambda weight: {name: value.item() for name, value in twin(weight).items()}
 
 
 ALIGNMENTS = ("activation_gradient", "activation_weight", "gradient_weight")
@@ -261,12 +263,12 @@ def test_readers_are_looked_for_until_sums_are_taken():
     [
         ((8, 6), (8,), 3, None),
         ((8, 5, 6), (8, 5), 3, None),
-        ((8, 6), (8, 2), 3, "labels of shape (8, 2) are not one for each of the (8,) samples that it reads"),
-        ((8, 5, 6), (8,), 3, "labels of shape (8,) are not one for each of the (8, 5) samples that it reads"),
-        ((8, 6), (8,), MOST_CLASSES + 1, "2,049 classes are more than 2,048"),
-        ((8, MOST_CLASSIFIER_WIDTH + 1), (8,), 3, "4,097 features are more than 4,096"),
+        ((8, 6), (8, 2), 3, "labels of shape (8, 2) are not one for each of the (8,) samples that head reads"),
+        ((8, 5, 6), (8,), 3, "labels of shape (8,) are not one for each of the (8, 5) samples that head reads"),
+        ((8, 6), (8,), MOST_CLASSES + 1, "head decides between 2,049 classes, more than 2,048"),
+        ((8, MOST_CLASSIFIER_WIDTH + 1), (8,), 3, "head reads 4,097 features, more than 4,096"),
     ],
     ids=str,
 )
 def test_it_is_known_why_features_are_not_summed_by_class(given, labels, n_classes, why):
-    assert why_no_classes(given, labels, n_classes) == why
+    assert why_no_classes("head", given, labels, n_classes) == why

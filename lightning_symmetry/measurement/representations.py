@@ -281,7 +281,8 @@ def _layer(
         if layer.written_by is not None:
             rows = [tensors[layer.written_by].flatten(1).T]  # W W^T
         if rows:
-            outers["weight"] = moments(projected(torch.cat(rows))).outer.to(sums["outer"].device)
+            squares = [moments(projected(one)).outer.to(sums["outer"].device) for one in rows]
+            outers["weight"] = torch.stack(squares).sum(0)
         values |= {f"{name}_alignment": value for name, value in alignments_of(outers).items()}
     unknown = sums["samples"].new_tensor(torch.nan)
     nothing = bool(sums["samples"] == 0)

@@ -1,7 +1,5 @@
 """Streaming twins of the indicators of a cloud of features, from d x d sums."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -81,9 +79,9 @@ class EffectiveRank(FeatureSpectrumMetric):
 class CovarianceParticipationRatio(FeatureSpectrumMetric):
     """Participation ratio of the covariance of features: (tr C)^2 / tr C^2.
 
-    In [1, num_features]: the number of directions over which the variance is spread; 0 without variance. Its twin is
-    `lightning_symmetry.functional.covariance_participation_ratio`. Gao et al., "A theory of multineuronal
-    dimensionality, dynamics and measurement" (doi:10.1101/214262).
+    In [1, num_features]: 1 if all variance lies in one direction, num_features if it is the same in all; 0 without
+    variance. Its twin is `lightning_symmetry.functional.covariance_participation_ratio`. Gao et al., "A theory of
+    multineuronal dimensionality, dynamics and measurement" (doi:10.1101/214262).
 
     Args:
         num_features: The dimension of the features.

@@ -1,7 +1,5 @@
 """The streaming twin of how far units are from the noise equilibrium."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Streaming twins of the similarity of representations."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
@@ -61,7 +59,7 @@ class CanonicalAlignment(RepresentationMetric):
     """Cosines between the second moments of a layer's activations, of their gradients, and W W^T.
 
     Its value is a dictionary of ``"activation_gradient"`` and, where weights are given, ``"activation_weight"`` and
-    ``"gradient_weight"``, each in [0, 1]: 1 if the two are proportional. Its twin is
+    ``"gradient_weight"``, each in [0, 1]: 0 if no direction is in both, 1 if the two are proportional. Its twin is
     `lightning_symmetry.functional.canonical_alignment`. Ziyin et al., "Formation of Representations in Neural Networks"
     (arXiv:2410.03006).
 

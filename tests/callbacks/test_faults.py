@@ -160,7 +160,7 @@ def test_a_monitor_that_fails_twice_stands_down_and_the_others_go_on(reached, wh
     assert "stands down" in said[-1]
     errors = [event for event in left.history.events if event.kind == "error" and event.details["where"] == monitor]
     assert len(errors) == len(said)
-    if "_loss" not in name:
+    if "loss_in" not in name:
         others = [key for key in whole["memory"].history.keys("") if not key.startswith(SECTIONS[monitor])]
         assert set(others) <= set(left.history.keys(""))
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from lightning_symmetry.callbacks.alerts import ALERT_ON, AlertKind, chosen_alerts
 from lightning_symmetry.callbacks.fence import fenced
-from lightning_symmetry.callbacks.hooks import OF_MEASURED_STEPS, attend, inherited, pass_over, sleep, wakeful
+from lightning_symmetry.callbacks.hooks import IDLE, OF_MEASURED_STEPS, attend, inherited, pass_over, sleep, wakeful
 from lightning_symmetry.callbacks.run import begin_run, loss_in, open_recorder, ranks_of, steps_done
 from lightning_symmetry.callbacks.session import PATIENCE, Session
 from lightning_symmetry.history import History
@@ -358,6 +358,7 @@ class Monitor(Callback):
             self.every_n_train_steps,
             trainer.world_size,
             spent_by_others=lambda: sum(other._budget.spent for other in others if other._budget is not None),
+            idle=IDLE,
         )
         self._session = Session(
             name=type(self).__name__,

@@ -31,6 +31,9 @@ from lightning_symmetry.measurement.schedule import (
 TIMED = 5
 """How many steps are timed after each at which something was measured."""
 
+LEAST = 0.25
+"""The least part of what may be spent that is left for measuring, however short steps are."""
+
 WARM_UP = 5
 """How many steps are timed before the first interval is planned."""
 
@@ -43,6 +46,7 @@ class Budget:
         every_n_steps: A fixed interval instead; all is then measured at the due step.
         world_size: How many ranks share out the pieces.
         spent_by_others: The seconds that other monitors of the same training have spent, which are no part of a step.
+        idle: The seconds that a step costs where nothing is measured; they are paid first.
 
     Attributes:
         due: The next step at which a measurement is complete, or at which to plan.
@@ -58,8 +62,10 @@ class Budget:
         every_n_steps: int | None = None,
         world_size: int = 1,
         spent_by_others: Callable[[], float] = lambda: 0.0,
+        idle: float = 0.0,
     ) -> None:
         self.share = share
+        self.idle = idle
         self.every_n_steps = every_n_steps
         self.due = 0
         self.planned = True
@@ -162,11 +168,17 @@ class Budget:
             bundles = bundles_of(costs, self._world_size)
             self._agenda.append((self.due, tuple(number for bundle in bundles for number in bundle.pieces)))
             return
-        bundles = bundles_of(costs, self._world_size, least=self.share * step_time)
+        earned = self.earned(step_time)
+        bundles = bundles_of(costs, self._world_size, least=earned)
         paid = _paid(costs, bundles)
-        steps = earliest(paid, self.share * step_time, since, self._recent)
+        steps = earliest(paid, earned, since, self._recent)
         self.due = next_multiple(steps[-1], ladder(steps[-1] - step))
         self._place(stretched(steps, since, self.due), paid, bundles)
+
+    def earned(self, step_time: float) -> float:
+        """The seconds that a step of so many earns for measuring."""
+        whole = self.share * step_time
+        return max(whole - self.idle, LEAST * whole)
 
     def wait_until(self, step: int) -> None:
         """Let the warm-up last until a step, at the least."""

@@ -192,3 +192,11 @@ def test_an_interval_is_no_longer_than_the_grid_asks_for():
         budget.plan(777, Costs((cost,)), step_time=0.1)
         needed = cost / 0.001
         assert budget.due - 777 <= needed + 1 + ladder(int(needed) + 1)
+
+
+@pytest.mark.parametrize(("idle", "due"), [(0.0, 1000), (0.0005, 2000), (0.02, 5000)])
+def test_what_a_step_costs_in_any_case_is_paid_first_and_a_quarter_is_left(idle, due):
+    """A step of 0.1 s earns 1 ms at a share of 1 %, and a measurement takes a second."""
+    budget = Budget(0.01, idle=idle)
+    budget.plan(0, Costs((1.0,)), 0.1)
+    assert budget.due == due

@@ -272,33 +272,84 @@ def test_a_tolerance_that_float32_products_cannot_resolve_still_decides(spread: 
 
 def test_distances_of_large_groups_agree_with_the_definition() -> None:
     units = gaussian(1300, 20)
-    exact = torch.cdist(units.double(), units.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    squares = units.double().square().sum(1)
-    expected = exact / (2 * (squares[:, None] + squares)).sqrt()
+    expected = exact_distances(units)
     torch.testing.assert_close(pair_distances(units).double(), expected, rtol=1e-4, atol=1e-6)
     expected.fill_diagonal_(math.inf)
     torch.testing.assert_close(nearest_distances(units).double(), expected.amin(1), rtol=1e-5, atol=0)
 
 
+def exact_distances(units: Tensor) -> Tensor:
+    """d_ij from differences in float64."""
+    units = units.double()
+    squares = units.square().sum(1)
+    distances = torch.cdist(units, units, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances / (2 * (squares[:, None] + squares)).sqrt()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 10.0, 100.0, 1e3, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("centres", [1, 2])
+def test_near_a_collapse_every_nearest_distance_is_exact(offset: float, dtype: torch.dtype, centres: int) -> None:
+    """Of units far from 0 and near one another a Gram matrix in float32 tells nothing: it is off by 4e-3."""
+    side = torch.tensor([1.0, -1.0])[torch.arange(200) % centres, None]
+    units = (gaussian(200, 64, dtype=torch.float64) + offset * side * gaussian(1, 64, seed=1)).to(dtype)
+    units[7] = units[3]
+    expected = exact_distances(units)
+    for tolerance in (1e-3, 1e-2):
+        assert distinct_units(units, tolerance) == len(reference.cluster_sizes(expected.numpy(), tolerance))
+    nearest = nearest_distances(units).double()
+    torch.testing.assert_close(nearest, expected.fill_diagonal_(math.inf).amin(1), rtol=1e-6, atol=0)
+    assert nearest[3] == nearest[7] == 0
+
+
+def test_clusters_at_the_tolerance_are_exact_in_many_dimensions() -> None:
+    """The distances of all pairs are within 5 % of the tolerance, where float32 products of 8,000 entries tell nothing."""
+    units = (gaussian(1, 8000) + 1.445e-2 * gaussian(120, 8000, seed=1)).float()
+    sizes = reference.cluster_sizes(exact_distances(units).numpy(), 1e-2)
+    assert 1 < len(sizes) < 120
+    assert distinct_units(units) == len(sizes)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1e4])
+def test_near_a_collapse_up_to_signs_the_relative_distance_is_that_of_float64(offset: float) -> None:
+    flips = torch.where(torch.arange(50) % 3 > 0, 1.0, -1.0)[:, None]
+    units = flips * (gaussian(50, 64) + offset * gaussian(1, 64, seed=1))
+    expected = relative_distance(Units((units.double(),), signs=(1,)))
+    torch.testing.assert_close(relative_distance(Units((units,), signs=(1,))).double(), expected, rtol=1e-5, atol=0)
+    assert nearest_distances(Units((units,), signs=(1,))).max() < 2 / max(offset, 1.0)
+
+
 LARGE = """
 import resource, torch
-from lightning_symmetry.functional import permutation_indicators
+from lightning_symmetry.functional import nearest_distances, permutation_indicators
 units = torch.randn(16384, 8, generator=torch.Generator().manual_seed(0))
+collapsed = units[:1] + 1e-3 * units
 units[9000] = units[16000] = units[17]
+collapsed[9000] = collapsed[16000] = collapsed[17]
+rows = torch.tensor([0, 17, 9000, 16000, 16383])
+first, others = collapsed[rows].double(), collapsed.double()
+squares = 2 * (first.square().sum(1)[:, None] + others.square().sum(1))
+exact = torch.cdist(first, others, compute_mode="donot_use_mm_for_euclid_dist") / squares.sqrt()
+exact = exact.scatter(1, rows[:, None], torch.inf).amin(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 values = permutation_indicators(units, tolerance=1e-3)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, *map(float, values.values()))
+merged = permutation_indicators(collapsed)["distinct_units"]
+nearest = nearest_distances(collapsed)[rows].double()
+used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(used, float(merged), float((nearest - exact).abs().max() / exact.max()), *map(float, values.values()))
 """
 
 
 def test_sixteen_thousand_units_need_no_matrix_of_all_pairs() -> None:
-    """That matrix would be 1 GiB; the clusters and the nearest distances are exact without it."""
+    """That matrix would be 1 GiB; the clusters and the nearest distances are exact without it, collapsed or not."""
     printed = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, check=True, text=True).stdout
-    kibibytes, *numbers = map(float, printed.split())
+    kibibytes, merged, error, *numbers = map(float, printed.split())
     values = dict(zip(PERMUTATION_INDICATORS, numbers, strict=True))
     assert kibibytes < 200 * 1024
     assert values["nearest_distance_min"] == 0
     assert values["distinct_units"] == 16384 - 2
+    assert merged == 1
+    assert error < 1e-6
 
 
 # What may not be asked, and what may not happen

@@ -18,8 +18,8 @@ by which signs it is flipped: a number whose bit k is set where it is odd under 
 
 Every m_ij^2 comes out of one Gram matrix of the joint vectors, built tensor by tensor and a block of rows at a time.
 Where units nearly agree, |w_i|^2 + |w_j|^2 - 2 w_i . w_j is the rounding error of its terms;
-`PairGeometry.exact_squares` then takes the differences themselves, so that equal units are at distance 0. Where too many
-nearly agree for that, `PairGeometry.in_float64` adds up the same entries in float64, for twice the time.
+`PairGeometry.exact_squares` then takes the differences themselves, so that equal units are at distance 0. Where too
+many nearly agree for that, `PairGeometry.in_float64` takes the same inner products in float64, for twice the time.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.products import product_core
+from lightning_symmetry.functional.precision import in_own_units, row_scales
+from lightning_symmetry.functional.products import scaled_core
 
 
 def alive_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: float = 1e-2) -> Tensor:
@@ -66,7 +67,7 @@ def living_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: fl
     _check(tolerance, incoming, *([] if outgoing is None else [outgoing]))
     strengths = _norms(incoming)
     if outgoing is not None:
-        strengths = (strengths * _norms(outgoing)).sqrt()
+        strengths = strengths.sqrt() * _norms(outgoing).sqrt()
     living: Tensor = strengths > tolerance * strengths.square().mean().sqrt()
     return living
 
@@ -95,13 +96,16 @@ def product_rank(incoming: Tensor, outgoing: Tensor, tolerance: float = 1e-2) ->
     _check(tolerance, incoming, outgoing)
     if not bool(incoming.isfinite().all() and outgoing.isfinite().all()):
         return torch.full((), torch.nan, dtype=torch.float64, device=incoming.device)
-    values = torch.linalg.svdvals(product_core(incoming, outgoing))
+    values = torch.linalg.svdvals(scaled_core(incoming, outgoing)[0])
     rank: Tensor = (values > tolerance * values.amax()).sum().double()
     return rank
 
 
 def _norms(units: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(units.detach().double(), dim=1)
+    """The lengths of units, over a power of two that all share."""
+    units = in_own_units(units.detach().double())
+    scales = row_scales(units)
+    norms: Tensor = scales[:, 0] * torch.linalg.vector_norm(units / scales, dim=1)
     return norms
 
 

@@ -356,7 +356,7 @@ def pair_geometry(units: Units, resolution: float = 1.0) -> PairGeometry | None:
     if not math.isfinite(magnitude):
         return None
     if magnitude > 1e6 or 0 < magnitude < 1e-6:  # elsewhere squares are in range, and no copy is needed
-        scale = binary_scale(magnitude)
+        scale = binary_scale(magnitude, dtype)
         prepared = [t / scale for t in prepared]
     rest = iter(prepared)
     parts = tuple(next(rest) for _ in units.parts)

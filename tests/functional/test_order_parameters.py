@@ -303,7 +303,7 @@ def test_near_a_collapse_every_nearest_distance_is_exact(offset: float, dtype: t
 
 
 def test_clusters_at_the_tolerance_are_exact_in_many_dimensions() -> None:
-    """The distances of all pairs are within 5 % of the tolerance, which float32 products of 8,000 entries cannot tell."""
+    """The distances of all pairs are within 5 % of the tolerance, which float32 products cannot tell."""
     units = (gaussian(1, 8000) + 1.445e-2 * gaussian(120, 8000, seed=1)).float()
     sizes = reference.cluster_sizes(exact_distances(units).numpy(), 1e-2)
     assert 1 < len(sizes) < 120

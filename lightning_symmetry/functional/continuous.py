@@ -65,9 +65,8 @@ def living_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: fl
         tensor([ True, False])
     """
     _check(tolerance, incoming, *([] if outgoing is None else [outgoing]))
-    strengths = _norms(incoming)
-    if outgoing is not None:
-        strengths = strengths.sqrt() * _norms(outgoing).sqrt()
+    above, below = (_roots(side) for side in (incoming, incoming if outgoing is None else outgoing))
+    strengths = in_own_units(above * below)
     living: Tensor = strengths > tolerance * strengths.square().mean().sqrt()
     return living
 
@@ -101,12 +100,12 @@ def product_rank(incoming: Tensor, outgoing: Tensor, tolerance: float = 1e-2) ->
     return rank
 
 
-def _norms(units: Tensor) -> Tensor:
-    """The lengths of units, over a power of two that all share."""
-    units = in_own_units(units.detach().double())
+def _roots(units: Tensor) -> Tensor:
+    """The square roots of the lengths of units, over a power of two that all share."""
+    units = units.detach().double()
     scales = row_scales(units)
-    norms: Tensor = scales[:, 0] * torch.linalg.vector_norm(units / scales, dim=1)
-    return norms
+    lengths = torch.linalg.vector_norm(units / scales, dim=1)
+    return in_own_units(scales[:, 0].sqrt() * lengths.sqrt())
 
 
 def _check(tolerance: float, *tensors: Tensor) -> None:

@@ -41,12 +41,12 @@ def singular_values(matrix: Tensor) -> Tensor:
     return values * scale
 
 
-def scaled_singular_values(matrix: Tensor, by_svd: bool = False) -> tuple[Tensor, float]:
+def scaled_singular_values(matrix: Tensor, whole: bool = False) -> tuple[Tensor, float]:
     """Singular values over a power of two, and this: their product may be beyond the range of float64.
 
     Args:
         matrix: As for `singular_values`.
-        by_svd: Whether to take the SVD of the matrix in float64, whatever its dtype.
+        whole: Whether to take the SVD in float64, whatever the dtype, and keep what is noise.
 
     Returns:
         ``(min(m, n),)`` in float64, and what to multiply by.
@@ -62,9 +62,12 @@ def scaled_singular_values(matrix: Tensor, by_svd: bool = False) -> tuple[Tensor
         return wide.new_full((len(wide),), 0.0 if magnitude == 0 else math.nan, dtype=torch.float64), 1.0
     scale = binary_scale(magnitude, wide.dtype)
     wide = wide / scale
-    if by_svd and wide.dtype == torch.float32:
-        wide = wide.double()
-    return _by_gram(wide) if wide.dtype == torch.float32 else _by_svd(wide), scale
+    if wide.dtype == torch.float32 and not whole:
+        return _by_gram(wide), scale
+    # LAPACK is several times slower on a wide matrix than on its transpose.
+    values: Tensor = torch.linalg.svdvals(wide.mT if wide.is_complex() else wide.mT.double())
+    noise = 0.0 if whole else wide.shape[1] * torch.finfo(torch.float64).eps
+    return _drop_below(values, noise * values[0]), scale
 
 
 def _as_wide_matrix(matrix: Tensor) -> Tensor:
@@ -109,12 +112,6 @@ def eigenvalues_of(symmetric: Tensor) -> Tensor:
     """
     values: Tensor = torch.linalg.eigvalsh(symmetric)
     return torch.linalg.eigvalsh(symmetric.double()).to(symmetric) if bool(values.isnan().any()) else values
-
-
-def _by_svd(wide: Tensor) -> Tensor:
-    # LAPACK is several times slower on a wide matrix than on its transpose.
-    values: Tensor = torch.linalg.svdvals(wide.mT)
-    return _drop_below(values, wide.shape[1] * torch.finfo(torch.float64).eps * values[0])
 
 
 def _drop_below(values: Tensor, resolution: Tensor) -> Tensor:

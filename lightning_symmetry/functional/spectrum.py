@@ -10,6 +10,7 @@ matrix and an empty one have rank 0 in every sense; a NaN or Inf in the matrix m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
@@ -37,6 +38,7 @@ def perplexity(weights: Tensor) -> Tensor:
         >>> perplexity(torch.tensor([1.0, 1.0, 0.0]))
         tensor(2.)
     """
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
     weights = weights / row_scales(weights)
     total = weights.sum()
     shares = torch.where(weights == 0, 0.0, weights / total)
@@ -45,6 +47,9 @@ def perplexity(weights: Tensor) -> Tensor:
 
 RESOLVED = 1e-5
 """Above this s_i / s_1 a Gram matrix in float64, whose noise is at s_i^2 / s_1^2 = m eps, tells s_i to 4 digits."""
+
+
+EPS = torch.finfo(torch.float64).eps
 
 
 class _Spectrum(NamedTuple):
@@ -77,11 +82,12 @@ def _srank(spectrum: _Spectrum, delta: float = 0.01) -> Tensor:
 
 
 def _condition_number(spectrum: _Spectrum) -> Tensor:
-    least = spectrum.relative[-1]
-    if working_dtype(spectrum.matrix) == torch.float32 and bool((least < RESOLVED) & (spectrum.norm > 0)):
-        values, _ = scaled_singular_values(spectrum.matrix, by_svd=True)
-        least = values[-1] / values[0]
-    return least.reciprocal()
+    is_double = working_dtype(spectrum.matrix) == torch.float64
+    if bool((spectrum.relative[-1] >= (EPS if is_double else RESOLVED)) | (spectrum.norm == 0)):
+        return spectrum.relative[-1].reciprocal()
+    values, _ = scaled_singular_values(spectrum.matrix, whole=True)
+    noise = EPS if is_double else EPS * max(spectrum.matrix.shape[0], spectrum.matrix.shape[1:].numel())
+    return torch.where(values[-1] > noise * values[0], values[0] / values[-1], math.inf)
 
 
 _FORMULAS: dict[str, Callable[[_Spectrum], Tensor]] = {
@@ -338,8 +344,9 @@ def condition_number(matrix: Tensor) -> Tensor:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
 
     Returns:
-        0-d, in [1, inf]: 1 for an orthogonal matrix, inf for a singular one, whose smallest singular value is below
-        max(m, n) eps64 s_1 by the SVD in float64, the zero matrix and an empty one included.
+        0-d, in [1, inf]: 1 for an orthogonal matrix, inf for a singular one, the zero matrix and an empty one included.
+        By the SVD in float64 where the Gram matrix cannot tell; singular is a matrix with s_r <= max(m, n) eps64 s_1,
+        one of float64 with s_r <= eps64 s_1, which rounding can hide.
 
     Raises:
         ValueError: If ``matrix`` has fewer than two dimensions.

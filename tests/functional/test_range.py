@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_symmetry import functional as f
+from lightning_symmetry import metrics
 from lightning_symmetry.functional import Inner, Product, Units
 
 Measured = Tensor | Mapping[str, Tensor]
@@ -135,3 +137,29 @@ def test_the_largest_entries_of_float64_have_ranks_though_their_norm_is_infinite
     assert values["effective_rank"].item() == pytest.approx(1)
     assert values["spectral_norm"] == math.inf
     assert f.update_ratio(matrix, -matrix) == 2
+
+
+METRICS: dict[str, tuple[Callable[[], Metric], tuple[Callable[[Tensor], Tensor], ...]]] = {
+    "LinearCKA": (metrics.LinearCKA, (lambda h: h, lambda h: h[:, :2])),
+    "CanonicalAlignment": (lambda: metrics.CanonicalAlignment(4), (lambda h: h, lambda h: h.flip(0))),
+    "EffectiveRank": (lambda: metrics.EffectiveRank(4), (lambda h: h,)),
+    "NESum": (lambda: metrics.NESum(4), (lambda h: h,)),
+    "NC1": (lambda: metrics.NC1(3, 4), (lambda h: h, lambda h: torch.arange(len(h)) % 3)),
+    "NoiseImbalance": (
+        lambda: metrics.NoiseImbalance(4, 4, 4),
+        (lambda h: h.view(8, 4, 4), lambda h: h.view(8, 4, 4).mT),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("size", [2.0**-245, 2.0**245])
+def test_streaming_twins_of_float64_reach_as_far_as_they_say(name: str, size: float) -> None:
+    build, views = METRICS[name]
+    features = torch.randn(32, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = []
+    for factor in (1.0, size):
+        metric = build()
+        metric.update(*(view(factor * features) for view in views))
+        values.append(flat(metric.compute()))
+    assert values[1] == pytest.approx(values[0])

@@ -45,7 +45,8 @@ def moments(features: Tensor, mask: Tensor | None = None) -> Moments:
         mask: ``(n_samples,)``, False for samples to leave out, such as padding; None for all.
 
     Returns:
-        The sums in float64. Add them up, field by field, over batches.
+        The sums in float64, which holds squares of features within 1e-150 and 1e150. Add them up, field by field, over
+        batches.
 
     Raises:
         ValueError: If ``features`` has not two dimensions.

@@ -404,7 +404,9 @@ def test_near_a_collapse_up_to_signs_the_relative_distance_is_that_of_float64(of
 
 LARGE = """
 import resource, torch
-from lightning_symmetry.functional import nearest_distances, permutation_indicators
+from lightning_symmetry.functional import Units, permutation_indicators
+from lightning_symmetry.functional.order_parameters import _neighbours
+from lightning_symmetry.functional.units import pair_geometry
 units = torch.randn(16384, 8, generator=torch.Generator().manual_seed(0))
 collapsed = units[:1] + 1e-3 * units
 units[9000] = units[16000] = units[17]
@@ -416,10 +418,10 @@ exact = torch.cdist(first, others, compute_mode="donot_use_mm_for_euclid_dist") 
 exact = exact.scatter(1, rows[:, None], torch.inf).amin(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 values = permutation_indicators(units, tolerance=1e-3)
-merged = permutation_indicators(collapsed)["distinct_units"]
-nearest = nearest_distances(collapsed)[rows].double()
+nearest, clusters = _neighbours(pair_geometry(Units((collapsed,))), tolerance=1e-2)
 used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(used, float(merged), float((nearest - exact).abs().max() / exact.max()), *map(float, values.values()))
+error = (nearest[rows].double() - exact).abs().max() / exact.max()
+print(used, len(clusters.unique()), float(error), *map(float, values.values()))
 """
 
 

@@ -80,4 +80,4 @@ def test_in_float64_the_same_comes_out_with_more_digits() -> None:
     (_, approximate), (_, squares), (_, expected) = (next(each.square_blocks()) for each in (coarse, fine, exact))
     torch.testing.assert_close(approximate.double(), expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(squares, expected, rtol=1e-6, atol=1e-9)  # what is inner was rounded to float32
-    assert squares.dtype == torch.float64 and fine.parts[0].dtype == torch.float32
+    assert squares.dtype == torch.float64 and next(iter(fine.parts)).dtype == torch.float32

@@ -69,6 +69,8 @@ class NC1(ClassMomentsMetric):
     At least 0: 0 if all features of a class are the same. Its twin is `lightning_symmetry.functional.nc1`. Papyan, Han,
     Donoho, "Prevalence of Neural Collapse" (arXiv:2008.08186).
 
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
+
     Args:
         num_classes: The number of classes.
         num_features: The dimension of the features.
@@ -95,6 +97,8 @@ class NC2Equinorm(ClassMomentsMetric):
 
     In [0, sqrt(C)): 0 if all are equally long. Its twin is `lightning_symmetry.functional.nc2_equinorm`. Papyan, Han,
     Donoho, "Prevalence of Neural Collapse" (arXiv:2008.08186).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         num_classes: The number of classes.
@@ -123,6 +127,8 @@ class NC2Equiangularity(ClassMomentsMetric):
     `lightning_symmetry.functional.nc2_equiangularity`. Papyan, Han, Donoho, "Prevalence of Neural Collapse"
     (arXiv:2008.08186).
 
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
+
     Args:
         num_classes: The number of classes.
         num_features: The dimension of the features.
@@ -149,6 +155,8 @@ class NC3(ClassMomentsMetric):
     In [0, 4]: 0 if both are the same but for a factor (self-duality), 2 if they are orthogonal, 4 if they are opposite.
     W is the mean of the weights given. Its twin is `lightning_symmetry.functional.nc3`. Papyan, Han, Donoho,
     "Prevalence of Neural Collapse" (arXiv:2008.08186).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         num_classes: The number of classes.
@@ -200,6 +208,8 @@ class NC4(ClassMomentsMetric):
     on a sample of at most ``max_samples`` of them, the same whatever the order, the batches and the processes in which
     they come. Its twin is `lightning_symmetry.functional.nc4`. Papyan, Han, Donoho, "Prevalence of Neural Collapse"
     (arXiv:2008.08186).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         num_classes: The number of classes.

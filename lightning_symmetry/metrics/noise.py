@@ -16,6 +16,8 @@ class NoiseImbalance(RepresentationMetric):
     each unit one side alone is noisy. Update it at each step with the gradients; reset it as the parameters move on.
     Its twin is `lightning_symmetry.functional.noise_imbalance`. Ziyin, Wang, Li, Wu (arXiv:2402.07193).
 
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
+
     Args:
         num_units: The number of units.
         incoming_dim: How many weights come into each.

@@ -17,6 +17,8 @@ class LinearCKA(RepresentationMetric):
     of fewer than four samples count as nothing. Its twin is `lightning_symmetry.functional.linear_cka`. Nguyen, Raghu,
     Kornblith, "Do Wide and Deep Networks Learn the Same Things?" (arXiv:2010.15327).
 
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
+
     Args:
         **kwargs: As for `torchmetrics.Metric`.
 
@@ -62,6 +64,8 @@ class CanonicalAlignment(RepresentationMetric):
     ``"gradient_weight"``, each in [0, 1]: 0 if no direction is in both, 1 if the two are proportional. Its twin is
     `lightning_symmetry.functional.canonical_alignment`. Ziyin et al., "Formation of Representations in Neural Networks"
     (arXiv:2410.03006).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         num_features: The dimension of the activations.

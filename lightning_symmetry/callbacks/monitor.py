@@ -357,7 +357,7 @@ class Monitor(Callback):
             share,
             self.every_n_train_steps,
             trainer.world_size,
-            spent_by_others=lambda: sum(other._budget.spent for other in others if other._budget is not None),
+            others=lambda: [other._budget for other in others if other._budget is not None],
             idle=IDLE,
         )
         self._session = Session(

@@ -21,6 +21,7 @@ from lightning_symmetry.measurement.schedule import (
     Bundle,
     Costs,
     Numbers,
+    apart,
     bundles_of,
     earliest,
     ladder,
@@ -45,7 +46,8 @@ class Budget:
         share: The share of the time of training that measuring may take.
         every_n_steps: A fixed interval instead; all is then measured at the due step.
         world_size: How many ranks share out the pieces.
-        spent_by_others: The seconds that other monitors of the same training have spent, which are no part of a step.
+        others: The budgets of the other monitors of the same training, once they have any. What these spend is no part
+            of a step, and where they measure a bundle this one measures none.
         idle: The seconds that a step costs where nothing is measured; they are paid first.
 
     Attributes:
@@ -61,7 +63,7 @@ class Budget:
         share: float,
         every_n_steps: int | None = None,
         world_size: int = 1,
-        spent_by_others: Callable[[], float] = lambda: 0.0,
+        others: Callable[[], Sequence[Budget]] = tuple,
         idle: float = 0.0,
     ) -> None:
         self.share = share
@@ -72,7 +74,7 @@ class Budget:
         self.costs = Costs()
         self.gather_at = 0
         self._world_size = world_size
-        self._spent_by_others = spent_by_others
+        self._others = others
         self._agenda: deque[tuple[int, Numbers]] = deque()
         self._recent: list[tuple[int, float]] = []
         self._spent = 0.0
@@ -87,7 +89,7 @@ class Budget:
     def step_begins(self, step: int) -> None:
         """Note the time at which a step begins, less what was spent on measuring; not after a sleep."""
         if step > self._last_step:
-            now = time.perf_counter() - self._spent - self._spent_by_others()
+            now = time.perf_counter() - self._spent - sum(other.spent for other in self._others())
             if 0 <= self._last_step == step - 1:
                 self._durations.append(now - self._last_time)
                 self._timed += 1
@@ -173,7 +175,7 @@ class Budget:
         paid = _paid(costs, bundles)
         steps = earliest(paid, earned, since, self._recent)
         self.due = next_multiple(steps[-1], ladder(steps[-1] - step))
-        self._place(stretched(steps, since, self.due), paid, bundles)
+        self._place(stretched(steps, since, self.due), since, paid, bundles)
 
     def earned(self, step_time: float) -> float:
         """The seconds that a step of so many earns for measuring."""
@@ -185,12 +187,17 @@ class Budget:
         if not self.planned:
             self.due = self.gather_at = max(self.due, step)
 
-    def _place(self, steps: Sequence[int], paid: Sequence[float], bundles: Sequence[Bundle]) -> None:
+    def _place(self, steps: Sequence[int], since: int, paid: Sequence[float], bundles: Sequence[Bundle]) -> None:
+        steps = apart(steps, since, lambda step: any(other.measures_at(step) for other in self._others()))
         self.gather_at = steps[0] if len(steps) > len(bundles) else self.due
         pieces = [bundle.pieces for bundle in bundles]
         self._agenda.extend(zip(steps[len(steps) - len(pieces) :], pieces, strict=True))
         placed = [*self._recent, *zip(steps, paid, strict=True)]
         self._recent = [(at, cost) for at, cost in placed if at > self.due - WINDOW]
+
+    def measures_at(self, step: int) -> bool:
+        """Whether a bundle is to be measured at a step."""
+        return any(at == step for at, _ in self._agenda)
 
     @property
     def next_step(self) -> int:
@@ -236,7 +243,7 @@ class Budget:
             bundles = bundles_of(costs, self._world_size)
             paid = _paid(costs, bundles)
             steps = earliest(paid, max(sum(paid), 1e-9) / (self.due - step), step)
-            self._place(stretched(steps, step, self.due), paid, bundles)
+            self._place(stretched(steps, step, self.due), step, paid, bundles)
 
 
 def _paid(costs: Costs, bundles: Sequence[Bundle]) -> list[float]:

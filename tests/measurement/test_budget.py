@@ -200,3 +200,14 @@ def test_what_a_step_costs_in_any_case_is_paid_first_and_a_quarter_is_left(idle,
     budget = Budget(0.01, idle=idle)
     budget.plan(0, Costs((1.0,)), 0.1)
     assert budget.due == due
+
+
+def test_no_two_monitors_measure_at_one_step():
+    """They are due at the same steps of the ladder; the bundles up to there are apart."""
+    budgets: list[Budget] = []
+    for costs in (Costs((0.1, 0.2)), Costs((0.3,)), Costs((0.1, 0.1, 0.1))):
+        budgets.append(Budget(0.01, others=lambda: budgets))
+        budgets[-1].plan(0, costs, 0.1)
+    assert len({budget.due for budget in budgets}) == 1
+    steps = [step for budget in budgets for step in range(budget.due + 1) if budget.measures_at(step)]
+    assert len(steps) == len(set(steps)) == 6

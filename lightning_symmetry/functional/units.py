@@ -41,6 +41,9 @@ from lightning_symmetry.functional.signs import Costs, at_signs, bits_of, least_
 BLOCK_ELEMENTS = 2**20
 """How many entries an intermediate array may hold."""
 
+FEWEST_COLUMNS = 256
+"""In slices of so many columns products are about as fast as of whole matrices."""
+
 
 @dataclass(frozen=True, eq=False)
 class Deferred:
@@ -410,7 +413,7 @@ def pair_geometry(units: Units, resolution: float = 1.0) -> PairGeometry | None:
 
 def _slices(source: Tensor | Deferred) -> Iterator[Tensor]:
     """A part by slices of its columns; those of one that is not held are copies, which do not keep it in memory."""
-    columns = max(1, BLOCK_ELEMENTS // max(1, source.shape[0]))
+    columns = max(FEWEST_COLUMNS, BLOCK_ELEMENTS // 4 // max(1, source.shape[0]))  # differences take four at a time
     if isinstance(source, Tensor):
         yield from source.split(columns, 1)
     else:

@@ -40,4 +40,4 @@ def peak_of_matching(*models):
 def test_the_matching_of_a_stream_holds_no_second_model(monkeypatch):
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**16))  # what is let go is given back, and not used again
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(peak_of_matching, (gpt2(1, 12, 20), gpt2(2, 512, 2000))) < 0.5
+        assert pool.apply(peak_of_matching, (gpt2(1, 12, 20), gpt2(4, 512, 2000))) < 0.5

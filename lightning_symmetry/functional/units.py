@@ -17,6 +17,8 @@ Where a unit may be flipped by itself, as through tanh, m_ij is the least over t
 by which signs it is flipped: a number whose bit k is set where it is odd under sign k.
 
 Every m_ij^2 comes out of one Gram matrix of the joint vectors, built tensor by tensor and a block of rows at a time.
+All that is computed is a sum over parts, so that one of them at a time is enough: of a residual stream, whose units
+are all of the model, none need be held (`Deferred`).
 Where units nearly agree, |w_i|^2 + |w_j|^2 - 2 w_i . w_j is the rounding error of its terms;
 `PairGeometry.exact_squares` then takes the differences themselves, so that equal units are at distance 0. Where too
 many nearly agree for that, `PairGeometry.in_float64` takes the same inner products in float64, for twice the time.
@@ -25,9 +27,10 @@ many nearly agree for that, `PairGeometry.in_float64` takes the same inner produ
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -39,13 +42,37 @@ from lightning_symmetry.functional.signs import Costs, at_signs, bits_of, least_
 BLOCK_ELEMENTS = 2**20
 """How many entries an intermediate array may hold."""
 
+FEWEST_COLUMNS = 256
+"""In slices of so many columns products are about as fast as of whole matrices."""
+
+
+@dataclass(frozen=True, eq=False)
+class Deferred:
+    """A part of units that is computed whenever it is read, and not held.
+
+    Args:
+        read: Computes it, the same each time.
+        shape: ``(n_units, dim)``.
+        like: Any tensor of its dtype, on its device.
+
+    Example:
+        >>> weight = torch.ones(4, 3)
+        >>> Units(parts=(Deferred(lambda: 2 * weight, (4, 3), weight),)).n_units
+        4
+    """
+
+    read: Callable[[], Tensor]
+    shape: tuple[int, int]
+    like: Tensor
+
 
 @dataclass(frozen=True, eq=False)
 class Units:
     """The joint vectors of n interchangeable units, left in the tensors they come from.
 
     Args:
-        parts: Each ``(n_units, dim)``: slices that move with their unit, dim free to differ.
+        parts: Each ``(n_units, dim)``: slices that move with their unit, dim free to differ; held, or computed anew
+            whenever they are read.
         coupled: Each ``(n_units, n_units, dim)``: parameters that hold the axis of the units twice, as a recurrent
             matrix does.
         inner: Each an `Inner`, or ``(n_units, n_inner, dim)``: slices whose rows may also be permuted within each unit,
@@ -62,50 +89,58 @@ class Units:
         4
     """
 
-    parts: tuple[Tensor, ...] = ()
+    parts: tuple[Tensor | Deferred, ...] = ()
     coupled: tuple[Tensor, ...] = ()
     inner: tuple[Tensor | Inner, ...] = ()
     signs: tuple[int, ...] = ()
     coupled_signs: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.tensors:
+        shapes = self._shapes
+        if not shapes:
             raise ValueError("Units needs at least one tensor: give parts=(tensor,), one row per unit.")
-        n_units = self.tensors[0].shape[0] if self.tensors[0].ndim else 0
+        n_units = shapes[0][0] if shapes[0] else 0
         rows = [tensor for tensor in self.inner if isinstance(tensor, Tensor)]
         agree = (
             n_units > 0
-            and all(tensor.ndim == 2 and tensor.shape[0] == n_units for tensor in self.parts)
+            and all(len(part.shape) == 2 for part in self.parts)
             and all(tensor.ndim == 3 and tensor.shape[:2] == (n_units, n_units) for tensor in self.coupled)
             and all(tensor.ndim == 3 for tensor in rows)
-            and all(tensor.shape[0] == n_units for tensor in self.tensors)
+            and all(shape[0] == n_units for shape in shapes)
         )
         if not agree:
-            shapes = {
+            given = {
                 "parts": [tuple(tensor.shape) for tensor in self.parts],
                 "coupled": [tuple(tensor.shape) for tensor in self.coupled],
                 "inner": [tuple(tensor.shape) for inner in self.inner for tensor in _tensors_of(inner)],
             }
             raise ValueError(
                 "units must agree on n_units >= 1 in all tensors: parts (n_units, dim), coupled (n_units, n_units, "
-                f"dim), inner (n_units, n_inner, dim); got {shapes}. Move the axis of the units to the front and "
+                f"dim), inner (n_units, n_inner, dim); got {given}. Move the axis of the units to the front and "
                 "flatten the others."
             )
-        for name, given in (("signs", self.parts), ("coupled_signs", self.coupled)):
-            if len(getattr(self, name)) not in (0, len(given)):
-                raise ValueError(
-                    f"{name} must be empty, or one for each of {len(given)} tensors: {getattr(self, name)}"
-                )
+        for name, count in (("signs", len(self.parts)), ("coupled_signs", len(self.coupled))):
+            if len(getattr(self, name)) not in (0, count):
+                raise ValueError(f"{name} must be empty, or one for each of {count} tensors: {getattr(self, name)}")
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors: parts, coupled, inner."""
-        return (*self.parts, *self.coupled, *(tensor for inner in self.inner for tensor in _tensors_of(inner)))
+        """All tensors: parts, or what those are like that are not held, coupled, inner."""
+        parts = (part.like if isinstance(part, Deferred) else part for part in self.parts)
+        return (*parts, *self.coupled, *self._inner_tensors)
 
     @property
     def n_units(self) -> int:
         """The number of units."""
-        return len(self.tensors[0])
+        return self._shapes[0][0]
+
+    @property
+    def _inner_tensors(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for inner in self.inner for tensor in _tensors_of(inner))
+
+    @property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(each.shape) for each in (*self.parts, *self.coupled, *self._inner_tensors)]
 
 
 def _tensors_of(inner: Tensor | Inner) -> tuple[Tensor, ...]:
@@ -120,7 +155,8 @@ class PairGeometry:
     added up in the dtype of ``inner_norms``.
 
     Args:
-        parts: Each ``(n_units, dim)``.
+        sources: The parts as they were given.
+        prepared: From a tensor to it in this dtype and at this scale.
         coupled: Each ``(n_units, n_units, dim)``.
         inner_norms: The share of what is inner in |w_i|^2, ``(n_units,)``.
         inner_squares: Its share in m_ij^2, ``(n_units, n_units)``, for each choice of the signs that flip it, told by
@@ -129,22 +165,32 @@ class PairGeometry:
         coupled_signs: The same of the coupled tensors.
     """
 
-    parts: tuple[Tensor, ...]
+    sources: tuple[Tensor | Deferred, ...]
+    prepared: Callable[[Tensor], Tensor]
     coupled: tuple[Tensor, ...]
     inner_norms: Tensor
     inner_squares: Mapping[int, Tensor]
     signs: tuple[int, ...]
     coupled_signs: tuple[tuple[int, int], ...]
 
-    @cached_property
-    def vectors(self) -> tuple[tuple[int, Tensor], ...]:
+    @property
+    def parts(self) -> Iterator[Tensor]:
+        """The parts, a slice of their columns at a time, each ``(n_units, dim)``."""
+        return (part for _, part in self._signed_parts)
+
+    @property
+    def _signed_parts(self) -> Iterator[tuple[int, Tensor]]:
+        for sign, source in zip(self.signs, self.sources, strict=True):
+            for part in _slices(source):
+                yield sign, self.prepared(part)
+
+    @property
+    def vectors(self) -> Iterator[tuple[int, Tensor]]:
         """The joint vectors but for what is inner, each ``(n_units, dim)``, with the signs that flip them."""
-        views = (
-            (sign, view.flatten(1))
-            for tensor, signs in zip(self.coupled, self.coupled_signs, strict=True)
-            for sign, view in zip(signs, (tensor, tensor.transpose(0, 1)), strict=True)
-        )
-        return (*zip(self.signs, self.parts, strict=True), *views)
+        yield from self._signed_parts
+        for tensor, signs in zip(self.coupled, self.coupled_signs, strict=True):
+            for sign, view in zip(signs, (tensor, tensor.transpose(0, 1)), strict=True):
+                yield sign, view.flatten(1)
 
     @cached_property
     def squared_norms(self) -> Tensor:
@@ -160,12 +206,12 @@ class PairGeometry:
     @property
     def dimension(self) -> int:
         """The dimension of the joint vectors but for what is inner."""
-        return sum(vectors.shape[1] for _, vectors in self.vectors)
+        return sum(map(_width, self.sources)) + 2 * self.n_units * sum(tensor.shape[2] for tensor in self.coupled)
 
     @property
     def has_signs(self) -> bool:
         """Whether units may be flipped."""
-        return bits_of((*self.inner_squares, *(sign for sign, _ in self.vectors))) > 0
+        return bits_of((*self.inner_squares, *self.signs, *chain.from_iterable(self.coupled_signs))) > 0
 
     @property
     def gram_resolution(self) -> float:
@@ -221,7 +267,7 @@ class PairGeometry:
         """
         total = self.inner_norms.new_zeros(self.dimension, self.dimension)
         for start, stop in self._blocks(self.dimension):
-            rows = torch.cat([vectors[start:stop] for _, vectors in self.vectors], 1) * weights[start:stop]
+            rows = torch.cat([vectors[start:stop] * weights[start:stop] for _, vectors in self.vectors], 1)
             total.addmm_(rows.T, rows)
         return total
 
@@ -296,13 +342,23 @@ class PairGeometry:
         Returns:
             ``(n_pairs,)``.
         """
-        size = max(1, BLOCK_ELEMENTS // max([1, *(vectors.shape[1] for _, vectors in self.vectors)]))
+        if not len(i):
+            return self.inner_norms[:0]
+        costs: dict[int, Tensor] = {}
+        for sign, vectors in self._signed_parts:
+            costs[sign] = costs.get(sign, 0.0) + _apart(vectors, i, j, bool(sign))
+        size = max(1, BLOCK_ELEMENTS // max([1, *(tensor[0].numel() for tensor in self.coupled)]))
         batches = [slice(start, start + size) for start in range(0, len(i), size)]
-        return torch.cat([self.inner_norms[:0], *(self._exact_squares(i[batch], j[batch]) for batch in batches)])
+        return torch.cat(
+            [
+                self._exact_squares(i[batch], j[batch], {sign: (a[batch], b[batch]) for sign, (a, b) in costs.items()})
+                for batch in batches
+            ]
+        )
 
-    def _exact_squares(self, i: Tensor, j: Tensor) -> Tensor:
+    def _exact_squares(self, i: Tensor, j: Tensor, costs: dict[int, tuple[Tensor, Tensor]]) -> Tensor:
+        """The same, from what the parts cost."""
         moved = self.squared_norms[i] + self.squared_norms[j]
-        costs: dict[int, tuple[Tensor, Tensor]] = {}
 
         def add(sign: int, first: Tensor, second: Tensor, dim: int | tuple[int, ...]) -> None:
             same = _squared_norm(first - second, dim)
@@ -310,8 +366,6 @@ class PairGeometry:
             known = costs.get(sign, (0.0, 0.0))
             costs[sign] = (known[0] + same, known[1] + opposite)
 
-        for sign, vectors in zip(self.signs, self.parts, strict=True):
-            add(sign, vectors[i], vectors[j], 1)
         pairs = torch.arange(len(i), device=i.device)
         for tensor, signs in zip(self.coupled, self.coupled_signs, strict=True):
             for sign, view in zip(signs, (tensor, tensor.transpose(0, 1)), strict=True):
@@ -350,22 +404,55 @@ def pair_geometry(units: Units, resolution: float = 1.0) -> PairGeometry | None:
     dtype = working_dtype(*units.tensors)
     if resolution**2 < 64 * torch.finfo(dtype).eps:
         dtype = torch.float64
-    prepared = [for_measuring(torch.view_as_real(t).flatten(-2) if t.is_complex() else t, dtype) for t in units.tensors]
-    extremes = [torch.linalg.vector_norm(t, math.inf) for t in prepared if t.numel()]
+    scale = 1.0
+
+    def prepared(tensor: Tensor) -> Tensor:
+        real = for_measuring(torch.view_as_real(tensor).flatten(-2) if tensor.is_complex() else tensor, dtype)
+        return real if scale == 1.0 else real / scale
+
+    held = [prepared(tensor) for tensor in units.tensors[len(units.parts) :]]
+    every = chain(held, (prepared(part) for source in units.parts for part in _slices(source)))
+    extremes = [torch.linalg.vector_norm(tensor, math.inf) for tensor in every if tensor.numel()]
     magnitude = torch.stack(extremes).amax().item() if extremes else 0.0
     if not math.isfinite(magnitude):
         return None
     if magnitude > 1e6 or 0 < magnitude < 1e-6:  # elsewhere squares are in range, and no copy is needed
         scale = binary_scale(magnitude, dtype)
-        prepared = [t / scale for t in prepared]
-    rest = iter(prepared)
-    parts = tuple(next(rest) for _ in units.parts)
+        held = [tensor / scale for tensor in held]
+    rest = iter(held)
     coupled = tuple(next(rest) for _ in units.coupled)
     inner = [each.of(rest) if isinstance(each, Inner) else Inner((next(rest),)) for each in units.inner]
-    norms, squares = matched_squares(inner, prepared[0].new_zeros(units.n_units))
-    signs = units.signs or (0,) * len(parts)
+    nothing = prepared(units.tensors[0].new_zeros(0)).new_zeros(units.n_units)
+    norms, squares = matched_squares(inner, nothing)
+    signs = units.signs or (0,) * len(units.parts)
     coupled_signs = units.coupled_signs or ((0, 0),) * len(coupled)
-    return PairGeometry(parts, coupled, norms, squares, signs, coupled_signs)
+    return PairGeometry(units.parts, prepared, coupled, norms, squares, signs, coupled_signs)
+
+
+def _slices(source: Tensor | Deferred) -> Iterator[Tensor]:
+    """A part by slices of its columns; those of one that is not held are copies, which do not keep it in memory."""
+    columns = max(FEWEST_COLUMNS, BLOCK_ELEMENTS // 4 // max(1, source.shape[0]))  # differences take four at a time
+    if isinstance(source, Tensor):
+        yield from source.split(columns, 1)
+    else:
+        yield from (part.clone() for part in source.read().split(columns, 1))
+
+
+def _width(source: Tensor | Deferred) -> int:
+    """How many real numbers a part has for each unit."""
+    like = source.like if isinstance(source, Deferred) else source
+    return source.shape[1] * (1 + like.is_complex())
+
+
+def _apart(vectors: Tensor, i: Tensor, j: Tensor, flipped: bool) -> Tensor:
+    """|w_i - w_j|^2 of some pairs, and |w_i + w_j|^2 where a sign may flip one of them: ``(2, n_pairs)``."""
+    size = max(1, BLOCK_ELEMENTS // max(1, vectors.shape[1]))
+    squares = []
+    for first, second in zip(i.split(size), j.split(size), strict=True):
+        one, other = vectors[first], vectors[second]
+        same = _squared_norm(one - other, 1)
+        squares.append(torch.stack((same, _squared_norm(one + other, 1) if flipped else same)))
+    return torch.cat(squares, 1)
 
 
 def _least(costs: Costs, inner: Mapping[int, Tensor]) -> Tensor:

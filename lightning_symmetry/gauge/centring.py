@@ -99,7 +99,7 @@ def _shift(group: SymmetryGroup, shift: Tensor, after: dict[str, Tensor], tensor
     for each in group.carried:
         if each.block.tensor in after:
             axes = [*(row for row, _ in group.rows), group.axis]
-            carry(after[each.block.tensor], each, tensors, axes, vector.to(after[each.block.tensor].device))
+            carry(after[each.block.tensor], each, tensors, axes, vector)
 
 
 def _joined(groups: Sequence[SymmetryGroup], moved: Mapping[str, set[str]]) -> list[list[SymmetryGroup]]:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_symmetry.symmetry.actions import Action, Block, transform
-from lightning_symmetry.symmetry.kinds import KINDS
+from lightning_symmetry.symmetry.actions import Action, Block, along
 
 Tensors = Mapping[str, Tensor]
 
@@ -86,17 +85,20 @@ class Gauge:
             tensors: The model's parameters and buffers by name.
             unmixed: The name of a rotation to leave out.
         """
-        part = block.of(self._shifted(block.tensor, tensors))
-        for mean in self.centred.get(block, ()):
+        tensor, own = self._shifted(block.tensor, tensors)
+        part, centred = block.of(tensor), self.centred.get(block, ())
+        scaled = [(factors, each.dims) for each in self.scaled.get(block, ()) for factors in self._factors(each)]
+        if not own and (centred or scaled):
+            part = part.clone()  # one copy, and all else in place: of an embedding each is a good part of a model
+        for mean in centred:
             if mean.gain is not None:
                 gain = spread(mean.gain.of(tensors[mean.gain.tensor]).to(part), (mean.dim,), part.ndim)
-                part = part - (part * gain).mean(mean.dim, keepdim=True) * torch.where(gain == 0, 0.0, 1 / gain)
-        for each in self.scaled.get(block, ()):
-            for factors in self._factors(each):
-                part = part * spread(factors.to(part), each.dims, part.ndim)
-        for mean in self.centred.get(block, ()):
+                part -= (part * gain).mean(mean.dim, keepdim=True) * torch.where(gain == 0, 0.0, 1 / gain)
+        for factors, dims in scaled:
+            part *= spread(factors.to(part), dims, part.ndim)
+        for mean in centred:
             if mean.gain is None:
-                part = part - part.mean(mean.dim, keepdim=True)
+                part -= part.mean(mean.dim, keepdim=True)
         for each in self.mixed.get(block, ()):
             if each.by in self.mixtures and each.by != unmixed:
                 in_front = tuple(range(len(each.dims)))
@@ -114,16 +116,17 @@ class Gauge:
         if each.by in self.signs:
             yield self.signs[each.by]
 
-    def _shifted(self, name: str, tensors: Tensors) -> Tensor:
+    def _shifted(self, name: str, tensors: Tensors) -> tuple[Tensor, bool]:
+        """A tensor after all shifts, and whether its memory is its own."""
         if name in self.received:
-            return self.received[name].to(tensors[name].dtype)
+            return self.received[name].to(tensors[name].dtype), False
         acting = [each for each in self.translations.get(name, ()) if each[0] in self.shifts]
-        if not acting:
-            return tensors[name]
-        shifted = tensors[name].clone()
+        shifted = tensors[name].clone() if acting else tensors[name]
         for group, action, rows in acting:
-            transform(shifted, action, rows, KINDS["translation"], self.shifts[group])
-        return shifted
+            for part, degree in along(shifted, action, rows):
+                shift = self.shifts[group].to(shifted).reshape([part.block.shape[dim] for dim in part.dims])
+                part.block.add_(spread(shift, part.dims, part.block.ndim), alpha=degree)
+        return shifted, bool(acting)
 
 
 def spread(values: Tensor, dims: Sequence[int], ndim: int) -> Tensor:

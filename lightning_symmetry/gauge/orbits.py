@@ -133,7 +133,7 @@ class _Tangents:
         return np.concatenate(lengths)
 
     def _along(self, group: SymmetryGroup, direction: Tensor) -> dict[str, Tensor]:
-        tangent = group.tangent_along(self.tensors, group.acts_as.nearest(direction))
+        tangent = group.tangent_along(self.tensors, direction)
         return {name: tangent[name] for name in group.parameters}
 
     def _transposed(self, group: SymmetryGroup, change: Tensors) -> Coordinates:

@@ -21,6 +21,7 @@ from lightning_symmetry.gauge.mixing import sides_of_rotation
 from lightning_symmetry.gauge.representative import find_gauge
 from lightning_symmetry.measurement.snapshot import held
 from lightning_symmetry.measurement.units import in_front, sides_of, units_of
+from lightning_symmetry.symmetry.actions import Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 
 Tensors = Mapping[str, Tensor]
@@ -193,7 +194,8 @@ def symmetry_aggregates(
 
     Every block of a parameter counts its entries times, for each of its axes, the share of units that are distinct and
     alive; for the axis of a rotation (d, between maps of m and p) the share (m r + r p - r^2) / (m d + d p - d^2) that
-    maps of rank r have of the parameters of such maps.
+    maps of rank r have of the parameters of such maps. Where an axis has neither permutation nor rotation, a rescaling
+    of the block along it, or else a sign, says how many units are alive: what it does not move may be of use elsewhere.
 
     Args:
         symmetries: The groups that were measured.
@@ -218,8 +220,17 @@ def symmetry_aggregates(
         for group in symmetries
         if group.kind == "rotation" and has_order_parameters(group, symmetries)
     }
+    living: dict[tuple[Block, str], float] = {}
+    for kind in ("rescaling", "sign"):
+        of_kind: dict[tuple[Block, str], float] = {}
+        for group in symmetries:
+            if group.kind == kind and has_order_parameters(group, symmetries):
+                alive = values[f"symmetry/alive_units/{keys[group.name]}"] / group.size
+                for block in group.blocks:
+                    of_kind[block, group.axis] = max(alive, of_kind.get((block, group.axis), 0.0))
+        living = of_kind | living
     lost = sum(
-        block.numel * (1 - math.prod(shares.get(axis, 1.0) for axis in block.axes))
+        block.numel * (1 - math.prod(shares.get(axis, living.get((block, axis), 1.0)) for axis in block.axes))
         for block in symmetries.blocks
         if block.tensor in numel
     )

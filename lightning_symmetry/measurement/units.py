@@ -2,19 +2,21 @@
 
 Each block gives a part of every unit. What other groups permute, flip or rotate within each unit is told apart, to be
 matched: the rows within an expert, the coordinates within a head. Running statistics move with the units, but are no
-part of them.
+part of them. A part is read in the gauge whenever it is wanted, and not held: those of a residual stream are all of
+the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lightning_symmetry.functional.matching import Inner, Product
-from lightning_symmetry.functional.units import Units
+from lightning_symmetry.functional.units import Deferred, Units
 from lightning_symmetry.gauge.gauge import Gauge
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import SymmetryGroup
@@ -40,40 +42,40 @@ def units_of(
     own_signs = [sign for sign in _signs_on(group.axis, symmetries, gauge) if sign.rows == group.rows]
     within = [other for other in symmetries if group.axis in dict(other.rows)]
     inner: dict[str, _Inner] = {}
-    parts: list[tuple[Tensor, int]] = []
+    parts: list[tuple[Sequence[Tensor | Deferred] | Tensor, int]] = []
     coupled: list[tuple[Tensor, tuple[int, int]]] = []
     halves: dict[tuple[str, Action], dict[int, Tensor]] = {}
     where_of: dict[tuple[str, Action], tuple[SymmetryGroup, list[str]]] = {}
     for block in group.blocks:
         if block.tensor not in group.parameters or block in gauge.folded:
             continue
-        entries = gauge.of(block, tensors)
+        entries = partial(gauge.of, block, tensors)
         own = block.dims(group.axis)[:2]
         signs = tuple(_flips(own_signs, block, dim) for dim in own)
         rows = [other.axis for other in within if other.kind == "permutation" and len(block.dims(other.axis)) == 1]
         products = [_Side(other, degree) for other, degree in _products(within, rows, block)]
         plane = _plane_of(within, block)
         if len(signs) == 2:
-            coupled.append((in_front(entries, block, group, own), (signs[0], signs[1])))
+            coupled.append((in_front(entries(), block, group, own), (signs[0], signs[1])))
         elif plane is not None and len(rows) <= 1:
             turning, action, component = plane
             dims = [*own, *(block.dims(row)[0] for row in rows), block.dims(turning.rows[-1][0])[0]]
-            half = in_front(entries, block, group, dims)
+            half = in_front(entries(), block, group, dims)
             halves.setdefault((turning.name, action), {})[component] = half if rows else half.unsqueeze(2)
             where_of[turning.name, action] = (turning, rows)
         elif len(rows) <= 1 and len(products) == 1:
             (product,) = products
             dims = [*own, *(block.dims(row)[0] for row in rows), block.dims(product.group.axis)[0]]
-            side = in_front(entries, block, group, dims)
+            side = in_front(entries(), block, group, dims)
             where = inner.setdefault(rows[0] if rows else product.group.name, _Inner())
             where.add(product, side if rows else side.unsqueeze(2))
         elif len(rows) == 1:
             flips = _flips(_signs_on(rows[0], within, gauge), block, block.dims(rows[0])[0])
             dims = [*own, block.dims(rows[0])[0]]
             where = inner.setdefault(rows[0], _Inner())
-            where.rows.setdefault((signs[0], flips), []).append(in_front(entries, block, group, dims))
+            where.rows.setdefault((signs[0], flips), []).append(in_front(entries(), block, group, dims))
         else:
-            parts.append((in_front(entries, block, group, own), signs[0]))
+            parts.append((_part(group, block, own[0], gauge, tensors), signs[0]))
     for (name, action), both in halves.items():
         turning, rows = where_of[name, action]
         side = torch.stack([both[0], both[1]], -1)
@@ -87,6 +89,17 @@ def units_of(
             signs=tuple(sign for _, sign in parts),
             coupled_signs=tuple(signs for _, signs in coupled),
         )
+
+
+def _part(group: SymmetryGroup, block: Block, own: int, gauge: Gauge, tensors: Tensors) -> Sequence[Deferred] | Tensor:
+    """A part of the units of each row: in one row read when wanted, else of one layer, and held, to be read once."""
+
+    def read() -> Tensor:
+        return in_front(gauge.of(block, tensors), block, group, [own])
+
+    if group.n_rows > 1:
+        return read()
+    return [Deferred(lambda: read()[0], (group.size, block.numel // group.size), tensors[block.tensor])]
 
 
 def sides_of(group: SymmetryGroup, gauge: Gauge, tensors: Tensors, row: int, sign: int) -> Tensor:

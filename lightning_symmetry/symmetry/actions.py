@@ -130,6 +130,8 @@ class Carried:
 class Fold:
     """A change of parameters that is made before a group acts, and undone after: a gain or a bias folded into others.
 
+    What stands behind a gain of zero is out of reach: it is left as it is, since nothing could be unfolded from it.
+
     Attributes:
         kind: ``"rescaling"``, which multiplies by the pivot, or ``"translation"``, which takes the pivot away.
         pivot: The gain or the bias: one dimension.
@@ -150,7 +152,12 @@ class Fold:
     def element(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """By what it multiplies, or what it adds: ``(1, n)``."""
         pivot = self.pivot.of(tensors[self.pivot.tensor])[None]
-        return -pivot if self.kind == "translation" else pivot
+        return -pivot if self.kind == "translation" else torch.where(pivot == 0, 1, pivot)
+
+    def reached(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Which entries of the pivot it can unfold again, ``(n,)``."""
+        pivot = self.pivot.of(tensors[self.pivot.tensor])
+        return torch.ones_like(pivot, dtype=torch.bool) if self.kind == "translation" else pivot != 0
 
     def apply(self, tensors: Mapping[str, Tensor], element: Tensor) -> None:
         """Change the tensors in place."""
@@ -200,9 +207,9 @@ def carry(tensor: Tensor, carried: Carried, tensors: Mapping[str, Tensor], axes:
         carried: Which block of it, and through which maps.
         tensors: The parameters that are the maps, by name.
         axes: The axis of each dimension of the vector.
-        vector: What is added where the translation starts.
+        vector: What is added where the translation starts, on any device.
     """
-    names = list(axes)
+    names, vector = list(axes), vector.to(tensor.device)
     for each in carried.maps:
         matrix = each.block.of(tensors[each.block.tensor]).to(vector)
         read = {dim: names.index(each.block.axes[dim]) for dim in each.reads if each.block.axes[dim] in names}

@@ -80,7 +80,9 @@ class SymmetryGroup:
         return math.prod(length for _, length in self.rows)
 
     def transform(self, tensors: Mapping[str, Tensor], generator: Generator | None = None) -> dict[str, Tensor]:
-        """Apply one random element, never the identity.
+        """Apply one random element, never the identity where it may move something.
+
+        A gain of zero that is folded hides what stands behind it: the element is one that leaves this as it is.
 
         Args:
             tensors: The model's parameters and buffers by name; those that the group does not move may be missing.
@@ -93,7 +95,7 @@ class SymmetryGroup:
             KeyError: A tensor that the group moves is missing.
         """
         kind = self.acts_as
-        element = kind.element(self.n_rows, self.size, generator)
+        element = self._element(tensors, generator)
         moved, folded = self._folded(tensors)
         for action in self.actions:
             transform(moved[action.block.tensor], action, [row for row, _ in self.rows], kind, element)
@@ -119,6 +121,8 @@ class SymmetryGroup:
     def tangent_along(self, tensors: Mapping[str, Tensor], direction: Tensor) -> dict[str, Tensor]:
         """How the tensors begin to move along a direction of the Lie algebra of a continuous group: linear in it.
 
+        What lies outside of the Lie algebra, and what would move something behind a gain of zero, is left out.
+
         Args:
             tensors: The model's parameters and buffers by name.
             direction: A number for each unit, ``(n_rows, n)``, or a matrix, ``(n_rows, n, n)``, of a rotation.
@@ -126,6 +130,8 @@ class SymmetryGroup:
         Returns:
             As `tangent`.
         """
+        free = self._free(tensors)
+        direction = self.acts_as.nearest(direction.to(free.device), free)
         moved, folded = self._folded(tensors) if self.folds else (tensors, [])
         tangent = {name: torch.zeros_like(moved[name]) for name in self._changed}
         for action in self.actions:
@@ -138,6 +144,26 @@ class SymmetryGroup:
                 self._unfold({**moved, **dual}, folded)
                 tangent = {name: forward_ad.unpack_dual(tensor).tangent for name, tensor in dual.items()}
         return {name: tangent[name] for name in (*self.parameters, *self.buffers)}
+
+    def _element(self, tensors: Mapping[str, Tensor], generator: Generator | None) -> Tensor:
+        """A random element of those that move no unit but such as are free."""
+        kind = self.acts_as
+        if not self.folds or bool(self._free(tensors).all()):
+            return kind.element(self.n_rows, self.size, generator)
+        free = self._free(tensors).nonzero().flatten().cpu()
+        element = kind.identity(self.n_rows, self.size)
+        if len(free) and kind.dimension(len(free)):
+            among = (free,) if kind.order == 1 else (free[:, None], free)
+            element[:, *among] = kind.element(self.n_rows, len(free), generator)
+        return element
+
+    def _free(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Which units may move, ``(n,)``: a rotation spares those behind a gain of zero, a mean is fixed by any."""
+        free = torch.ones(self.size, dtype=torch.bool)
+        for fold in self.folds:
+            reached = fold.reached(tensors)
+            free = free.to(reached.device) & (reached if self.acts_as.order == 2 else reached.all())
+        return free
 
     @property
     def _changed(self) -> dict[str, None]:

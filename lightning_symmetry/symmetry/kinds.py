@@ -40,7 +40,8 @@ class Kind:
         dimension: From n to the dimension of the Lie algebra.
         order: 1 where a direction is a number for each unit, ``(n_rows, n)``; 2 where it is a matrix,
             ``(n_rows, n, n)``.
-        nearest: From any array of this shape to the direction next to it: an orthogonal projection.
+        nearest: From any array of this shape, and which units may move, ``(n,)``, to the direction next to it that
+            moves no other: an orthogonal projection.
     """
 
     element: Callable[[int, int, Generator | None], Tensor]
@@ -49,7 +50,13 @@ class Kind:
     derive: Callable[[Tensor, Tensor, float], Tensor] | None = None
     dimension: Callable[[int], int] = lambda n: 0
     order: int = 1
-    nearest: Callable[[Tensor], Tensor] = lambda direction: direction
+    nearest: Callable[[Tensor, Tensor], Tensor] = lambda direction, free: direction * free
+
+    def identity(self, n_rows: int, n: int) -> Tensor:
+        """The element of a continuous group of translations or rotations that moves nothing."""
+        if self.order == 1:
+            return torch.zeros(n_rows, n, dtype=torch.float64)
+        return torch.eye(n, dtype=torch.float64).repeat(n_rows, 1, 1)
 
 
 def _random_permutations(n_rows: int, n: int, generator: Generator | None) -> Tensor:
@@ -106,10 +113,17 @@ def _keeping_mean(matrices: Tensor, mean: float) -> Tensor:
     return reflection @ inner @ reflection
 
 
-def _without_means(matrices: Tensor) -> Tensor:
-    """Matrices that the constants are taken from on both sides."""
-    matrices = matrices - matrices.mean(-1, keepdim=True)
-    return matrices - matrices.mean(-2, keepdim=True)
+def _antisymmetric(matrices: Tensor, free: Tensor) -> Tensor:
+    """The antisymmetric part, of the units that are free alone."""
+    return (matrices - matrices.mT) / 2 * free * free[:, None]
+
+
+def _without_means(matrices: Tensor, free: Tensor) -> Tensor:
+    """The same with the constants on the units that are free taken away on both sides."""
+    share = free / free.sum().clamp_min(1)
+    matrices = _antisymmetric(matrices, free)
+    matrices = matrices - matrices.sum(-1, keepdim=True) * share
+    return matrices - matrices.sum(-2, keepdim=True) * share[:, None]
 
 
 def _permute(block: Tensor, permutations: Tensor, degree: float) -> Tensor:
@@ -184,7 +198,7 @@ FORMS: Mapping[str, Kind] = {
         derive=lambda block, direction, degree: direction @ block,
         dimension=lambda n: n * (n - 1) // 2,
         order=2,
-        nearest=lambda direction: (direction - direction.mT) / 2,
+        nearest=_antisymmetric,
     ),
     "orthogonal, mean kept": Kind(
         element=lambda n_rows, n, generator: _keeping_mean(_random_rotations(n_rows, n - 1, generator), 1.0),
@@ -193,7 +207,7 @@ FORMS: Mapping[str, Kind] = {
         derive=lambda block, direction, degree: direction @ block,
         dimension=lambda n: (n - 1) * (n - 2) // 2,
         order=2,
-        nearest=lambda direction: _without_means(direction - direction.mT) / 2,
+        nearest=_without_means,
     ),
 }
 """The rotations that keep lengths: the same for what writes to an axis and for what reads it."""

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
-from lightning_symmetry.functional.units import PairGeometry, Units, pair_geometry
+from lightning_symmetry.functional.order_parameters import permutation_indicators
+from lightning_symmetry.functional.units import Deferred, PairGeometry, Units, pair_geometry
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -45,7 +48,36 @@ def geometry_of(units: Units, resolution: float = 1.0) -> PairGeometry:
 
 def test_tensors_of_ordinary_size_are_not_copied() -> None:
     part = random(3, 2)
-    assert geometry_of(Units(parts=(part,))).parts[0].data_ptr() == part.data_ptr()
+    assert next(geometry_of(Units(parts=(part,))).parts).data_ptr() == part.data_ptr()
+
+
+def test_deferred_parts_are_measured_as_held_ones_are_and_never_two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state with equal units and signs, in each precision; what was read is let go before the next is read."""
+    monkeypatch.setattr("lightning_symmetry.functional.units.FEWEST_COLUMNS", 2)
+    monkeypatch.setattr("lightning_symmetry.functional.units.BLOCK_ELEMENTS", 40)
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def deferred(part: torch.Tensor) -> Deferred:
+        def read() -> torch.Tensor:
+            assert not any(each() is not None for each in alive)
+            copy = part.clone()
+            alive.append(weakref.ref(copy))
+            return copy
+
+        return Deferred(read, (part.shape[0], part.shape[1]), part)
+
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.complex64):
+        for signs in ((), (0, 1, 3)):
+            parts = [random(7, 9).to(dtype), random(7, 5).to(dtype), random(7, 1).to(dtype)]
+            for part in parts:
+                part[4] = part[2]
+            for scale in (1, 2.0**30):
+                held = tuple(scale * part for part in parts)
+                others = permutation_indicators(Units(parts=tuple(map(deferred, held)), signs=signs))
+                for name, value in permutation_indicators(Units(parts=held, signs=signs)).items():
+                    torch.testing.assert_close(others[name], value)
+                assert others["nearest_distance_min"] == 0
+    assert len(alive) > 9
 
 
 def test_a_resolution_beyond_float32_is_measured_in_float64() -> None:

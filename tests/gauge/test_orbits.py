@@ -84,6 +84,23 @@ def test_a_step_of_gradient_descent_has_no_part_along_any_orbit(name):
         assert orbit_fraction([group], snapshot(model), step) < 1e-8
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_behind_a_gain_of_zero_too(name):
+    """No orbit leads through what could not be unfolded from it: the projection is on the tangents that are left."""
+    model, symmetries, loss = case.__wrapped__(name)
+    gains = {fold.pivot.tensor for group in symmetries for fold in group.folds if fold.kind == "rescaling"}
+    with torch.no_grad():
+        for unit, gain in enumerate(sorted(gains)):
+            model.get_parameter(gain)[unit] = 0
+    step = drawn(model)
+    expected = reference.orbit_fraction(symmetries, model, step)
+    assert 1e-3 < expected < 1
+    assert float(orbit_fraction(symmetries, snapshot(model), step)) == pytest.approx(expected, rel=1e-6)
+    down = {key: -0.1 * each for key, each in gradient(model, loss).items()}
+    assert orbit_fraction(symmetries, snapshot(model), down) < 1e-8
+    assert all(orbit_fraction([group], snapshot(model), down) < 1e-8 for group in symmetries if group.folds)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_along_a_tangent_has_no_other(name):
     model, symmetries, _ = case(name)

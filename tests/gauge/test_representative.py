@@ -1,7 +1,6 @@
 """The gauge of small models, against what it must be by hand."""
 
 import multiprocessing
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from lightning_symmetry import find_symmetries
 from lightning_symmetry.gauge.mixing import sides_of_rotation
 from lightning_symmetry.gauge.representative import find_gauge
 from lightning_symmetry.measurement.snapshot import snapshot
+from tests.memory import STATUS, peak_beyond
 from tests.models import mlp
 from tests.zoo import ZOO
 
@@ -134,24 +134,16 @@ def test_a_deep_net_is_balanced_within_50_steps():
         torch.testing.assert_close(incoming * own, outgoing / own, rtol=1e-6, atol=0)
 
 
-def memory(entry):
-    """What this process holds, in bytes: now, VmRSS, or at most so far, VmHWM."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(entry))
-
-
 def peak_of_search(small, large):
     """The memory that the search for a gauge takes beyond the model, in sizes of the model."""
     generator = torch.Generator().manual_seed(0)
     for symmetries, shapes in (small, large):  # the first brings in all libraries and their workspaces
         tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-        Path("/proc/self/clear_refs").write_text("5")  # what it held at most is counted from here
-        before = memory("VmRSS")
-        find_gauge(symmetries, tensors)
-    return (memory("VmHWM") - before) / sum(4 * tensor.numel() for tensor in tensors.values())
+        peak = peak_beyond(lambda symmetries=symmetries, tensors=tensors: find_gauge(symmetries, tensors))
+    return peak / sum(4 * tensor.numel() for tensor in tensors.values())
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory is read from /proc")
+@pytest.mark.skipif(not STATUS.exists(), reason="the memory is read from /proc")
 def test_the_search_holds_no_second_model():
     """Of 24 MiB of parameters the squares alone, in float64 and all at once, would be two more models."""
     models = [relu_net(6, 16), relu_net(6, 1024)]

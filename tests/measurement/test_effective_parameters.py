@@ -8,6 +8,7 @@ from lightning_symmetry import find_symmetries
 from lightning_symmetry.measurement.indicators import symmetry_aggregates, symmetry_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
 from tests.models import mlp
+from tests.test_theory import Products
 from tests.zoo import ZOO
 
 
@@ -59,6 +60,31 @@ def test_an_mlp_with_two_units_equal_up_to_sign():
     assert value == pytest.approx(10 * (5 + 1) + 4 * (10 + 1))
 
 
+class Scales(nn.Module):
+    """Units that are told apart by the inputs that are added to their outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.stream, self.u, self.w = nn.Linear(5, 5), nn.Parameter(torch.rand(5)), nn.Parameter(torch.rand(5))
+
+    def forward(self, inputs):
+        stream = self.stream(inputs)
+        return stream + self.w * torch.relu(self.u * stream)
+
+
+def test_dead_units_of_an_axis_that_no_permutation_acts_on():
+    """Of w_i relu(u_i x_i) nothing is left at u_i = 0; the map that gives x_i is read by what is added, too."""
+    torch.manual_seed(0)
+    products, scales = Products(5), Scales()
+    for model, before, inputs in ((products, 10, torch.ones(1, 5)), (scales, 40, torch.randn(6, 5))):
+        symmetries = find_symmetries(model, inputs)
+        assert "permutation" not in {group.kind for group in symmetries}
+        assert effective(model, symmetries)[0] == pytest.approx(before)
+        with torch.no_grad():
+            model.u[2] = 0
+        assert effective(model, symmetries)[0] == pytest.approx(before - 2)
+
+
 def test_a_resnet_with_two_channels_equal_up_to_scale_and_one_dead():
     """In the first block's hidden axis of 8 channels, between two 3 x 3 convolutions with 8 channels on either side."""
     model = generic(ZOO["resnet basic"].build())
@@ -73,6 +99,20 @@ def test_a_resnet_with_two_channels_equal_up_to_scale_and_one_dead():
         second.convolution.weight[:, 6] = second.convolution.weight[:, 1] / 2
     lost = 2 * (8 * 9 + 2 + 8 * 9)  # a filter, gain and bias of its norm, and what the next filters read
     assert effective(model, symmetries)[0] == pytest.approx(numel(model) - lost)
+
+
+def test_a_gpt2_with_dead_hidden_units():
+    """A unit through GELU is dead when nothing comes in and nothing goes out: 3 of 22, that read and write 15."""
+    model = generic(ZOO["gpt2"].build())
+    symmetries = find_symmetries(model, ZOO["gpt2"].batch())
+    hidden = model.transformer.h[1].mlp
+    with torch.no_grad():
+        for tensor in (hidden.c_fc.weight.T, hidden.c_fc.bias, hidden.c_proj.weight):
+            tensor[[2, 3, 20]] = 0
+    value, values = effective(model, symmetries)
+    assert values["symmetry/distinct_units/transformer_h_1_mlp_c_fc"] == 20
+    assert values["symmetry/distinct_alive_units/transformer_h_1_mlp_c_fc"] == 19
+    assert value == pytest.approx(numel(model) - 3 * (15 + 1 + 15), rel=1e-6)
 
 
 def test_a_gpt2_with_heads_of_low_rank_two_equal_heads_and_equal_hidden_units():

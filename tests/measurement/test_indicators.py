@@ -18,7 +18,9 @@ from lightning_symmetry.measurement.indicators import (
 )
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.units import units_of
+from tests.minis import MINIS
 from tests.models import ConvNet, Transformer, mlp
+from tests.reference.completeness import generic
 
 
 def measured(model, symmetries, tolerance=1e-2):
@@ -71,7 +73,7 @@ def test_units_are_the_slices_of_every_parameter_that_moves_with_them():
     group = find_symmetries(model, inputs)[0]
     (units,) = units_of(group, [], Gauge(), snapshot(model))
     by_hand = torch.cat([model[0].weight, model[0].bias[:, None], model[2].weight.T], dim=1).detach()
-    assert torch.equal(torch.cat(units.parts, dim=1), by_hand)
+    assert torch.equal(torch.cat([part.read() for part in units.parts], dim=1), by_hand)
     assert torch.allclose(nearest_distances(units), nearest_distances(by_hand))
 
 
@@ -123,6 +125,45 @@ def test_a_unit_is_dead_when_nothing_comes_in_or_nothing_goes_out():
     assert values["symmetry/broken_fraction/0_rescaling"] == pytest.approx(9 / 11)
     assert values["symmetry/distinct_units/0"] == 10  # both are zero in the gauge
     assert values["symmetry/distinct_alive_units/0"] == 9
+
+
+class Rows(nn.Module):
+    """Two heads of four units, each head of which permutes its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.write = nn.Parameter(torch.randn(2, 4, 5)), nn.Parameter(torch.randn(2, 4, 3))
+
+    def forward(self, inputs):
+        hidden = nn.functional.gelu(torch.einsum("hui,bi->bhu", self.read, inputs))
+        return torch.einsum("huo,bhu->bho", self.write, hidden)
+
+
+def test_the_nearest_distance_is_the_least_over_rows_and_all_else_their_mean():
+    """One pair of equal units in one of two heads: of 4 units there 3 are distinct, of the other head's 4 all."""
+    torch.manual_seed(0)
+    model = Rows()
+    symmetries = find_symmetries(model, torch.randn(6, 5))
+    (group,) = symmetries
+    assert (group.kind, group.size, group.n_rows) == ("permutation", 4, 2)
+    with torch.no_grad():
+        model.read[0, 3], model.write[0, 3] = model.read[0, 1], model.write[0, 1]
+    values = measured(model, symmetries)
+    rows = [nearest_distances(torch.cat([model.read[row], model.write[row]], 1)) for row in (0, 1)]
+    assert values["symmetry/nearest_distance_min/read"] == 0 < float(rows[1].min())
+    assert values["symmetry/distinct_units/read"] == 3.5
+    mean = sum(float(row.quantile(0.5)) for row in rows) / 2
+    assert values["symmetry/nearest_distance_median/read"] == pytest.approx(mean)
+
+
+def test_a_stream_whose_mean_nothing_sees_is_fully_broken_at_rank_n_minus_1():
+    model = generic(MINIS["residual"].make())
+    symmetries = find_symmetries(model, MINIS["residual"].batch())
+    (stream,) = (group for group in symmetries if group.form == "orthogonal, mean kept")
+    values = measured(model, symmetries)
+    (key,) = key_names([stream.name]).values()
+    assert values[f"symmetry/product_rank/{key}"] == stream.size - 1
+    assert values[f"symmetry/broken_fraction/{key}"] == 1
 
 
 def test_two_names_that_differ_in_dots_alone_have_two_keys():

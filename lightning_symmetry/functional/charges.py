@@ -2,7 +2,8 @@
 
 A continuous symmetry makes the gradient orthogonal to its orbits, so that along gradient flow something is conserved.
 Of a unit whose incoming part ``a`` is multiplied and whose outgoing part ``b`` is divided, it is ``|a|^2 - |b|^2``; of
-two maps with an invertible matrix between them ``A A^T - B^T B``; of a weight that a norm divides by its size
+two maps with an invertible matrix between them ``A A^T - B^T B``, of which a rotary embedding leaves the trace over each
+plane, that of the rescaling of this plane; of a weight that a norm divides by its size
 ``|w|^2``; of a common shift of all logits the mean of their weights over the classes. Under weight decay of rate g the
 quadratic ones decay as ``exp(-2 g t)``, the mean as ``exp(-g t)``. Source: Kunin, Sagastuy-Brena, Ganguli, Yamins,
 Tanaka, "Neural Mechanics: Symmetry and Broken Conservation Laws in Deep Learning Dynamics" (arXiv:2012.04728).
@@ -82,6 +83,35 @@ def imbalance_of(above: Tensor, below: Tensor) -> Tensor:
     return torch.where(total == 0, total, (above - below) / total).square().mean().sqrt()
 
 
+def rotation_charges(incoming: Tensor, outgoing: Tensor) -> Tensor:
+    """What gradient flow conserves of two maps with an invertible matrix between them: ``C = A A^T - B^T B``.
+
+    Each entry is a charge: ``C_jk`` that of the direction of GL(d) that adds the k-th of the d directions to the j-th.
+    Where a rotary embedding leaves one scaled rotation for each plane of two directions, the trace over the plane is
+    conserved alone: what `rescaling_charges` is of the plane as a unit. Kunin et al., "Neural Mechanics"
+    (arXiv:2012.04728).
+
+    Args:
+        incoming: ``(*rows, d, m)``: A, the map into the d directions between; several, as of heads, are told apart.
+        outgoing: ``(*rows, d, p)``: B^T, the map out of them.
+
+    Returns:
+        ``(*rows, d, d)`` in float64, symmetric: 0 where both maps are balanced, positive definite where the incoming one is
+        larger in every direction.
+
+    Raises:
+        ValueError: The two sides are not of one number of directions.
+
+    Example:
+        >>> rotation_charges(torch.tensor([[2.0], [0.0]]), torch.eye(2))
+        tensor([[ 3.,  0.],
+                [ 0., -1.]], dtype=torch.float64)
+    """
+    _check_directions(incoming, outgoing)
+    above, below = (side.detach().double() for side in (incoming, outgoing))
+    return above @ above.mT - below @ below.mT
+
+
 def rotation_imbalance(incoming: Tensor, outgoing: Tensor) -> Tensor:
     """How unbalanced two maps are: ``|A A^T - B^T B|_F / (|A A^T|_F + |B^T B|_F)``, which GL(d) between them changes.
 
@@ -102,10 +132,7 @@ def rotation_imbalance(incoming: Tensor, outgoing: Tensor) -> Tensor:
         >>> rotation_imbalance(torch.eye(2), torch.zeros(2, 5))
         tensor(1., dtype=torch.float64)
     """
-    if incoming.ndim < 2 or incoming.shape[:-1] != outgoing.shape[:-1]:
-        raise ValueError(
-            f"sides of shapes {tuple(incoming.shape)} and {tuple(outgoing.shape)}: expected (*rows, d, dim) with one d"
-        )
+    _check_directions(incoming, outgoing)
     dtype = working_dtype(incoming, outgoing)
     above, below = (for_measuring(side, dtype) for side in (incoming, outgoing))
     above, below = (above @ above.mT).double(), (below @ below.mT).double()
@@ -219,3 +246,10 @@ def _squares(incoming: Tensor, outgoing: Tensor, degree: float) -> tuple[Tensor,
         )
     above, below = (side.detach().double().square().sum(1) for side in (incoming, outgoing))
     return above, degree * below
+
+
+def _check_directions(incoming: Tensor, outgoing: Tensor) -> None:
+    if incoming.ndim < 2 or incoming.shape[:-1] != outgoing.shape[:-1]:
+        raise ValueError(
+            f"sides of shapes {tuple(incoming.shape)} and {tuple(outgoing.shape)}: expected (*rows, d, dim) with one d"
+        )

@@ -2,11 +2,11 @@
 
 A continuous symmetry makes the gradient orthogonal to its orbits, so that along gradient flow something is conserved.
 Of a unit whose incoming part ``a`` is multiplied and whose outgoing part ``b`` is divided, it is ``|a|^2 - |b|^2``; of
-two maps with an invertible matrix between them ``A A^T - B^T B``, of which a rotary embedding leaves the trace over each
-plane, that of the rescaling of this plane; of a weight that a norm divides by its size
-``|w|^2``; of a common shift of all logits the mean of their weights over the classes. Under weight decay of rate g the
-quadratic ones decay as ``exp(-2 g t)``, the mean as ``exp(-g t)``. Source: Kunin, Sagastuy-Brena, Ganguli, Yamins,
-Tanaka, "Neural Mechanics: Symmetry and Broken Conservation Laws in Deep Learning Dynamics" (arXiv:2012.04728).
+two maps with an invertible matrix between them ``A A^T - B^T B``, of which a rotary embedding leaves the trace over
+each plane, the charge of the rescaling of this plane; of a weight that a norm divides by its size ``|w|^2``; of a common
+shift of all logits the mean of their weights over the classes. Under weight decay of rate g the quadratic ones decay as
+``exp(-2 g t)``, the mean as ``exp(-g t)``. Source: Kunin, Sagastuy-Brena, Ganguli, Yamins, Tanaka, "Neural Mechanics:
+Symmetry and Broken Conservation Laws in Deep Learning Dynamics" (arXiv:2012.04728).
 
 The imbalances say how far from its balanced point, where the sum of squares is least along the orbit, a group stands.
 They depend on where on its orbit the model is, by their nature.
@@ -96,8 +96,8 @@ def rotation_charges(incoming: Tensor, outgoing: Tensor) -> Tensor:
         outgoing: ``(*rows, d, p)``: B^T, the map out of them.
 
     Returns:
-        ``(*rows, d, d)`` in float64, symmetric: 0 where both maps are balanced, positive definite where the incoming one is
-        larger in every direction.
+        ``(*rows, d, d)`` in float64, symmetric: 0 where both maps are balanced, positive definite where the incoming
+        one is larger in every direction.
 
     Raises:
         ValueError: The two sides are not of one number of directions.

@@ -152,7 +152,9 @@ def _rank(group: SymmetryGroup, shared: SharedGauge, tolerance: float, tensors: 
     )
     ranks = torch.stack([product_rank(*sides, tolerance) for sides in zip(left, right, strict=True)])
     width = left.shape[-1] + right.shape[-1]
-    shares = ranks * (width - ranks) / (group.size * (width - group.size)) if width >= 2 * group.size else ranks / group.size
+    shares = (
+        ranks * (width - ranks) / (group.size * (width - group.size)) if width >= 2 * group.size else ranks / group.size
+    )
     return [ranks.mean() / group.size, ranks.mean(), shares.mean()]
 
 

@@ -30,7 +30,8 @@ WINDOW = 16
 class NoiseSteps:
     """Listens to the steps of optimizers: to the last `window` before a measurement.
 
-    Where a measurement comes sooner, it goes on until it has heard so many, and tells at the first one after that.
+    Where a measurement comes sooner, it goes on until it has heard so many, and tells at the first one after that. What
+    it heard is forgotten once more steps than a window went by unheard.
 
     Args:
         symmetries: The groups to measure, of which the rescalings are.
@@ -68,6 +69,7 @@ class NoiseSteps:
             scaler: The `torch.amp.GradScaler` in use: it passes over a step of which a gradient is not finite, and
                 some optimizers leave it to their step to undo its scale.
         """
+        self._stepped = True
         if not self._listening:
             return
         owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -89,12 +91,15 @@ class NoiseSteps:
                 self._squares[group.name] = squares + self._squares.get(group.name, torch.zeros_like(squares))
         for name in self._names & stepping.keys():
             self._steps[name] = self._steps.get(name, 0) + 1
-            self._stepped = True
+            self._counted = True
 
     def after(self) -> None:
         """The optimizers' steps are over."""
-        self._heard += self._stepped
-        self._stepped = False
+        self._heard += self._counted
+        self._unheard = 0 if self._counted else self._unheard + self._stepped
+        self._stepped = self._counted = False
+        if self._unheard > self._window:
+            self._forget()
 
     @property
     def sums(self) -> dict[str, tuple[int, ...]]:
@@ -135,7 +140,8 @@ class NoiseSteps:
         return noise_imbalance_of(*lengths, *squares, squares.new_tensor(steps))
 
     def _forget(self) -> None:
-        self._heard, self._stepped = 0, False
+        self._heard = self._unheard = 0
+        self._stepped = self._counted = False
         self._steps: dict[str, int] = {}
         self._sums: dict[str, Tensor] = {}
         self._squares: dict[str, Tensor] = {}

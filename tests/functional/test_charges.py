@@ -67,7 +67,9 @@ class Rotary(nn.Module):
         query, key = self.query(inputs[:, :2]), self.key(inputs[:, 2:])
         angles = torch.tensor([1.0, 0.3], dtype=torch.float64)
         first, second = query.chunk(2, -1)
-        turned = torch.cat([first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()], 1)
+        turned = torch.cat(
+            [first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()], 1
+        )
         return self.head((turned * key).sum(1, keepdim=True))
 
 
@@ -78,7 +80,9 @@ def of_planes(model):
 
 def of_planes_as_units(model):
     """A plane as one unit, which the same number scales in queries and divides in keys."""
-    return rescaling_charges(*(side.weight.view(2, 2, 2).transpose(0, 1).flatten(1) for side in (model.query, model.key)))
+    return rescaling_charges(
+        *(side.weight.view(2, 2, 2).transpose(0, 1).flatten(1) for side in (model.query, model.key))
+    )
 
 
 def normed():

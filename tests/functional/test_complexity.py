@@ -22,7 +22,8 @@ def test_what_is_not_known_of_one_axis_is_not_known():
 
 
 @pytest.mark.parametrize(
-    ("shares", "said"), [([[1.0]], "1 lists of shares for 2"), ([[1.5], []], r"share of 1\.5"), ([[-0.1], []], "in \\[0, 1\\]")]
+    ("shares", "said"),
+    [([[1.0]], "1 lists of shares for 2"), ([[1.5], []], r"share of 1\.5"), ([[-0.1], []], "in \\[0, 1\\]")],
 )
 def test_what_does_not_fit_is_refused(shares, said):
     with pytest.raises(ValueError, match=said):

@@ -12,7 +12,7 @@ from lightning_symmetry.functional import mean_component, rescaling_imbalance, r
 from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, charge_pieces
 from lightning_symmetry.measurement.indicators import key_names
 from lightning_symmetry.measurement.snapshot import snapshot
-from tests.zoo import ZOO
+from tests.zoo import ZOO, found
 
 
 class Classifier(nn.Module):
@@ -138,7 +138,7 @@ def imbalance_by_noether(group, tensors):
 @pytest.mark.parametrize("name", ZOO)
 def test_they_are_those_of_noethers_theorem_also_after_a_group_has_moved_the_model(name):
     """An independent way to them: by the tangents of the groups, not by their sides."""
-    symmetries = find_symmetries(model := ZOO[name].build(), ZOO[name].batch())
+    symmetries, model = found(name), ZOO[name].build()
     keys = key_names(group.name for group in symmetries)
     pieces = {piece.keys[0]: piece for piece in pieces_of(symmetries)}
     generator = torch.Generator().manual_seed(4)

@@ -1,26 +1,18 @@
 """Every order parameter is the same at all parameters that the symmetries of a model make equivalent."""
 
-import functools
-
 import pytest
 import torch
 
-from lightning_symmetry import find_symmetries
 from lightning_symmetry.gauge.gauge import Gauge
 from lightning_symmetry.measurement import indicators
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_pieces
 from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.symmetry.actions import along
-from tests.zoo import ZOO
+from tests.zoo import ZOO, found
 
 FEW = ("mlp tanh", "unet", "encoder post-norm", "llama", "lstm")
 """Models that between them have groups of all kinds and forms."""
-
-
-@functools.cache
-def found(name):
-    return find_symmetries(ZOO[name].build(), ZOO[name].batch())
 
 
 def generic(model, dtype):

@@ -89,6 +89,15 @@ def test_measurements_that_are_closer_than_the_window_wait_for_it_to_be_full():
     assert told[2] == {FIRST: pytest.approx(first), LAST: pytest.approx(last)}
 
 
+def test_what_was_heard_long_ago_is_forgotten():
+    """As where a measurement on a budget is put off."""
+    model, symmetries = built()
+    steps, optimizer = NoiseSteps(symmetries, model, window=3), torch.optim.SGD(model.parameters(), 0.1)
+    sides = [stepped(steps, model, optimizer, left) for left in (3, 2, 9, 8, 7, 6, 5, 4, 3, 2, 1)]
+    first, last = expected(sides[-3:])
+    assert measured(steps) == {FIRST: pytest.approx(first), LAST: pytest.approx(last)}
+
+
 def test_a_gradient_that_stays_the_same_has_no_noise():
     model, symmetries = built()
     steps, optimizer = NoiseSteps(symmetries, model, window=3), torch.optim.SGD(model.parameters(), 0.0)

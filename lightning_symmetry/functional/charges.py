@@ -3,7 +3,7 @@
 A continuous symmetry makes the gradient orthogonal to its orbits, so that along gradient flow something is conserved.
 Of a unit whose incoming part ``a`` is multiplied and whose outgoing part ``b`` is divided, it is ``|a|^2 - |b|^2``; of
 two maps with an invertible matrix between them ``A A^T - B^T B``, of which a rotary embedding leaves the trace over
-each plane, the charge of the rescaling of this plane; of a weight that a norm divides by its size ``|w|^2``; of a common
+each plane, the charge of this plane's rescaling; of a weight that a norm divides by its size ``|w|^2``; of a common
 shift of all logits the mean of their weights over the classes. Under weight decay of rate g the quadratic ones decay as
 ``exp(-2 g t)``, the mean as ``exp(-g t)``. Source: Kunin, Sagastuy-Brena, Ganguli, Yamins, Tanaka, "Neural Mechanics:
 Symmetry and Broken Conservation Laws in Deep Learning Dynamics" (arXiv:2012.04728).

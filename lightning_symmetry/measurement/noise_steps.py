@@ -54,8 +54,11 @@ class NoiseSteps:
         self._names = {name for group in self._own for name in group.parameters}
         self._model = model
         self._window = window
-        self._listening = False
-        self._forget()
+        self._listening = self._stepped = self._counted = False
+        self._heard = self._unheard = 0
+        self._steps: dict[str, int] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._squares: dict[str, Tensor] = {}
 
     def listen(self, steps_left: float) -> None:
         """Say how many steps come before the measurement, with the next one."""
@@ -135,16 +138,14 @@ class NoiseSteps:
 
     def _imbalance(self, group: SymmetryGroup, steps: int) -> Tensor:
         """From the lengths of the sums, as one entry for each side of each unit: nothing else of them is needed."""
+        incoming, outgoing = squares_of_sides(group, self._sums, self._sums.keys() & set(group.parameters)).cpu().sqrt()
         squares = self._squares[group.name].cpu()
-        lengths = squares_of_sides(group, self._sums, self._sums.keys() & set(group.parameters)).cpu().sqrt()[..., None]
-        return noise_imbalance_of(*lengths, *squares, squares.new_tensor(steps))
+        return noise_imbalance_of(incoming[:, None], outgoing[:, None], *squares.unbind(), squares.new_tensor(steps))
 
     def _forget(self) -> None:
         self._heard = self._unheard = 0
-        self._stepped = self._counted = False
-        self._steps: dict[str, int] = {}
-        self._sums: dict[str, Tensor] = {}
-        self._squares: dict[str, Tensor] = {}
+        for kept in (self._steps, self._sums, self._squares):
+            kept.clear()
 
 
 def _dense(gradient: Tensor) -> Tensor:

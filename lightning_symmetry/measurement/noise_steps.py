@@ -140,7 +140,8 @@ class NoiseSteps:
         """From the lengths of the sums, as one entry for each side of each unit: nothing else of them is needed."""
         incoming, outgoing = squares_of_sides(group, self._sums, self._sums.keys() & set(group.parameters)).cpu().sqrt()
         squares = self._squares[group.name].cpu()
-        return noise_imbalance_of(incoming[:, None], outgoing[:, None], *squares.unbind(), squares.new_tensor(steps))
+        made = squares.new_tensor(steps)
+        return noise_imbalance_of(incoming[:, None], outgoing[:, None], squares[0], squares[1], made)
 
     def _forget(self) -> None:
         self._heard = self._unheard = 0

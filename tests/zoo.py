@@ -229,6 +229,12 @@ class Search:
 
 
 @cache
+def found(name: str) -> Symmetries:
+    """The symmetries of a model of the zoo, searched for once for all tests."""
+    return find_symmetries(ZOO[name].build(), ZOO[name].batch())
+
+
+@cache
 def search(name: str, training: bool, *kinds: str) -> Search:
     """Search a model in use for groups of some kinds, or of all; once for all tests."""
     model, batch = ZOO[name].build().train(training), ZOO[name].batch()

@@ -114,6 +114,7 @@ class SpectrumMonitor(StepMonitor):
             "updates" in self.of,
             trainer.global_rank,
             trainer.world_size,
+            at_once=self.every_n_train_steps is not None,
         )
         self._steps = steps if steps.layers else None
         return Plan(

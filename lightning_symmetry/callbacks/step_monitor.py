@@ -5,31 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from lightning_symmetry.callbacks.fence import fenced
 from lightning_symmetry.callbacks.hooks import OF_MEASURED_STEPS, attend, wakeful
 from lightning_symmetry.callbacks.monitor import Monitor
 from lightning_symmetry.callbacks.run import steps_done
-
-
-class Listener(Protocol):
-    """What is told of optimizers' steps."""
-
-    def listen(self, steps_left: float) -> None:
-        """Say how many steps come before the measurement, with the next one."""
-
-    def before(self, optimizer: Any, scaler: Any = None) -> None:
-        """An optimizer is about to step."""
-
-    def after(self) -> None:
-        """The optimizer's step is over."""
+from lightning_symmetry.measurement.step_listeners import StepListener
 
 
 class StepMonitor(Monitor):
     """A monitor that may measure optimizers' steps: its `make_plan` sets who listens to them, if anyone does."""
 
-    _steps: Listener | None = None
+    _steps: StepListener | None = None
     _last_step: float = math.inf
 
     @property
@@ -59,9 +47,7 @@ class StepMonitor(Monitor):
         attend(self, OF_MEASURED_STEPS)
         with self._listening(trainer) as steps:
             if steps is not None and self._session is not None:
-                step = steps_done(trainer)
-                left = min(self._session.gathered_at, self._last_step) - step
-                steps.listen(left if left <= 1 or self.every_n_train_steps is None else math.inf)
+                steps.listen(min(self._session.gathered_at, self._last_step) - steps_done(trainer))
 
     @fenced
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -86,7 +72,7 @@ class StepMonitor(Monitor):
         self._steps = None
 
     @contextmanager
-    def _listening(self, trainer: Any) -> Iterator[Listener | None]:
+    def _listening(self, trainer: Any) -> Iterator[StepListener | None]:
         """Count the time within as spent on gathering; a failure is said once, and ends the listening."""
         if self._steps is None or self._session is None:
             yield None

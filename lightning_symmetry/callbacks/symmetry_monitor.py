@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,14 +20,19 @@ from lightning_symmetry.callbacks.step_monitor import StepMonitor
 from lightning_symmetry.callbacks.unsharded import own_class, shapes_alone, unsharded
 from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, LearningRate, charge_pieces
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_aggregates, symmetry_pieces
+from lightning_symmetry.measurement.noise_steps import NoiseSteps
 from lightning_symmetry.measurement.orbit_steps import OrbitSteps
 from lightning_symmetry.measurement.plan import Plan
 from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.snapshot import Snapshot, snapshot
+from lightning_symmetry.measurement.step_listeners import StepListener, StepListeners
 from lightning_symmetry.measurement.units import too_large_to_match
 from lightning_symmetry.sinks.warning import warn
 from lightning_symmetry.symmetry.find import check_kinds, find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
+
+STEP_INDICATORS = ("orbit_fraction", "noise_imbalance")
+"""What is measured of the optimizer's steps."""
 
 
 class SymmetryMonitor(StepMonitor):
@@ -59,10 +64,15 @@ class SymmetryMonitor(StepMonitor):
             norm divides by its size
             ``"effective_lr"`` (the learning rate over |w|^2, over |w| of optimizers other than SGD; the median over
             units) and ``"angular_speed"`` (radians a step since the last measurement, 0 at the first; the mean over
-            units; keeps a copy of these weights). Of the whole model ``"orbit_fraction"``: the share, squared, of the
-            optimizer's step before each measurement that goes along the orbits of all continuous symmetries, and
+            units; keeps a copy of these weights). Of a rescaling also ``"noise_imbalance"``: how unevenly the noise of
+            the gradient lies on the two sides of its units (0: evenly, the noise equilibrium to which SGD drifts, 1:
+            all on one side), over the 16 optimizer steps before a measurement, during which the sums of the gradients
+            are kept in float64; where measurements are closer, at those by which 16 more were made. Under DDP it is
+            the noise of the gradient averaged over ranks. Of the whole model ``"orbit_fraction"``: the share, squared,
+            of the optimizer's step before each measurement that goes along the orbits of all continuous symmetries, and
             changes nothing that the model computes (0: none, as of plain gradient descent; solved by conjugate
-            gradients, on a copy of the parameters before that step).
+            gradients, on a copy of the parameters before that step). These two are not measured of parameters that are
+            spread over processes.
         max_overhead: As for `Monitor`.
         every_n_train_steps: As for `Monitor`.
         include: As for `Monitor`; a group belongs to the first parameter that it moves.
@@ -107,7 +117,7 @@ class SymmetryMonitor(StepMonitor):
         check_kinds(kinds)
         if not 0 < tolerance < 1:
             raise ValueError(f"tolerance={tolerance!r} is no relative distance: give a number above 0 and below 1")
-        known = (*CHARGE_INDICATORS, "orbit_fraction")
+        known = (*CHARGE_INDICATORS, *STEP_INDICATORS)
         for indicator in indicators:
             if indicator not in known:
                 raise ValueError(
@@ -127,8 +137,8 @@ class SymmetryMonitor(StepMonitor):
 
     @property
     def listens(self) -> bool:
-        """Whether the share of steps that goes along the orbits is asked for."""
-        return "orbit_fraction" in self.indicators
+        """Whether anything is asked for that is measured of steps."""
+        return not set(STEP_INDICATORS).isdisjoint(self.indicators)
 
     def make_plan(self, trainer: Any, model: nn.Module, batch: Any) -> Plan:
         """Find the symmetries on rank zero, tell them to all ranks, and plan one piece for each group."""
@@ -155,10 +165,11 @@ class SymmetryMonitor(StepMonitor):
         self.symmetries = found.select(chosen)
         rank_zero_info(f"{type(self).__name__} found {len(self.symmetries)} symmetry groups in {name}")
         gauge = SharedGauge(found)
+        steps = StepListeners(() if tensors.spread else self._listeners(trainer, model, found, symmetries))
+        self._steps = steps if len(steps) else None
         if self.listens and tensors.spread and trainer.is_global_zero:
-            warn("SymmetryMonitor measures no orbit_fraction of parameters that are spread over processes")
-        orbits = OrbitSteps(found, model, trainer.global_rank) if self.listens and not tensors.spread else None
-        self._steps = orbits
+            asked = " and no ".join(each for each in STEP_INDICATORS if each in self.indicators)
+            warn(f"SymmetryMonitor measures no {asked} of parameters that are spread over processes")
         return Plan(
             pieces=[
                 *symmetry_pieces(symmetries, self.tolerance, gauge),
@@ -166,18 +177,27 @@ class SymmetryMonitor(StepMonitor):
                 *charge_pieces(
                     symmetries, self.indicators, _learning_rates(trainer, model), lambda: steps_done(trainer)
                 ),
-                *(orbits.pieces() if orbits is not None else ()),
+                *steps.pieces(),
             ],
             prepare=gauge.at,
-            sums=orbits.sums if orbits is not None else {},
-            take_sums=orbits.take if orbits is not None else dict,
-            unknown=orbits.unknown if orbits is not None else lambda gathered: (),
+            sums=steps.sums,
+            take_sums=steps.take,
+            unknown=steps.unknown,
             aggregates=lambda values: symmetry_aggregates(symmetries, numel, values),
             findings={
                 "symmetries": self.symmetries.to_dict(),
                 **({"unmeasured": {"groups": unmeasured, "why": "too many units within each"}} if unmeasured else {}),
             },
         )
+
+    def _listeners(
+        self, trainer: Any, model: nn.Module, found: Symmetries, symmetries: Symmetries
+    ) -> Iterator[StepListener]:
+        """Who listens to the optimizer's steps, as far as that is asked for."""
+        if "orbit_fraction" in self.indicators:
+            yield OrbitSteps(found, model, trainer.global_rank)
+        if "noise_imbalance" in self.indicators:
+            yield NoiseSteps(symmetries, model, trainer.global_rank, trainer.world_size)
 
     def _recalled(self, model: nn.Module) -> Symmetries | None:
         """The symmetries that a checkpoint holds; None where it holds none of this model."""

@@ -7,8 +7,10 @@ from lightning_symmetry.functional.charges import (
     mean_component,
     rescaling_charges,
     rescaling_imbalance,
+    rotation_charges,
     rotation_imbalance,
 )
+from lightning_symmetry.functional.complexity import effective_parameters
 from lightning_symmetry.functional.continuous import alive_units, living_units, product_rank
 from lightning_symmetry.functional.feature_spectrum import (
     alpha_req,
@@ -69,6 +71,7 @@ __all__ = [
     "distinct_units",
     "dormant_fraction",
     "effective_learning_rate",
+    "effective_parameters",
     "effective_rank",
     "effective_units",
     "entropy_rank",
@@ -99,6 +102,7 @@ __all__ = [
     "rescaling_charges",
     "rescaling_imbalance",
     "rotary_attention_logit_bound",
+    "rotation_charges",
     "rotation_imbalance",
     "singular_values",
     "spectral_indicators",

@@ -2,10 +2,11 @@
 
 A continuous symmetry makes the gradient orthogonal to its orbits, so that along gradient flow something is conserved.
 Of a unit whose incoming part ``a`` is multiplied and whose outgoing part ``b`` is divided, it is ``|a|^2 - |b|^2``; of
-two maps with an invertible matrix between them ``A A^T - B^T B``; of a weight that a norm divides by its size
-``|w|^2``; of a common shift of all logits the mean of their weights over the classes. Under weight decay of rate g the
-quadratic ones decay as ``exp(-2 g t)``, the mean as ``exp(-g t)``. Source: Kunin, Sagastuy-Brena, Ganguli, Yamins,
-Tanaka, "Neural Mechanics: Symmetry and Broken Conservation Laws in Deep Learning Dynamics" (arXiv:2012.04728).
+two maps with an invertible matrix between them ``A A^T - B^T B``, of which a rotary embedding leaves the trace over
+each plane, the charge of this plane's rescaling; of a weight that a norm divides by its size ``|w|^2``; of a common
+shift of all logits the mean of their weights over the classes. Under weight decay of rate g the quadratic ones decay as
+``exp(-2 g t)``, the mean as ``exp(-g t)``. Source: Kunin, Sagastuy-Brena, Ganguli, Yamins, Tanaka, "Neural Mechanics:
+Symmetry and Broken Conservation Laws in Deep Learning Dynamics" (arXiv:2012.04728).
 
 The imbalances say how far from its balanced point, where the sum of squares is least along the orbit, a group stands.
 They depend on where on its orbit the model is, by their nature.
@@ -83,6 +84,37 @@ def imbalance_of(above: Tensor, below: Tensor) -> Tensor:
     return torch.where(total == 0, total, (above - below) / total).square().mean().sqrt()
 
 
+def rotation_charges(incoming: Tensor, outgoing: Tensor) -> Tensor:
+    """What gradient flow conserves of two maps with an invertible matrix between them: ``C = A A^T - B^T B``.
+
+    Each entry is a charge: ``C_jk`` that of the direction of GL(d) that adds the k-th of the d directions to the j-th.
+    Where a rotary embedding leaves one scaled rotation for each plane of two directions, the trace over the plane is
+    conserved alone: what `rescaling_charges` is of the plane as a unit. Kunin et al., "Neural Mechanics"
+    (arXiv:2012.04728).
+
+    Args:
+        incoming: ``(*rows, d, m)``: A, the map into the d directions between; several, as of heads, are told apart.
+        outgoing: ``(*rows, d, p)``: B^T, the map out of them.
+
+    Returns:
+        ``(*rows, d, d)`` in float64, symmetric: 0 where both maps are balanced, positive definite where the incoming
+        one is larger in every direction.
+
+    Raises:
+        ValueError: The two sides are not of one number of directions.
+
+    Example:
+        >>> rotation_charges(torch.tensor([[2.0], [0.0]]), torch.eye(2))
+        tensor([[ 3.,  0.],
+                [ 0., -1.]], dtype=torch.float64)
+    """
+    _check_directions(incoming, outgoing)
+    sides = [side.detach().double() for side in (incoming, outgoing)]
+    scales = row_scales(*(side.flatten(-2) for side in sides)).unsqueeze(-1)
+    above, below = (side / scales for side in sides)
+    return (above @ above.mT - below @ below.mT) * scales * scales
+
+
 def rotation_imbalance(incoming: Tensor, outgoing: Tensor) -> Tensor:
     """How unbalanced two maps are: ``|A A^T - B^T B|_F / (|A A^T|_F + |B^T B|_F)``, which GL(d) between them changes.
 
@@ -103,10 +135,7 @@ def rotation_imbalance(incoming: Tensor, outgoing: Tensor) -> Tensor:
         >>> rotation_imbalance(torch.eye(2), torch.zeros(2, 5))
         tensor(1., dtype=torch.float64)
     """
-    if incoming.ndim < 2 or incoming.shape[:-1] != outgoing.shape[:-1]:
-        raise ValueError(
-            f"sides of shapes {tuple(incoming.shape)} and {tuple(outgoing.shape)}: expected (*rows, d, dim) with one d"
-        )
+    _check_directions(incoming, outgoing)
     dtype = working_dtype(incoming, outgoing)
     sides = [for_measuring(side, dtype) for side in (incoming, outgoing)]
     scales = row_scales(*(side.flatten(-2) for side in sides)).unsqueeze(-1)
@@ -234,3 +263,10 @@ def _squares(incoming: Tensor, outgoing: Tensor, degree: float) -> tuple[Tensor,
     scales = row_scales(*sides)
     above, below = ((side / scales).square().sum(1) for side in sides)
     return above, degree * below, scales[:, 0]
+
+
+def _check_directions(incoming: Tensor, outgoing: Tensor) -> None:
+    if incoming.ndim < 2 or incoming.shape[:-1] != outgoing.shape[:-1]:
+        raise ValueError(
+            f"sides of shapes {tuple(incoming.shape)} and {tuple(outgoing.shape)}: expected (*rows, d, dim) with one d"
+        )

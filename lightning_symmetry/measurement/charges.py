@@ -6,7 +6,7 @@ what a group moves is all that most of them take.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -79,12 +79,26 @@ def _alone(measure: Callable[[Tensors], Tensor], tensors: Tensors) -> Sequence[T
     return [measure(tensors)]
 
 
+def squares_of_sides(group: SymmetryGroup, tensors: Tensors, names: Collection[str] | None = None) -> Tensor:
+    """The sums of |degree| |entry|^2 over what a rescaling of each unit multiplies, and over what it divides.
+
+    Args:
+        group: The rescaling.
+        tensors: The parameters, or as many tensors of their shapes, by name.
+        names: Of which parameters; None for all that it moves.
+
+    Returns:
+        ``(2, n_units)``, the units of all rows one after another.
+    """
+    moved = group.parameters if names is None else names
+    sides = tensors[next(iter(moved))].new_zeros(2, group.n_rows * group.size, dtype=torch.float64)
+    for part, degree in _parts(group, tensors, moved):
+        sides[int(degree < 0)] += abs(degree) * _squares(part).flatten().to(sides.device)
+    return sides
+
+
 def _rescaling_imbalance(group: SymmetryGroup, tensors: Tensors) -> Tensor:
-    sides = []
-    for sign in (1, -1):
-        squares = [abs(degree) * _squares(part) for part, degree in _parts(group, tensors) if degree * sign > 0]
-        sides.append(torch.stack(squares).sum(0).flatten() if squares else torch.zeros(group.n_rows * group.size))
-    return imbalance_of(sides[0], sides[1].to(sides[0]))
+    return imbalance_of(*squares_of_sides(group, tensors))
 
 
 def _rotation_imbalance(group: SymmetryGroup, tensors: Tensors) -> Tensor:
@@ -138,10 +152,12 @@ def _scaled_first(group: SymmetryGroup) -> str:
     return next(tensor for tensor in tensors if tensor in group.parameters)
 
 
-def _parts(group: SymmetryGroup, tensors: Tensors) -> Iterator[tuple[Tensor, float]]:
-    """The blocks of parameters that a group moves, as ``(n_rows, n, rest)``, with their degrees."""
+def _parts(
+    group: SymmetryGroup, tensors: Tensors, names: Collection[str] | None = None
+) -> Iterator[tuple[Tensor, float]]:
+    """The blocks of parameters, all or some, that a group moves, as ``(n_rows, n, rest)``, with their degrees."""
     for action in group.actions:
-        if action.block.tensor in group.parameters:
+        if action.block.tensor in (group.parameters if names is None else names):
             for part, degree in along(tensors[action.block.tensor], action, [row for row, _ in group.rows]):
                 yield part.contents, degree
 

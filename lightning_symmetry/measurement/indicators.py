@@ -6,7 +6,6 @@ pieces out among them. A piece says its keys beforehand, so that every rank know
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lightning_symmetry.functional.complexity import effective_parameters
 from lightning_symmetry.functional.continuous import living_units, product_rank
 from lightning_symmetry.functional.order_parameters import PERMUTATION_INDICATORS, permutation_indicators
 from lightning_symmetry.gauge.gauge import Gauge
@@ -153,7 +153,9 @@ def _rank(group: SymmetryGroup, shared: SharedGauge, tolerance: float, tensors: 
     )
     ranks = torch.stack([product_rank(*sides, tolerance) for sides in zip(left, right, strict=True)])
     width = left.shape[-1] + right.shape[-1]
-    shares = ranks * (width - ranks) / (group.size * (width - group.size)) if width > group.size else ranks / group.size
+    shares = (
+        ranks * (width - ranks) / (group.size * (width - group.size)) if width >= 2 * group.size else ranks / group.size
+    )
     return [ranks.mean() / group.size, ranks.mean(), shares.mean()]
 
 
@@ -229,14 +231,15 @@ def symmetry_aggregates(
                 for block in group.blocks:
                     of_kind[block, group.axis] = max(alive, of_kind.get((block, group.axis), 0.0))
         living = of_kind | living
-    lost = sum(
-        block.numel * (1 - math.prod(shares.get(axis, living.get((block, axis), 1.0)) for axis in block.axes))
-        for block in symmetries.blocks
-        if block.tensor in numel
+    blocks = [block for block in symmetries.blocks if block.tensor in numel]
+    of_blocks = effective_parameters(
+        [block.numel for block in blocks],
+        [[shares.get(axis, living.get((block, axis), 1.0)) for axis in block.axes] for block in blocks],
     )
+    others = sum(numel.values()) - sum(block.numel for block in blocks)
     return {
         "symmetry/broken_fraction": sum(broken) / len(broken),
-        "complexity/effective_parameters": sum(numel.values()) - lost,
+        "complexity/effective_parameters": others + float(of_blocks),
     }
 
 

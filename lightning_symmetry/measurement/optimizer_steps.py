@@ -33,6 +33,7 @@ class OptimizerSteps:
         updates: Whether `UPDATE_INDICATORS` are measured.
         rank: Which of the ranks this is; they share out the layers.
         world_size: How many ranks there are.
+        at_once: Whether all layers have their turn at the last step before a measurement, as on a fixed grid.
 
     Attributes:
         without_master_weights: The layers in half precision whose updates were told from the weights themselves.
@@ -45,13 +46,14 @@ class OptimizerSteps:
         updates: bool,
         rank: int = 0,
         world_size: int = 1,
+        at_once: bool = False,
     ) -> None:
         self.layers = dict(layers)
         self.indicators = tuple(indicators)
         self.without_master_weights: set[str] = set()
         self._updates = updates
         self._own = list(self.layers)[rank::world_size]
-        self._rounds = -(-len(self.layers) // world_size)
+        self._rounds = 1 if at_once else -(-len(self.layers) // world_size)
         self._listening = False
         self._turn: list[str] = []
         self._copies: dict[str, tuple[Tensor, Callable[[], Tensor]]] = {}

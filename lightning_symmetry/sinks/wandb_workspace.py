@@ -101,6 +101,7 @@ def _learning_dynamics(groups: Sequence[str]) -> list[Any]:
         _line("Rank of products of maps", regex="symmetry/product_(effective_)?rank/.*"),
         _line("Largest attention logit that heads can give", regex="symmetry/attention_logit_bound/.*"),
         _line("Imbalance between the sides of units", regex="symmetry/imbalance/.*", y=(0, 1)),
+        _line("Imbalance of the gradient's noise", regex="symmetry/noise_imbalance/.*", y=(0, 1)),
         _line("Share of the optimizer's step along the orbits", regex="symmetry/orbit_fraction", y=(0, 1)),
         _media("Report", REPORT),
     ]

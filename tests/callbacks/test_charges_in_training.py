@@ -5,6 +5,8 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 
 from lightning_symmetry import SymmetryMonitor, orbit_fraction
+from lightning_symmetry.functional import noise_imbalance
+from lightning_symmetry.measurement.noise_steps import WINDOW
 from tests.callbacks.trainings import EVERY, Net, train
 
 KINDS = ("scale", "rescaling", "translation")
@@ -100,11 +102,54 @@ def test_the_share_along_the_orbits_is_that_of_the_step_before_a_measurement(tmp
         assert 0 < value == pytest.approx(expected, rel=1e-3)
 
 
+class Noisy(Net):
+    """Keeps the gradient of both sides of its channels, between their norm's gain and what reads them, of each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.sides = []
+
+    def on_before_optimizer_step(self, optimizer):
+        incoming = torch.stack([self.norm.weight.grad, self.norm.bias.grad], 1)
+        self.sides.append((incoming.clone(), self.hidden.weight.grad.T.reshape(6, -1).clone()))
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("every", [3, 20])
+def test_the_noise_is_that_of_the_gradients_of_the_last_steps(tmp_path, accumulated, every):
+    """Where measurements are close, each value is of steps that none before was of."""
+    seed_everything(0, verbose=False)
+    monitor = SymmetryMonitor(
+        indicators=("noise_imbalance", "orbit_fraction"), every_n_train_steps=every, on_error="raise"
+    )
+    model, trainer = train(tmp_path, [monitor], Noisy(), epochs=7 * accumulated, accumulate_grad_batches=accumulated)
+    [key] = monitor.history.keys("symmetry/noise_imbalance/")
+    steps, values = monitor.history.series(key)
+    assert key == "symmetry/noise_imbalance/norm_rescaling"
+    assert trainer.global_step == 42
+    assert steps == ([20, 40] if every == 20 else [18, 36])
+    for step, value in zip(steps, values, strict=True):
+        used = range(step - WINDOW, step)
+        if every == 3:  # of the last interval as many of its last steps as were wanting
+            used = [*range(step - 18, step - 3), step - 1]
+        incoming, outgoing = (torch.stack(side) for side in zip(*(model.sides[each] for each in used), strict=True))
+        assert 0 < value == pytest.approx(float(noise_imbalance(incoming, outgoing)), rel=1e-6)
+    assert len(monitor.history.series("symmetry/orbit_fraction")[0]) >= len(steps)
+
+
+def test_on_a_budget_the_noise_is_told_too(tmp_path):
+    monitor = SymmetryMonitor(indicators=("noise_imbalance",), on_error="raise")
+    train(tmp_path, [monitor], Noisy(), epochs=7)
+    _, values = monitor.history.series("symmetry/noise_imbalance/norm_rescaling")
+    assert values
+    assert all(0 < value < 1 for value in values)
+
+
 def test_by_default_the_imbalance_is_logged_and_nothing_else_of_charges(tmp_path):
     train(tmp_path, [monitor := SymmetryMonitor(every_n_train_steps=EVERY, on_error="raise")])
     names = {key.split("/")[1] for key in monitor.history.keys("symmetry/")}
     assert "imbalance" in names
-    assert names.isdisjoint({"mean_component", "effective_lr", "angular_speed", "orbit_fraction"})
+    assert names.isdisjoint({"mean_component", "effective_lr", "angular_speed", "orbit_fraction", "noise_imbalance"})
     train(tmp_path, [monitor := SymmetryMonitor(indicators=(), every_n_train_steps=EVERY, on_error="raise")])
     assert names - {key.split("/")[1] for key in monitor.history.keys("symmetry/")} == {"imbalance"}
 
@@ -118,11 +163,12 @@ def test_an_unknown_indicator_is_refused():
 
 @pytest.mark.parametrize("build", [Net, WithTwo])
 def test_a_training_is_bit_for_bit_what_it_is_without(tmp_path, build):
-    everything = ("imbalance", "mean_component", "effective_lr", "angular_speed", "orbit_fraction")
+    of_charges = ("imbalance", "mean_component", "effective_lr", "angular_speed")
+    everything = (*of_charges, "orbit_fraction", "noise_imbalance")
     left = []
     for callbacks in ([], [SymmetryMonitor(indicators=everything, every_n_train_steps=2, on_error="raise")]):
         seed_everything(0, verbose=False)
-        model, _ = train(tmp_path, callbacks, build())
+        model, _ = train(tmp_path, callbacks, build(), epochs=3)
         left.append([*model.state_dict().values(), torch.get_rng_state()])
     assert all(torch.equal(one, other) for one, other in zip(*left, strict=True))
     names = {key.split("/")[1] for key in callbacks[0].history.keys("symmetry/")}

@@ -16,7 +16,7 @@ import torch
 from lightning_symmetry import read_history
 from tests.callbacks.test_untouched_training import assert_identical
 from tests.callbacks.trainings import outcome
-from tests.callbacks.two_processes import SPREAD, TRAININGS, Spread
+from tests.callbacks.two_processes import SPREAD, TRAININGS, Spread, of_steps
 from tests.sinks.test_wandb import of_type, records
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +186,26 @@ def test_gradients_of_what_is_spread_are_not_measured_and_that_is_said(left, sai
     assert said["budget"].count("measures no gradients and updates of parameters that are spread over processes") == 1
     for values in by_step(left["budget"][0]["history"]).values():
         assert not any(key.startswith(("spectrum/gradient_", "spectrum/update_")) for key in values)
+
+
+def test_nor_are_the_optimizers_steps_and_that_is_said_of_both_indicators(left, said):
+    told = "SymmetryMonitor measures no orbit_fraction and no noise_imbalance of parameters that are spread over"
+    assert said["budget"].count(told) == 1
+    for values in by_step(left["budget"][0]["history"]).values():
+        assert not any(re.match("symmetry/(orbit_fraction|noise_imbalance)", key) for key in values)
+
+
+def test_the_noise_is_that_of_the_gradient_that_ranks_have_averaged(left, tmp_path):
+    """Ranks share out the groups: the numbers are those of the same training on one process."""
+    with of_steps():
+        _, (monitor, _), _ = outcome(tmp_path, 3, True, Spread, **{**SPREAD, "epochs": 4})
+    alone = by_step([(row.step, row.values) for row in monitor.history.measurements])
+    rows = by_step(left["steps"][0]["history"])
+    measured = [(step, key) for step, values in rows.items() for key in values if "noise_imbalance" in key]
+    assert sorted(measured) == [(18, f"symmetry/noise_imbalance/{name}_rescaling") for name in ("conv", "hidden")]
+    for step, key in measured:
+        assert 0 < rows[step][key] == pytest.approx(alone[step][key], rel=1e-4)
+    assert "symmetry/orbit_fraction" in rows[18]
 
 
 def test_ranks_measure_at_the_same_steps_where_a_budget_sets_them(left):

@@ -219,10 +219,18 @@ def rank_one_has_no_room():
     return patch.object(Snapshot, "_has_room", lambda tensors: rank() == 0)
 
 
+OF_STEPS = ("orbit_fraction", "noise_imbalance")
+
+
+def of_steps():
+    return patch("tests.callbacks.trainings.SymmetryMonitor", partial(SymmetryMonitor, indicators=OF_STEPS))
+
+
 def on_a_budget():
     """At steps that the ranks find by what they have measured of their own time."""
     monitors = (SymmetryMonitor, SpectrumMonitor, RepresentationMonitor)
     lavish = {kind.__name__: partial(kind, max_overhead=0.5) for kind in monitors}
+    lavish["SymmetryMonitor"] = partial(SymmetryMonitor, max_overhead=0.5, indicators=OF_STEPS)
     lavish["SpectrumMonitor"] = partial(SpectrumMonitor, max_overhead=0.5, of=("weights", "gradients", "updates"))
     return patch.multiple("tests.callbacks.trainings", EVERY=None, **lavish)
 
@@ -251,6 +259,7 @@ TRAININGS = {
     "starting": (Net, ddp(), partial(fails_on_rank_one, RepresentationMonitor, "select", (2,))),
     "hooks": (Net, {**ddp(), "epochs": 12}, hooks_fail_on_rank_one_on_a_budget),
     "whole": (Spread, {**SPREAD, **ddp()}, nullcontext),
+    "steps": (Spread, {**SPREAD, **ddp(), "epochs": 4}, of_steps),
     "wandb": (Net, {**ddp(), "epochs": 2}, nullcontext),
     "slow": (SHARDED, over(2, 1), rank_one_is_slow),
     "budget": (SHARDED, {**over(2, 1), "epochs": 12}, on_a_budget),
@@ -263,7 +272,7 @@ TRAININGS = {
     ),
     "full": (SHARDED, over(2, 1), rank_one_has_no_room),
 }
-RAISING = ("ddp", "whole", "unused", "static", "sharded", "parallel", "both", "half", "slow", "budget")
+RAISING = ("ddp", "whole", "steps", "unused", "static", "sharded", "parallel", "both", "half", "slow", "budget")
 
 
 def whole(left):

@@ -15,6 +15,7 @@ from lightning_symmetry.functional import (
     mean_component,
     rescaling_charges,
     rescaling_imbalance,
+    rotation_charges,
     rotation_imbalance,
 )
 
@@ -51,7 +52,37 @@ def linear():
 
 
 def of_maps(model):
-    return model[0].weight @ model[0].weight.T - model[1].weight.T @ model[1].weight
+    return rotation_charges(model[0].weight, model[1].weight.T)
+
+
+class Rotary(nn.Module):
+    """Queries and keys of two tokens, of which the planes of coordinates (j, j + 2) turn as far as they are apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key = nn.Linear(2, 4, bias=False), nn.Linear(2, 4, bias=False)
+        self.head = nn.Linear(1, 3)
+
+    def forward(self, inputs):
+        query, key = self.query(inputs[:, :2]), self.key(inputs[:, 2:])
+        angles = torch.tensor([1.0, 0.3], dtype=torch.float64)
+        first, second = query.chunk(2, -1)
+        turned = torch.cat(
+            [first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()], 1
+        )
+        return self.head((turned * key).sum(1, keepdim=True))
+
+
+def of_planes(model):
+    """The trace over each plane, of which those of the two turned coordinates are rows j and j + 2."""
+    return rotation_charges(model.query.weight, model.key.weight).diagonal().view(2, 2).sum(0)
+
+
+def of_planes_as_units(model):
+    """A plane as one unit, which the same number scales in queries and divides in keys."""
+    return rescaling_charges(
+        *(side.weight.view(2, 2, 2).transpose(0, 1).flatten(1) for side in (model.query, model.key))
+    )
 
 
 def normed():
@@ -67,7 +98,7 @@ def of_classes(model):
     return torch.cat([model[-1].weight, model[-1].bias[:, None]], 1).mean(0)
 
 
-CHARGES = [(relu, of_units, 2), (linear, of_maps, 2), (normed, of_scales, 2)]
+CHARGES = [(relu, of_units, 2), (linear, of_maps, 2), (Rotary, of_planes, 2), (normed, of_scales, 2)]
 
 
 @pytest.mark.parametrize(("build", "charge", "power"), CHARGES)
@@ -92,6 +123,10 @@ def test_weight_decay_takes_the_quadratic_ones_away_at_twice_its_rate_and_the_me
     torch.testing.assert_close(after, before * math.exp(-power * 0.7 * 0.5), rtol=4e-3, atol=4e-4)
 
 
+def test_the_trace_over_a_plane_is_the_charge_of_the_plane_as_a_unit():
+    torch.testing.assert_close(of_planes(model := Rotary().double()), of_planes_as_units(model))
+
+
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
 def test_imbalances_are_what_is_written(n, m, p, seed):
     a, b = drawn(n, m, seed=seed), drawn(n, p, seed=seed + 100)
@@ -101,6 +136,8 @@ def test_imbalances_are_what_is_written(n, m, p, seed):
     c = np.linalg.norm(left @ left.T - right @ right.T)
     total = np.linalg.norm(left @ left.T) + np.linalg.norm(right @ right.T)
     assert float(rotation_imbalance(a, b)) == pytest.approx(c / total)
+    np.testing.assert_allclose(rotation_charges(a, b), left @ left.T - right @ right.T, rtol=0, atol=1e-12)
+    torch.testing.assert_close(rotation_charges(a[None], b[None])[0], rotation_charges(a, b))
     assert 0 <= float(rotation_imbalance(a, b)) <= 1
 
 
@@ -141,6 +178,7 @@ def test_rates_of_turning():
     [
         lambda: rescaling_imbalance(torch.ones(3, 2), torch.ones(4, 2)),
         lambda: rotation_imbalance(torch.ones(3), torch.ones(3)),
+        lambda: rotation_charges(torch.ones(3, 2), torch.ones(4, 2)),
         lambda: mean_component(torch.ones(3)),
         lambda: effective_learning_rate(torch.ones(1, 2), -1.0),
         lambda: angular_speed(torch.ones(1, 2), torch.ones(2, 2)),

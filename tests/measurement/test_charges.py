@@ -1,6 +1,7 @@
 """Charges of the groups that are found, on states made by hand, and as their formulas say they change."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch import nn
 from lightning_symmetry import find_symmetries
 from lightning_symmetry.functional import mean_component, rescaling_imbalance, rotation_imbalance
 from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, charge_pieces
+from lightning_symmetry.measurement.indicators import key_names
 from lightning_symmetry.measurement.snapshot import snapshot
-from tests.zoo import ZOO
+from tests.zoo import ZOO, found
 
 
 class Classifier(nn.Module):
@@ -110,3 +112,44 @@ def test_of_every_group_they_are_in_their_range(name):
         for key, value in values.items():
             assert 0 <= value <= (1 if "effective_lr" not in key else math.inf), key
     assert len(values) == len(pieces) > 0
+
+
+def by_noether(group, tensors, sign):
+    """The charge along every direction xi of a Lie algebra, <theta, T_xi theta>, of what has degrees of one sign."""
+    one_sided = [
+        replace(action, degrees=tuple(degree if degree * sign > 0 else 0.0 for degree in action.degrees))
+        for action in group.actions
+    ]
+    shape = (group.n_rows, *[group.size] * group.acts_as.order)
+    direction = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    tangent = replace(group, actions=tuple(one_sided)).tangent_along(tensors, direction)
+    total = sum((tensors[name] * tangent[name]).sum() for name in group.parameters)
+    return torch.autograd.grad(total, direction)[0]
+
+
+def imbalance_by_noether(group, tensors):
+    above, below = (by_noether(group, tensors, sign) for sign in (1, -1))
+    if group.kind == "rescaling":
+        return ((above + below) / (above - below)).square().mean().sqrt()
+    norms = [matrices.flatten(1).norm(dim=1) for matrices in (above + below, above, below)]
+    return (norms[0] / (norms[1] + norms[2])).mean()
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_they_are_those_of_noethers_theorem_also_after_a_group_has_moved_the_model(name):
+    """An independent way to them: by the tangents of the groups, not by their sides."""
+    symmetries, model = found(name), ZOO[name].build()
+    keys = key_names(group.name for group in symmetries)
+    pieces = {piece.keys[0]: piece for piece in pieces_of(symmetries)}
+    generator = torch.Generator().manual_seed(4)
+    tensors = {
+        key: tensor + 0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        for key, tensor in snapshot(model).items()
+        if tensor.is_floating_point()
+    }
+    for group in symmetries:
+        if group.kind == "rescaling" or (group.kind == "rotation" and not group.form):
+            piece = pieces[f"symmetry/imbalance/{keys[group.name]}"]
+            for state in (tensors, group.transform(tensors, generator)):
+                (value,) = piece.measure(state)
+                assert float(value) == pytest.approx(float(imbalance_by_noether(group, state)), rel=1e-9, abs=1e-12)

@@ -85,6 +85,15 @@ def test_dead_units_of_an_axis_that_no_permutation_acts_on():
         assert effective(model, symmetries)[0] == pytest.approx(before - 2)
 
 
+def test_maps_through_more_directions_than_they_carry_count_no_more_than_there_are():
+    """Of 5 directions between maps of 3 dimensions 3 are used, whatever the weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Linear(5, 3, bias=False))
+    value, values = effective(model, find_symmetries(model, torch.randn(6, 3)))
+    assert values["symmetry/product_rank/0_rotation"] == 3
+    assert value == pytest.approx(numel(model) * 3 / 5)
+
+
 def test_a_resnet_with_two_channels_equal_up_to_scale_and_one_dead():
     """In the first block's hidden axis of 8 channels, between two 3 x 3 convolutions with 8 channels on either side."""
     model = generic(ZOO["resnet basic"].build())

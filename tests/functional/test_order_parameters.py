@@ -405,7 +405,7 @@ def test_near_a_collapse_up_to_signs_the_relative_distance_is_that_of_float64(of
 LARGE = """
 import resource, torch
 from lightning_symmetry.functional import Units, permutation_indicators
-from lightning_symmetry.functional.order_parameters import _neighbours
+from lightning_symmetry.functional.neighbours import neighbours
 from lightning_symmetry.functional.units import pair_geometry
 units = torch.randn(16384, 8, generator=torch.Generator().manual_seed(0))
 collapsed = units[:1] + 1e-3 * units
@@ -418,7 +418,7 @@ exact = torch.cdist(first, others, compute_mode="donot_use_mm_for_euclid_dist") 
 exact = exact.scatter(1, rows[:, None], torch.inf).amin(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 values = permutation_indicators(units, tolerance=1e-3)
-nearest, clusters = _neighbours(pair_geometry(Units((collapsed,))), tolerance=1e-2)
+nearest, clusters = neighbours(pair_geometry(Units((collapsed,))), tolerance=1e-2)
 used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 error = (nearest[rows].double() - exact).abs().max() / exact.max()
 print(used, len(clusters.unique()), float(error), *map(float, values.values()))

@@ -61,6 +61,7 @@ def charge_pieces(
             Piece(
                 keys=(f"symmetry/{name}/{keys[group.name]}",),
                 measure=partial(_alone, measure),
+                reads=group.parameters if name in ("imbalance", "mean_component") else (),
                 remembers=name == "angular_speed",
             )
             for name, measure in measures.items()

@@ -103,9 +103,26 @@ def symmetry_pieces(symmetries: Symmetries, tolerance: float, gauge: SharedGauge
                 Piece(
                     keys=tuple(f"symmetry/{indicator}/{keys[group.name]}" for indicator in indicators),
                     measure=partial(measure, group, gauge, tolerance),
+                    reads=read_with(group, gauge.symmetries),
                 )
             )
     return pieces
+
+
+def read_with(group: SymmetryGroup, symmetries: Symmetries) -> tuple[str, ...]:
+    """The parameters that the order parameters of a group depend on.
+
+    These are those that it moves, those that groups on the same axis move, and through the gauge those of all
+    continuous groups that move any of these, and so on.
+    """
+    names = set(group.parameters)
+    others = {other.name: other for other in symmetries if other.dimension or other.axis == group.axis}
+    while reached := [
+        name for name, other in others.items() if other.axis == group.axis or not names.isdisjoint(other.parameters)
+    ]:
+        for name in reached:
+            names.update(others.pop(name).parameters)
+    return tuple(sorted(names))
 
 
 def _permutation(group: SymmetryGroup, shared: SharedGauge, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:

@@ -182,16 +182,21 @@ class Measurement:
         with torch.no_grad():
             try:
                 tensors = read()
-                if prepare is not None:
-                    prepare(tensors)
-                self._preparation = stop()
             except Exception as error:
                 self._fail(own, error)
                 own = []
-            for number in own:
+            left = [number for number in own if self._is_left(number, tensors, frozen)]
+            try:
+                if prepare is not None and left:
+                    prepare(tensors)
+                self._preparation = stop()
+            except Exception as error:
+                self._fail(left, error)
+                left = []
+            for number in left:
                 stop = self._host.stopwatch()
                 try:
-                    self._values[number] = self._measured(number, tensors, frozen)
+                    self._values[number] = self._measured(self._pieces[number], tensors)
                 except Exception as error:
                     self._fail([number], error)
                 self._costs[number] = stop()
@@ -246,16 +251,26 @@ class Measurement:
         turn = number if self._pieces[number].remembers else place
         return turn % self._ranks.world_size == self._ranks.rank
 
-    def _measured(self, number: int, tensors: Tensors, frozen: Callable[[str], bool]) -> Tensor:
-        piece = self._pieces[number]
-        found = digest_of(piece, tensors, frozen)
-        known = None if found is None else self._memory.recall(number, found)
-        if known is None:
-            known = torch.stack([self._host.gathered(value) for value in piece.measure(tensors)])
-        if len(known) != len(piece.keys):
-            raise ValueError(f"{len(known)} values were measured for {len(piece.keys)} keys, {piece.keys[0]} the first")
+    def _is_left(self, number: int, tensors: Tensors, frozen: Callable[[str], bool]) -> bool:
+        """Whether a piece is to be measured: not where it is of frozen parameters alone and known already."""
+        try:
+            found = digest_of(self._pieces[number], tensors, frozen)
+            known = None if found is None else self._memory.recall(number, found)
+        except Exception as error:
+            self._fail([number], error)
+            return False
         self._digests[number] = self._blank(1) if found is None else self._host.gathered(found)[None]
-        return self._host.gathered(known)
+        if known is not None:
+            self._values[number] = self._host.gathered(known)
+        return known is None
+
+    def _measured(self, piece: Piece, tensors: Tensors) -> Tensor:
+        values = [self._host.gathered(value) for value in piece.measure(tensors)]
+        if len(values) != len(piece.keys):
+            raise ValueError(
+                f"{len(values)} values were measured for {len(piece.keys)} keys, {piece.keys[0]} the first"
+            )
+        return torch.stack(values)
 
     def _blank(self, length: int, value: float = torch.nan) -> Tensor:
         return self._host.gathered(torch.full((length,), value, dtype=torch.float64))

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_symmetry.functional.products import attention_logit_bound, product_core, rotary_attention_logit_bound
 from lightning_symmetry.functional.spectrum import effective_rank
 from lightning_symmetry.gauge.mixing import sides_of_rotation
-from lightning_symmetry.measurement.indicators import Piece, SharedGauge, Tensors, key_names
+from lightning_symmetry.measurement.indicators import Piece, SharedGauge, Tensors, key_names, read_with
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 
@@ -47,6 +47,7 @@ def product_pieces(symmetries: Symmetries, gauge: SharedGauge) -> list[Piece]:
                 Piece(
                     keys=tuple(f"symmetry/{indicator}/{keys[group.name]}" for indicator in indicators),
                     measure=partial(_turned if turned else _products, group, gauge),
+                    reads=read_with(group, gauge.symmetries),
                 )
             )
     return pieces

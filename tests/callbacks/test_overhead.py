@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
 from lightning_symmetry.callbacks.hooks import EACH_STEP
 from lightning_symmetry.callbacks.monitor import Monitor
-from lightning_symmetry.measurement import spectra
+from lightning_symmetry.measurement import indicators, spectra
 from lightning_symmetry.measurement.schedule import WINDOW
 from tests.callbacks.trainings import monitors, train
 
@@ -150,6 +150,35 @@ def test_frozen_layers_are_measured_once(tmp_path, monkeypatch):
     assert counts == [1] * 4 + [5] * 4
     values = monitor.history.series("spectrum/effective_rank/layers_0")[1]
     assert len(values) == 5 and len(set(values)) == 1
+
+
+def test_groups_of_frozen_layers_are_measured_once(tmp_path, monkeypatch):
+    """Of eight layers four are frozen, so of seven groups of hidden units three read nothing else."""
+    measured = []
+    permutation_indicators = indicators.permutation_indicators
+
+    def counted(units, *settings):
+        measured.append(units)
+        return permutation_indicators(units, *settings)
+
+    monkeypatch.setattr(indicators, "permutation_indicators", counted)
+    model = Deep()
+    model.layers[:4].requires_grad_(False)
+    train(tmp_path, [monitor := SymmetryMonitor(every_n_train_steps=3)], model)
+    assert len(measured) == 3 + 4 * 5
+    for group in monitor.symmetries:
+        key = f"symmetry/broken_fraction/{group.name.replace('.', '_')}"
+        assert group.kind != "permutation" or len(monitor.history.series(key)[1]) == 5
+
+
+def test_what_the_gauge_ties_to_a_layer_that_learns_is_measured_again(tmp_path, monkeypatch):
+    """Rescalings through ReLU tie all layers: the distances of the first depend on the last."""
+    model = Deep(activation=torch.relu)
+    model.layers[:4].requires_grad_(False)
+    train(tmp_path, [monitor := SymmetryMonitor(every_n_train_steps=3)], model)
+    first = next(group for group in monitor.symmetries if group.kind == "permutation")
+    every = {name for name, _ in model.named_parameters()}
+    assert set(indicators.read_with(first, monitor.symmetries)) >= every - {"layers.7.bias"}
 
 
 class Asks(Callback):

@@ -26,10 +26,11 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
 from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
-from lightning_symmetry.callbacks import symmetry_monitor
+from lightning_symmetry.callbacks import session, symmetry_monitor
 from lightning_symmetry.measurement import spectra
 from tests.callbacks.stopped import Seen, fail, hooks, kill
 from tests.callbacks.two_processes import Spread, rank, whole
+from tests.measurement.behind import Threaded
 
 STEPS_AN_EPOCH, EPOCHS, MERGED, CHECKPOINT, STOPPED = 5, 4, 9, 10, 13
 CHECKPOINT_OF = f"checkpoints/step={CHECKPOINT}.ckpt"
@@ -168,12 +169,26 @@ def stopped(sharded, stop):
     return lambda folder: fit(folder, sharded, monitors(on_error="warn"), stop)
 
 
+def stopped_behind(folder):
+    """On a device behind its host: what was measured at the step before is not read yet."""
+    with patch.object(session, "device_of", lambda device: Threaded()):
+        return fit(folder, False, monitors(on_error="warn", every_n_train_steps=3), alone(fail))
+
+
+def stopped_in_search(folder):
+    """A Ctrl-C comes to rank zero, for which rank one waits."""
+    with patch.object(symmetry_monitor, "find_symmetries", lambda *args, **kwargs: kill(signal.SIGINT)()):
+        return fit(folder, False, monitors(on_error="warn"))
+
+
 PAIRS = {
     "resumed": resumed,
     "raising": stopped(False, alone(fail)),
     "raising_sharded": stopped(True, alone(fail)),
+    "raising_behind": stopped_behind,
     "interrupted": stopped(False, interrupted_while_measuring),
     "interrupted_alone": stopped(False, alone(interrupted_while_measuring)),
+    "interrupted_in_search": stopped_in_search,
 }
 
 

@@ -2,7 +2,7 @@
 
 It is kept with a digest of what was asked of which model: the names and shapes of its parameters and buffers, the
 classes of its modules, the arguments of the search and the version of this package. Where any of these has changed, the
-symmetries are looked for anew.
+symmetries are looked for anew; not where the model is spread over processes otherwise than before.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_symmetry.callbacks.unsharded import own_class
 from lightning_symmetry.symmetry.groups import Symmetries
 
 
@@ -62,7 +63,7 @@ def _digest(model: nn.Module, kinds: Sequence[str] | None, verify_up_to: int) ->
         "kinds": kinds if kinds is None else list(kinds),
         "verify_up_to": verify_up_to,
         "tensors": [(name, list(tensor.shape)) for name, tensor in (*model.named_parameters(), *model.named_buffers())],
-        "modules": [(name, type(module).__qualname__) for name, module in model.named_modules()],
+        "modules": [(name, own_class(module).__qualname__) for name, module in model.named_modules()],
         "version": _version(),
     }
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

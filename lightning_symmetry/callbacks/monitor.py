@@ -180,9 +180,10 @@ class Monitor(Callback):
                 self._take_up(trainer)
                 measured = self._measured_at(steps_done(trainer))
         if self._session is not None:
-            is_measured = self._is_measured(trainer, bool(measured))
+            if steps_done(trainer) > 0:  # rank zero alone has the history
+                measured = trainer.strategy.broadcast(measured)
             with self._taking_up("the budget"):
-                self._session.begin(steps_done(trainer), is_measured, self._restored.get("budget"))
+                self._session.begin(steps_done(trainer), self._is_measured(measured), self._restored.get("budget"))
         if measured:
             self._transitions.observe(steps_done(trainer), measured)
         self._tell(trainer)
@@ -373,9 +374,9 @@ class Monitor(Callback):
             raise_errors=self.on_error == "raise",
         )
 
-    def _is_measured(self, trainer: Any, is_in_history: bool) -> bool:
-        """Whether nothing is left to measure at the first step, on all ranks as on the one that has the history."""
-        return bool(trainer.strategy.broadcast(is_in_history))
+    def _is_measured(self, measured: Mapping[str, float]) -> bool:
+        """Whether nothing is left to measure at the first step, by what the history has of it."""
+        return bool(measured)
 
     def _measured_at(self, step: int) -> dict[str, float]:
         """What this monitor measured at a step, where a run that goes on has stopped there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -255,7 +255,7 @@ class RepresentationMonitor(Monitor):
         gathered_at = math.inf if self._session is None else self._session.gathered_at
         return min(gathered_at, self._last_step) - self.window
 
-    def _is_measured(self, trainer: Any, is_in_history: bool) -> bool:
+    def _is_measured(self, measured: Mapping[str, float]) -> bool:
         """Before the first step nothing is heard."""
         return True
 

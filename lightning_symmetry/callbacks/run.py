@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -93,8 +96,18 @@ def ranks_of(trainer: Any) -> Ranks:
         rank=trainer.global_rank,
         world_size=trainer.world_size,
         device=trainer.strategy.root_device,
-        sum=lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"),
+        sum=partial(_summed, trainer),
     )
+
+
+def _summed(trainer: Any, tensor: Tensor) -> Tensor:
+    """The sum over ranks; not by a strategy's `reduce` where it can be helped, which has all hosts wait first."""
+    if trainer.world_size > 1 and torch.distributed.is_available() and torch.distributed.is_initialized():
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total
+    summed: Tensor = trainer.strategy.reduce(tensor, reduce_op="sum")
+    return summed
 
 
 def loss_in(outputs: Any) -> Tensor | None:

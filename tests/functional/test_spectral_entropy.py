@@ -86,7 +86,7 @@ def test_beyond_the_limit_no_array_holds_all_pairs(
 ) -> None:
     """Nor a copy of the units, where they are so near one another that float64 must tell them apart."""
     monkeypatch.setattr(f"{LIMITS}.MOST_EIGENVALUES", 200)
-    for module in (LIMITS, "lightning_symmetry.functional.units"):
+    for module in (LIMITS, "lightning_symmetry.functional.neighbours", "lightning_symmetry.functional.units"):
         monkeypatch.setattr(f"{module}.BLOCK_ELEMENTS", 2**16)
     units = gaussian(1000, dimension) + offset * gaussian(1, dimension, seed=1)
     units[700] = units[30]

@@ -58,11 +58,11 @@ class SymmetryMonitor(StepMonitor):
             all that a LayerNorm takes the mean from (the share of the weights that does nothing else), and of what a
             norm divides by its size
             ``"effective_lr"`` (the learning rate over |w|^2, over |w| of optimizers other than SGD; the median over
-            units) and ``"angular_speed"`` (radians a step since the last measurement, 0 at the first; the mean over
-            units; keeps a copy of these weights). Of the whole model ``"orbit_fraction"``: the share, squared, of the
-            optimizer's step before each measurement that goes along the orbits of all continuous symmetries, and
-            changes nothing that the model computes (0: none, as of plain gradient descent; solved by conjugate
-            gradients, on a copy of the parameters before that step).
+            units) and ``"angular_speed"`` (radians a step since the last measurement, none at the first, also of a run
+            that is resumed; the mean over units; keeps a copy of these weights). Of the whole model
+            ``"orbit_fraction"``: the share, squared, of the optimizer's step before each measurement that goes along
+            the orbits of all continuous symmetries, and changes nothing that the model computes (0: none, as of plain
+            gradient descent; solved by conjugate gradients, on a copy of the parameters before that step).
         max_overhead: As for `Monitor`.
         every_n_train_steps: As for `Monitor`.
         include: As for `Monitor`; a group belongs to the first parameter that it moves.

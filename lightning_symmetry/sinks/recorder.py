@@ -71,7 +71,8 @@ class Recorder:
         """Note that the run begins, or goes on: how its monitors are configured, and what else there is to tell."""
         self.begun = True
         begins = self.event(step, "run", config=dict(config), **details)
-        self.errors = sum(event.kind == "error" for event in self.history.events if step > 0)
+        if step > 0:
+            self.errors = sum(event.kind == "error" for event in self.history.events)
         for sink in self._sinks:
             sink.begin(begins.details.get("config", {}))
 

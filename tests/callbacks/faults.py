@@ -162,7 +162,9 @@ class Left:
     saved: Mapping[str, Any]
 
 
-def train(folder=None, monitored=True, on_error="warn", within=nullcontext, begun=None, beside=False, every=EVERY) -> Left:
+def train(
+    folder=None, monitored=True, on_error="warn", within=nullcontext, begun=None, beside=False, every=EVERY
+) -> Left:
     """Fit for `STEPS` steps, and save a checkpoint.
 
     Args:

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+import lightning_symmetry
 from lightning_symmetry import functional, metrics
 
 SOURCE = re.compile(r"arXiv:|doi:|EUSIPCO|ICML|NeurIPS|edition")
@@ -12,6 +13,35 @@ RANGE = re.compile(r"\b[Ii]n [\[(]|[Aa]t least|[Aa]t most|above 1|infinite|truth
 TOOLS = {"Inner", "Product", "Units", "feature_indicators", "moments", "permutation_indicators", "perplexity"}
 TOOLS |= {"product_core", "singular_values", "spectral_indicators"}
 """What hands tensors on, and is no indicator by itself."""
+
+
+EXTREMES = {
+    "AlphaReQ": ("0", None),
+    "CanonicalAlignment": ("0", "1"),
+    "CovarianceParticipationRatio": ("1", "num_features"),
+    "CovarianceStableRank": ("1", "num_features"),
+    "DormantFraction": ("0", "1"),
+    "EffectiveRank": ("1", "num_features"),
+    "Isotropy": ("0", "1"),
+    "LinearCKA": ("0", "1"),
+    "NC1": ("0", None),
+    "NC2Equiangularity": ("0", None),
+    "NC2Equinorm": ("0", None),
+    "NC3": ("0", "4"),
+    "NC4": ("0", "1"),
+    "NESum": ("1", "num_features"),
+    "NoiseImbalance": ("0", "1"),
+    "TokenRankResidual": ("0", "1"),
+}
+"""The ends of the range of each metric, of which its docstring says when they are reached; None for none."""
+
+ROOT = set(lightning_symmetry.__all__) - {"functional"}
+HANDED = {"Symmetries", "SymmetryGroup", "Transition"}
+"""What a user is handed and reads, but does not build."""
+
+
+def own_parameters(kind):
+    return set(inspect.signature(kind).parameters) - {"self"}
 
 
 def described(kind):
@@ -51,8 +81,38 @@ def test_a_tool_says_what_it_takes(name):
 
 @pytest.mark.parametrize("name", metrics.__all__)
 def test_a_metric_says_what_it_is(name):
-    text = described(getattr(metrics, name))
+    kind = getattr(metrics, name)
+    text = described(kind)
     for part in ("Args:", "Example: >>>", "twin", "`lightning_symmetry.functional."):
         assert part in text, part
-    assert RANGE.search(text), "range"
+    assert all(f"{parameter}:" in text for parameter in own_parameters(kind) - {"kwargs"})
+    assert ("Raises:" in text) == bool(own_parameters(kind) - {"kwargs"}), "what it is built from may be refused"
+    assert "Raises:" in described(kind.update), "what it is updated with may be refused"
+    meaning = text.partition("Args:")[0]
+    lowest, highest = EXTREMES[name]
+    assert RANGE.search(meaning), "range"
+    for extreme in (lowest, highest):
+        assert extreme is None or re.search(rf"\b{re.escape(extreme)} (if|where|at)\b", meaning), extreme
     assert SOURCE.search(text), "source"
+
+
+def test_every_metric_has_its_extremes():
+    assert set(EXTREMES) == set(metrics.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(ROOT - HANDED))
+def test_a_name_at_the_root_says_what_it_is(name):
+    kind = getattr(lightning_symmetry, name)
+    text = described(kind)
+    for part in ("Args:", "Raises:", "Example: >>>"):
+        assert part in text, part
+    arguments = text.partition("Args:")[2]
+    assert all(f"{parameter}:" in arguments for parameter in own_parameters(kind))
+    assert inspect.isclass(kind) or "Returns:" in text
+
+
+@pytest.mark.parametrize("name", sorted(HANDED))
+def test_what_one_is_handed_says_what_it_holds(name):
+    kind = getattr(lightning_symmetry, name)
+    attributes = described(kind).partition("Attributes:")[2]
+    assert all(f"{parameter}:" in attributes for parameter in own_parameters(kind))

@@ -14,6 +14,9 @@ from typing import Any, TypeVar, cast
 
 from lightning.pytorch import Callback
 
+IDLE = 2e-6
+"""The seconds that the hooks of an idle monitor cost a step, looked up where other work has emptied the caches."""
+
 BEGINNING = "on_train_batch_start"
 EACH_STEP = (
     BEGINNING,

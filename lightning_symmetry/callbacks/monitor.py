@@ -12,12 +12,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_symmetry.callbacks.alerts import ALERT_ON, AlertKind, chosen_alerts
 from lightning_symmetry.callbacks.fence import fenced
-from lightning_symmetry.callbacks.hooks import OF_MEASURED_STEPS, attend, inherited, pass_over, sleep, wakeful
-from lightning_symmetry.callbacks.run import begin_run, open_recorder, ranks_of, steps_done
+from lightning_symmetry.callbacks.hooks import IDLE, OF_MEASURED_STEPS, attend, inherited, pass_over, sleep, wakeful
+from lightning_symmetry.callbacks.run import begin_run, loss_in, open_recorder, ranks_of, steps_done
 from lightning_symmetry.callbacks.session import PATIENCE, Session
 from lightning_symmetry.history import History
 from lightning_symmetry.measurement.budget import Budget
@@ -197,10 +197,8 @@ class Monitor(Callback):
             sleep(self, trainer, self.wakes_at)
         else:
             told = self._session.step_begins(step, pl_module, batch)
-            if self._session.beside.works:
-                attend(self, OF_MEASURED_STEPS)
-            elif self._session.awaits_loss:
-                attend(self, ["on_train_batch_end"])
+            if self._session.awaits_loss or self._session.beside.works:
+                attend(self, OF_MEASURED_STEPS[not self._session.beside.works :])
             self._told |= told
             self._tell(trainer)
 
@@ -219,7 +217,7 @@ class Monitor(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record what was measured, with the loss of the step."""
         if self._session is not None:
-            self._session.step_ends(_loss(outputs))
+            self._session.step_ends(loss_in(outputs))
         pass_over(self, trainer, OF_MEASURED_STEPS)
 
     @fenced
@@ -359,7 +357,8 @@ class Monitor(Callback):
             share,
             self.every_n_train_steps,
             trainer.world_size,
-            spent_by_others=lambda: sum(other._budget.spent for other in others if other._budget is not None),
+            others=lambda: [other._budget for other in others if other._budget is not None],
+            idle=IDLE,
         )
         self._session = Session(
             name=type(self).__name__,
@@ -387,8 +386,8 @@ class Monitor(Callback):
 
     def _end(self, trainer: Any) -> None:
         session, self._session = self._session, None
-        with self._fenced(trainer):
-            if session is not None:
+        if session is not None:
+            with self._fenced(trainer):
                 session.beside.close()
         attend(self)
         recorder = _RECORDERS.get(trainer)
@@ -399,8 +398,3 @@ class Monitor(Callback):
 
 def _monitors(trainer: Any) -> list[Monitor]:
     return [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]
-
-
-def _loss(outputs: Any) -> Tensor | None:
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None

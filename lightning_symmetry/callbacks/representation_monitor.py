@@ -21,6 +21,8 @@ from lightning_symmetry.measurement.layers import (
     inside_compiled,
     layer_names,
     layers_of_types,
+    mixing_layers,
+    of_decoder_tokens,
     thinned,
 )
 from lightning_symmetry.measurement.listening import ConvFeatures, Listener
@@ -28,6 +30,7 @@ from lightning_symmetry.measurement.plan import Plan
 from lightning_symmetry.measurement.representations import (
     MOST_DECISIONS,
     REPRESENTATION_INDICATORS,
+    Representations,
     agree,
     representation_aggregates,
     representation_pieces,
@@ -48,14 +51,16 @@ class RepresentationMonitor(Monitor):
       of the features: how many directions they fill;
     - ``dormant_fraction``: the share of silent units; ``token_rank_residual``: 0 where all tokens have become the same;
     - ``activation_gradient_alignment``, ``activation_weight_alignment`` and ``gradient_weight_alignment``
-      (canonical alignment), from activations and gradients of the same steps;
+      (canonical alignment), from activations and gradients of the same steps, and the weights W that write a linear
+      layer or a convolution (W W^T), or else those that read the very tensor which a layer returns (W^T W): of a block
+      whose output goes into a norm or a sum there are neither;
     - ``nc1``, ``nc2_equinorm``, ``nc2_equiangularity``, ``nc3`` and ``nc4`` (neural collapse) of the features that the
-      last linear layer reads, where the batch has labels;
+      classifier reads, where the batch has labels;
     - linear CKA of every two layers, in the history and as a heatmap.
 
     Of the whole model it logs ``representation/effective_rank_fraction``, the mean over layers of effective rank /
     number of features. Features of more than 1,024 dimensions are projected on so many random directions first. An
-    effective rank cannot exceed the number of samples in a window.
+    effective rank cannot exceed the number of samples in a window. Tokens are samples, padding is none.
 
     Args:
         indicators: What to measure: names as above, ``"canonical_alignment"``, ``"neural_collapse"`` and
@@ -65,6 +70,11 @@ class RepresentationMonitor(Monitor):
             evenly spaced.
         labels: Where in the batch labels are: a key, an index, or a function from the batch to them. None finds whole
             numbers as the second of a tuple, or at a usual key; without any there is no neural collapse to measure.
+        mask: Where in the batch the mask of padding is, likewise: ``(n_sequences, n_tokens)``, 0 for padding, but 1 at
+            a key that ends with ``padding_mask``, by PyTorch's convention; a function may return a pair, for an encoder
+            and a decoder. None finds ``attention_mask``; a decoder beside an encoder has ``decoder_attention_mask``, or
+            that of ``labels`` other than -100.
+        classifier: The name of the linear layer that decides for a class. None for the last of several outputs.
         conv_features: ``"pooled"``: convolutional features are averaged over positions; ``"by_position"``: each
             position is a sample.
         window: How many steps before each measurement are listened to.
@@ -80,7 +90,7 @@ class RepresentationMonitor(Monitor):
 
     Raises:
         ValueError: An argument is out of its range; at the start of fit, the model has no parameters, `include` or
-            `exclude` is found in the name of no module, or the model has no layer of a type.
+            `exclude` is found in the name of no module, or the model has no layer of a type or no such classifier.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -109,6 +119,8 @@ class RepresentationMonitor(Monitor):
         ),
         layer_types: Sequence[str] | None = None,
         labels: str | int | Callable[[Any], Tensor] | None = None,
+        mask: str | int | Callable[[Any], Tensor | tuple[Tensor | None, Tensor | None]] | None = None,
+        classifier: str | None = None,
         conv_features: ConvFeatures = "pooled",
         window: int = 16,
         max_samples: int = 1024,
@@ -131,6 +143,14 @@ class RepresentationMonitor(Monitor):
         for name, number in (("window", window), ("max_samples", max_samples)):
             if number < 1:
                 raise ValueError(f"{name}={number!r} must be at least 1")
+        for name, where in (("labels", labels), ("mask", mask)):
+            if not (where is None or isinstance(where, str | int) or callable(where)):
+                raise ValueError(
+                    f"{name}={where!r} must be a key or an index of the batch, or a function from the batch to its "
+                    f"{name}; or None, to look where they usually are"
+                )
+        if not (classifier is None or isinstance(classifier, str)):
+            raise ValueError(f"classifier={classifier!r} must be the name of a linear layer, such as 'head', or None")
         if conv_features not in ("pooled", "by_position"):
             raise ValueError(f'conv_features={conv_features!r} must be "pooled" or "by_position"')
         if not dormant_threshold >= 0:
@@ -138,6 +158,8 @@ class RepresentationMonitor(Monitor):
         self.indicators = tuple(indicators)
         self.layer_types = None if layer_types is None else tuple(layer_types)
         self.labels = labels
+        self.mask = mask
+        self.classifier = classifier
         self.conv_features: ConvFeatures = conv_features
         self.window = window
         self.max_samples = max_samples
@@ -146,13 +168,6 @@ class RepresentationMonitor(Monitor):
         self._unheard: dict[str, list[str]] = {}
         self._listened_at = -1
         self._last_step = math.inf
-
-    def config(self) -> dict[str, Any]:
-        """The arguments of this monitor, for the run's config."""
-        config = super().config()
-        if callable(self.labels):
-            config["labels"] = getattr(self.labels, "__qualname__", type(self.labels).__name__)
-        return config
 
     def selectable(self, model: nn.Module) -> list[str]:
         """The names of the modules that can be layers."""
@@ -165,6 +180,7 @@ class RepresentationMonitor(Monitor):
         heard = agree(listener, model, ranks)
         if heard.silent:
             self._unheard["without_features_in_a_training_step"] = list(heard.silent)
+        self._note_what_is_missing(trainer, model, heard, listener)
         return Plan(
             pieces=representation_pieces(heard, self.indicators, listener.projected, self.dormant_threshold),
             aggregates=lambda values: representation_aggregates(heard, values),
@@ -253,19 +269,66 @@ class RepresentationMonitor(Monitor):
             return
         session.listen_first(self.window)
         self._last_step = trainer.estimated_stepping_batches
-        name = classifier_name(pl_module) if "neural_collapse" in self.indicators else None
-        name = None if name in inside_compiled(pl_module) else name
+        inside = inside_compiled(pl_module)
+        name = classifier_name(pl_module, self.classifier) if "neural_collapse" in self.indicators else None
+        name = None if name in inside else name
+        alignment = "canonical_alignment" in self.indicators
+        readers = [name for name in mixing_layers(pl_module) if name not in inside] if alignment else []
         self._listener = Listener(
             layers={name: pl_module.get_submodule(name) for name in layers},
             classifier=None if name is None else (name, pl_module.get_submodule(name)),
-            gradients="canonical_alignment" in self.indicators,
+            gradients=alignment,
             similarity="linear_cka" in self.indicators,
             labels=self.labels,
+            mask=self.mask,
+            of_decoder=of_decoder_tokens(pl_module),
+            readers={name: pl_module.get_submodule(name) for name in readers},
             conv_features=self.conv_features,
             max_samples=self.max_samples,
             kept=max(MOST_DECISIONS // trainer.world_size, 1),
             timed=session.gathering,
         )
+
+    def _note_what_is_missing(self, trainer: Any, model: nn.Module, heard: Representations, listener: Listener) -> None:
+        """Note why padding is not left out and classes are not known, and say it where they were asked for."""
+        if listener.unmasked:
+            self._unheard["padding_not_left_out"] = list(listener.unmasked)
+            name, shapes = next(iter(listener.unmasked.items()))
+            if self.mask is not None and trainer.is_global_zero:
+                warn(
+                    f"{type(self).__name__} cannot leave out the padding of {name}: mask={self.mask!r} is of shape "
+                    f"{shapes} (n_sequences, n_tokens); give a function from the batch to one that fits"
+                )
+        why = self._why_no_classes(model, listener) if heard.classifier is None else None
+        if why is not None:
+            self._unheard["without_neural_collapse"] = [why]
+            if self._wants_classes and trainer.is_global_zero:
+                warn(
+                    f"{type(self).__name__} measures no neural collapse: {why}; give `labels` that fit it, or the name "
+                    "of another linear layer as `classifier`"
+                )
+
+    @property
+    def _wants_classes(self) -> bool:
+        """Whether neural collapse was asked for by more than its name among the indicators, which is there always."""
+        return self.labels is not None or self.classifier is not None
+
+    def _why_no_classes(self, model: nn.Module, listener: Listener) -> str | None:
+        """Why no classes were heard; None where that is no news: without labels, or where it was told before."""
+        if listener.without_classes is not None or not self._wants_classes or listener.without_labels:
+            return listener.without_classes
+        if "neural_collapse" not in self.indicators:
+            return None
+        name = classifier_name(model, self.classifier)
+        if name is None:
+            return "the model has no linear layer of several outputs"
+        if listener.classifier is None:
+            return f"{name} runs inside of what torch.compile has compiled"
+        return f"{name} was not called in a step with labels"
+
+    def _check(self, trainer: Any, model: Any) -> None:
+        super()._check(trainer, model)
+        classifier_name(model, self.classifier)
 
     def _stop(self) -> None:
         """End listening to a step.

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_symmetry.callbacks.unsharded import own_class
@@ -94,3 +95,9 @@ def ranks_of(trainer: Any) -> Ranks:
         device=trainer.strategy.root_device,
         sum=lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum"),
     )
+
+
+def loss_in(outputs: Any) -> Tensor | None:
+    """The loss among what a training step returned, as far as there is one."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return loss if isinstance(loss, Tensor) and loss.numel() == 1 else None

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
 from lightning_symmetry.callbacks.origin import line_of
+from lightning_symmetry.callbacks.telling import tell
 from lightning_symmetry.measurement.beside import Beside
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.device import device_of
@@ -84,21 +84,19 @@ class Session:
         self._recorder = recorder
         self._transitions = transitions
         self._alert_on = alert_on
-        self._on_transition = on_transition
+        self._on_transition = on_transition if ranks.rank == 0 else None
         self._raise_errors = raise_errors
         self._host = device_of(ranks.device)
         self.beside = Beside(self._host, budget.measuring, lambda: self._fenced(self._step))
         self._lag = 0 if (budget.every_n_steps or math.inf) <= 2 * self._host.lag else self._host.lag
         self._memory = Memory(at_once=not self._host.lag)
         self._plan: Plan | None = None
-        self._plan_from = self._step = 0
-        self._wakes_at = 0
+        self._plan_from = self._step = self._wakes_at = self._joined_at = 0
         self._state: Mapping[str, Any] = {}
         self._measurement: Measurement | None = None
         self._gathered: Mapping[str, Tensor] | None = None
         self._gathering = 0.0
         self._reached: int | None = None
-        self._joined_at = 0
         self._read: Callable[[], Measured] | None = None
         self._row: tuple[int, dict[str, float]] | None = None
         self._loss: Callable[[], Tensor] | None = None
@@ -313,18 +311,14 @@ class Session:
         assert self._plan is not None and self._measurement is not None and self._reached is not None
         if self._read is None and step >= self._reached + lag:
             self.beside.join()
-            rest = self._budget.owed - self._measurement.seconds - self._gathering
-            self._read = self._measurement.joined(
-                self._budget.step_time, self._gathering, max(rest, 0.0), self._failures_here
-            )
-            self._failures_here = 0
+            rest = max(self._budget.owed - self._measurement.seconds - self._gathering, 0.0)
+            self._read = self._measurement.joined(self._budget.step_time, self._gathering, rest, self._failures_here)
             self._joined_at = step
-            self._gathering = 0.0
+            self._gathering, self._failures_here = 0.0, 0
             self._budget.settle()
         if self._read is None or step < self._joined_at + lag:
             return {}
-        measured, reached = self._read(), self._reached
-        gathered = self._gathered or {}
+        measured, reached, gathered = self._read(), self._reached, self._gathered or {}
         self._drop()
         self.measured_at = reached
         self._memory.learn(self._plan.pieces, measured.values, measured.digests)
@@ -336,7 +330,8 @@ class Session:
         if any(map(math.isnan, values.values())):
             bad = nonfinite_parameters(model, self._ranks) or nonfinite(gathered)
             self._recorder.nonfinite(reached, bad, alert="nonfinite" in self._alert_on)
-        self._tell(reached, self._transitions.observe(reached, values))
+        found = self._transitions.observe(reached, values)
+        tell(reached, found, self._recorder, self._alert_on, self._on_transition, self._raise_errors)
         if not self.awaits_loss:
             self._hand_on()
         if measured.error is not None:
@@ -365,20 +360,6 @@ class Session:
         before = self._recorder.refreshing
         record()
         self._budget.settle(self._recorder.refreshing - before)
-
-    def _tell(self, step: int, found: Sequence[Transition]) -> None:
-        """Tell of transitions: the history and the loggers, each kind at once, and who asked to be called."""
-        for kind, alike in groupby(sorted(found, key=lambda transition: transition.kind), lambda one: one.kind):
-            self._recorder.events(step, kind, [one.details() for one in alike], alert=kind in self._alert_on)
-        if self._on_transition is None or self._ranks.rank != 0:
-            return
-        for transition in found:
-            try:
-                self._on_transition(transition)
-            except Exception as error:
-                if self._raise_errors:
-                    raise
-                warn(f"on_transition failed at step {step}; training goes on. {type(error).__name__}: {error}")
 
     @contextmanager
     def _fenced(self, step: int) -> Iterator[None]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.feature_spectrum import as_samples, in_own_units
-from lightning_symmetry.functional.precision import for_measuring
+from lightning_symmetry.functional.feature_spectrum import as_samples
+from lightning_symmetry.functional.precision import for_measuring, in_own_units
 
 
 def dormant_fraction(features: Tensor, threshold: float = 0.025) -> Tensor:

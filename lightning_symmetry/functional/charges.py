@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.precision import for_measuring, working_dtype
+from lightning_symmetry.functional.precision import for_measuring, in_own_units, row_scales, working_dtype
 
 
 def rescaling_charges(incoming: Tensor, outgoing: Tensor, degree: float = 1.0) -> Tensor:
@@ -32,7 +32,8 @@ def rescaling_charges(incoming: Tensor, outgoing: Tensor, degree: float = 1.0) -
         degree: By which power of it: 1 after a homogeneous map as ReLU, 2 after its square.
 
     Returns:
-        ``(n_units,)`` in float64: 0 where both sides are balanced, positive where the incoming one is larger.
+        ``(n_units,)`` in float64: 0 where both sides are balanced, positive where the incoming one is larger; infinite
+        beyond the range of float64.
 
     Raises:
         ValueError: The two sides are not of one number of units.
@@ -41,8 +42,8 @@ def rescaling_charges(incoming: Tensor, outgoing: Tensor, degree: float = 1.0) -
         >>> rescaling_charges(torch.tensor([[3.0], [1.0]]), torch.tensor([[2.0], [1.0]]))
         tensor([5., 0.], dtype=torch.float64)
     """
-    above, below = _squares(incoming, outgoing, degree)
-    return above - below
+    above, below, scales = _squares(incoming, outgoing, degree)
+    return (above - below) * scales * scales
 
 
 def rescaling_imbalance(incoming: Tensor, outgoing: Tensor, degree: float = 1.0) -> Tensor:
@@ -65,7 +66,7 @@ def rescaling_imbalance(incoming: Tensor, outgoing: Tensor, degree: float = 1.0)
         >>> rescaling_imbalance(torch.tensor([[3.0], [0.0]]), torch.tensor([[3.0], [0.0]]))
         tensor(0., dtype=torch.float64)
     """
-    return imbalance_of(*_squares(incoming, outgoing, degree))
+    return imbalance_of(*_squares(incoming, outgoing, degree)[:2])
 
 
 def imbalance_of(above: Tensor, below: Tensor) -> Tensor:
@@ -107,7 +108,9 @@ def rotation_imbalance(incoming: Tensor, outgoing: Tensor) -> Tensor:
             f"sides of shapes {tuple(incoming.shape)} and {tuple(outgoing.shape)}: expected (*rows, d, dim) with one d"
         )
     dtype = working_dtype(incoming, outgoing)
-    above, below = (for_measuring(side, dtype) for side in (incoming, outgoing))
+    sides = [for_measuring(side, dtype) for side in (incoming, outgoing)]
+    scales = row_scales(*(side.flatten(-2) for side in sides)).unsqueeze(-1)
+    above, below = (side / scales for side in sides)
     above, below = (above @ above.mT).double(), (below @ below.mT).double()
     total = torch.linalg.matrix_norm(above) + torch.linalg.matrix_norm(below)
     return torch.where(total == 0, total, torch.linalg.matrix_norm(above - below) / total)
@@ -133,7 +136,7 @@ def mean_component(weights: Tensor) -> Tensor:
     """
     if weights.ndim != 2:
         raise ValueError(f"weights of shape {tuple(weights.shape)}: expected (classes, dim)")
-    weights = weights.detach().double()
+    weights = in_own_units(weights.detach().double())
     norm = torch.linalg.matrix_norm(weights)
     shared = torch.linalg.vector_norm(weights.mean(0)) * math.sqrt(weights.shape[0])
     return torch.where(norm == 0, norm, (shared / norm).clamp(max=1))
@@ -161,9 +164,11 @@ def effective_learning_rate(weights: Tensor, learning_rate: float, adaptive: boo
     """
     if learning_rate < 0:
         raise ValueError(f"learning_rate={learning_rate!r}: give 0 or more")
-    norms = torch.linalg.vector_norm(weights.detach().double().flatten(1), dim=1)
-    rates: Tensor = learning_rate / (norms if adaptive else norms.square())
-    return rates
+    rows = weights.detach().double().flatten(1)
+    scales = row_scales(rows)
+    norms = torch.linalg.vector_norm(rows / scales, dim=1) * scales[:, 0]
+    rates: Tensor = learning_rate / norms
+    return rates if adaptive else rates / norms
 
 
 def angular_speed(before: Tensor, after: Tensor, steps: int = 1) -> Tensor:
@@ -188,7 +193,7 @@ def angular_speed(before: Tensor, after: Tensor, steps: int = 1) -> Tensor:
     """
     if before.shape != after.shape or steps < 1:
         raise ValueError(f"rows of shapes {tuple(before.shape)} and {tuple(after.shape)}, {steps} steps between them")
-    first, second = (rows.detach().double().flatten(1) for rows in (before, after))
+    first, second = (_directions(rows.detach().double().flatten(1)) for rows in (before, after))
     return angles_of(*(rows.square().sum(1) for rows in (first, second, second - first))) / steps
 
 
@@ -206,16 +211,26 @@ def angles_of(first: Tensor, second: Tensor, difference: Tensor) -> Tensor:
     Returns:
         ``(n,)`` in [0, pi]: 0 where a vector is zero.
     """
-    lengths = (first * second).sqrt()
+    lengths = first.sqrt() * second.sqrt()
     apart = (difference - (first.sqrt() - second.sqrt()).square()) / lengths
     apart = torch.where(lengths > 0, apart.clamp(0, 4), 0.0)
     return 2 * torch.atan2(apart.sqrt(), (4 - apart).sqrt())
 
 
-def _squares(incoming: Tensor, outgoing: Tensor, degree: float) -> tuple[Tensor, Tensor]:
+def _directions(rows: Tensor) -> Tensor:
+    """Each row over its length; zero rows as they are."""
+    rows = rows / row_scales(rows)
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / torch.where(lengths == 0, 1.0, lengths)
+
+
+def _squares(incoming: Tensor, outgoing: Tensor, degree: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of squares of both sides, times their degrees, and by whose square they are too small."""
     if incoming.ndim != 2 or outgoing.ndim != 2 or incoming.shape[0] != outgoing.shape[0]:
         raise ValueError(
             f"sides of shapes {tuple(incoming.shape)} and {tuple(outgoing.shape)}: expected (n, dim) with one n"
         )
-    above, below = (side.detach().double().square().sum(1) for side in (incoming, outgoing))
-    return above, degree * below
+    sides = [side.detach().double() for side in (incoming, outgoing)]
+    scales = row_scales(*sides)
+    above, below = ((side / scales).square().sum(1) for side in sides)
+    return above, degree * below, scales[:, 0]

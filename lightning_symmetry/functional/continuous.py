@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.products import product_core
+from lightning_symmetry.functional.precision import in_own_units, row_scales
+from lightning_symmetry.functional.products import scaled_core
 
 
 def alive_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: float = 1e-2) -> Tensor:
@@ -64,9 +65,8 @@ def living_units(incoming: Tensor, outgoing: Tensor | None = None, tolerance: fl
         tensor([ True, False])
     """
     _check(tolerance, incoming, *([] if outgoing is None else [outgoing]))
-    strengths = _norms(incoming)
-    if outgoing is not None:
-        strengths = (strengths * _norms(outgoing)).sqrt()
+    above, below = (_roots(side) for side in (incoming, incoming if outgoing is None else outgoing))
+    strengths = in_own_units(above * below)
     living: Tensor = strengths > tolerance * strengths.square().mean().sqrt()
     return living
 
@@ -95,14 +95,17 @@ def product_rank(incoming: Tensor, outgoing: Tensor, tolerance: float = 1e-2) ->
     _check(tolerance, incoming, outgoing)
     if not bool(incoming.isfinite().all() and outgoing.isfinite().all()):
         return torch.full((), torch.nan, dtype=torch.float64, device=incoming.device)
-    values = torch.linalg.svdvals(product_core(incoming, outgoing))
+    values = torch.linalg.svdvals(scaled_core(incoming, outgoing)[0])
     rank: Tensor = (values > tolerance * values.amax()).sum().double()
     return rank
 
 
-def _norms(units: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(units.detach().double(), dim=1)
-    return norms
+def _roots(units: Tensor) -> Tensor:
+    """The square roots of the lengths of units, over a power of two that all share."""
+    units = units.detach().double()
+    scales = row_scales(units)
+    lengths = torch.linalg.vector_norm(units / scales, dim=1)
+    return in_own_units(scales[:, 0].sqrt() * lengths.sqrt())
 
 
 def _check(tolerance: float, *tensors: Tensor) -> None:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.precision import for_measuring
+from lightning_symmetry.functional.precision import for_measuring, in_own_units
 from lightning_symmetry.functional.spectrum import perplexity
 
 
@@ -45,7 +45,8 @@ def moments(features: Tensor, mask: Tensor | None = None) -> Moments:
         mask: ``(n_samples,)``, False for samples to leave out, such as padding; None for all.
 
     Returns:
-        The sums in float64. Add them up, field by field, over batches.
+        The sums in float64, which holds squares of features within 1e-150 and 1e150. Add them up, field by field, over
+        batches.
 
     Raises:
         ValueError: If ``features`` has not two dimensions.
@@ -78,22 +79,6 @@ def as_samples(features: Tensor, name: str = "features") -> Tensor:
             f"samples, as {name}.flatten(0, -2), or take their mean."
         )
     return for_measuring(features, torch.float64)
-
-
-def in_own_units(rows: Tensor) -> Tensor:
-    """Divide by a power of two, so that squares neither overflow nor underflow, in float64 either.
-
-    Args:
-        rows: Any tensor in float64.
-
-    Example:
-        >>> in_own_units(torch.tensor([1e300], dtype=torch.float64)).square().isfinite()
-        tensor([True])
-    """
-    magnitude = torch.linalg.vector_norm(rows, math.inf).item() if rows.numel() else 0.0
-    if not 0 < magnitude < math.inf:
-        return rows
-    return rows / 2.0 ** min(max(math.frexp(magnitude)[1], -1021), 1023)
 
 
 class _Spectra:

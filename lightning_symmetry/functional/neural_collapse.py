@@ -25,8 +25,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.feature_spectrum import as_samples, in_own_units
-from lightning_symmetry.functional.precision import for_measuring
+from lightning_symmetry.functional.feature_spectrum import as_samples
+from lightning_symmetry.functional.precision import for_measuring, in_own_units
 
 
 class ClassMoments(NamedTuple):
@@ -333,7 +333,7 @@ def nc4(features: Tensor, labels: Tensor, predictions: Tensor) -> Tensor:
 
     Args:
         features: ``(n_samples, dim)``.
-        labels: ``(n_samples,)``, whole numbers from 0.
+        labels: ``(n_samples,)``, whole numbers from 0; samples with another label are left out.
         predictions: ``(n_samples,)``, the class that the network decides for.
 
     Returns:
@@ -348,7 +348,9 @@ def nc4(features: Tensor, labels: Tensor, predictions: Tensor) -> Tensor:
         0.5
     """
     rows = in_own_units(as_samples(features))
-    return nc4_of(_class_moments(rows, labels), rows, predictions)
+    moments = _class_moments(rows, labels)
+    known = (labels >= 0).to(rows.device)
+    return nc4_of(moments, rows[known], predictions.to(rows.device)[known])
 
 
 def _class_moments(features: Tensor, labels: Tensor) -> ClassMoments:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_symmetry.functional.precision import common_scale
+
 SILENT = 1e-10
 """The share of the squared gradients below which their variance is taken for rounding, and for none."""
 
@@ -49,6 +51,8 @@ def noise_imbalance(incoming: Tensor, outgoing: Tensor) -> Tensor:
             "(n_steps, n_units, dim) with one number of steps and of units"
         )
     sides = [side.detach().double() for side in (incoming, outgoing)]
+    scale = common_scale(*sides)
+    sides = [side / scale for side in sides]
     sums = [side.sum(0) for side in sides]
     squares = [side.square().sum((0, 2)) for side in sides]
     return noise_imbalance_of(sums[0], sums[1], squares[0], squares[1], sides[0].new_tensor(len(incoming)))

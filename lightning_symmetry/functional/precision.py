@@ -49,13 +49,15 @@ def for_measuring(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to("cpu" if tensor.device.type == "mps" else tensor.device, dtype)
 
 
-def binary_scale(magnitude: float) -> float:
+def binary_scale(magnitude: float, dtype: torch.dtype = torch.float32) -> float:
     """The power of two next to ``magnitude``: what to divide by so that squares neither overflow nor underflow.
 
-    Division by a power of two is exact. The result is kept within 2^-126 and 2^126, the normal range of float32.
+    Division by a power of two is exact. The result and its inverse are normal numbers: within 2^-126 and 2^126 in
+    float32, within 2^-1022 and 2^1022 in float64.
 
     Args:
         magnitude: The largest absolute entry, finite and not 0.
+        dtype: That in which is divided.
 
     Returns:
         A power of two s with magnitude / s in [1/2, 1) inside that range.
@@ -64,7 +66,58 @@ def binary_scale(magnitude: float) -> float:
         >>> binary_scale(5.0)
         8.0
     """
-    return 2.0 ** min(max(math.frexp(magnitude)[1], -126), 126)
+    limit = 1 - math.frexp(torch.finfo(dtype).tiny)[1]
+    return 2.0 ** min(max(math.frexp(magnitude)[1], -limit), limit)
+
+
+def common_scale(*tensors: Tensor) -> float:
+    """The `binary_scale` of the largest entry of several tensors: what they can all be divided by.
+
+    Args:
+        tensors: Of one dtype, float32 or float64.
+
+    Returns:
+        A power of two; 1 where no entry is other than 0, or one is not finite.
+
+    Example:
+        >>> common_scale(torch.tensor([0.1, -3.0]), torch.tensor([1.0]))
+        4.0
+    """
+    magnitudes = [torch.linalg.vector_norm(tensor, math.inf).item() for tensor in tensors if tensor.numel()]
+    finite = all(map(math.isfinite, magnitudes)) and any(magnitudes)
+    return binary_scale(max(magnitudes), tensors[0].dtype) if finite else 1.0
+
+
+def in_own_units(tensor: Tensor) -> Tensor:
+    """Divide by a power of two, so that squares neither overflow nor underflow, in float64 either.
+
+    Args:
+        tensor: Any tensor in float32 or float64.
+
+    Example:
+        >>> in_own_units(torch.tensor([1e300], dtype=torch.float64)).square().isfinite()
+        tensor([True])
+    """
+    return tensor / common_scale(tensor)
+
+
+def row_scales(*sides: Tensor) -> Tensor:
+    """A power of two for each row: what to divide its entries by so that none is 2 or more, and one is 1 or more.
+
+    Args:
+        sides: Each ``(*rows, dim)``, dim free to differ.
+
+    Returns:
+        ``(*rows, 1)``; 1 for a row of zeros, NaN for one that is not finite.
+
+    Example:
+        >>> row_scales(torch.tensor([[5.0, 0.1], [0.0, 0.0]]))
+        tensor([[4.],
+                [1.]])
+    """
+    sizes = [torch.linalg.vector_norm(side, math.inf, -1, keepdim=True) for side in sides if side.shape[-1]]
+    largest = torch.stack([sides[0].new_zeros(*sides[0].shape[:-1], 1), *sizes]).amax(0)
+    return torch.where(largest == 0, 1.0, largest / (2 * torch.frexp(largest).mantissa))
 
 
 def _rounds_products(device: torch.device) -> bool:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.precision import for_measuring, working_dtype
+from lightning_symmetry.functional.precision import common_scale, for_measuring, working_dtype
 from lightning_symmetry.functional.spectrum import spectral_norm
 
 
@@ -24,7 +24,8 @@ def product_core(incoming: Tensor, outgoing: Tensor) -> Tensor:
         outgoing: ``(d, p)``: B, the map out of them.
 
     Returns:
-        ``(min(d, m), min(d, p))``, R_A R_B^T; all NaN if an entry is not finite.
+        ``(min(d, m), min(d, p))``, R_A R_B^T, over a power of two where the product is beyond the range of its dtype,
+        which changes no rank; all NaN if an entry is not finite.
 
     Raises:
         ValueError: If a tensor is not of shape ``(d, ·)``.
@@ -35,15 +36,37 @@ def product_core(incoming: Tensor, outgoing: Tensor) -> Tensor:
         >>> round(effective_rank(product_core(query, key)).item(), 6)
         2.0
     """
+    core, scales = scaled_core(incoming, outgoing)
+    range_of = torch.finfo(core.dtype)
+    product = core.double() * (scales[0] * scales[1])
+    magnitude = torch.linalg.vector_norm(product, math.inf).item() if core.numel() else 0.0
+    return product.to(core) if range_of.tiny / range_of.eps <= magnitude <= range_of.max else core
+
+
+def scaled_core(incoming: Tensor, outgoing: Tensor) -> tuple[Tensor, tuple[float, float]]:
+    """`product_core` of both maps over powers of two, and these: in range whatever the size of the maps.
+
+    Args:
+        incoming: ``(d, m)``.
+        outgoing: ``(d, p)``.
+
+    Returns:
+        ``(min(d, m), min(d, p))``, and what to multiply by.
+
+    Raises:
+        ValueError: As `product_core`.
+    """
     _check(incoming, outgoing)
     dtype = working_dtype(incoming, outgoing)
     sides = [for_measuring(tensor, dtype) for tensor in (incoming, outgoing)]
     if not all(bool(side.isfinite().all()) for side in sides):
         shape = (min(incoming.shape), min(outgoing.shape))
-        return torch.full(shape, math.nan, dtype=dtype, device=sides[0].device)
-    left, right = (torch.linalg.qr(side.mT, mode="r").R for side in sides)
-    core: Tensor = left @ right.mT
-    return core
+        return torch.full(shape, math.nan, dtype=dtype, device=sides[0].device), (1.0, 1.0)
+    first, second = (common_scale(side) for side in sides)
+    left, right = (
+        torch.linalg.qr((side / scale).mT, mode="r").R for side, scale in zip(sides, (first, second), strict=True)
+    )
+    return left @ right.mT, (first, second)
 
 
 def attention_logit_bound(query: Tensor, key: Tensor) -> Tensor:
@@ -68,7 +91,8 @@ def attention_logit_bound(query: Tensor, key: Tensor) -> Tensor:
         >>> attention_logit_bound(6 * torch.eye(4), torch.eye(4)).item()
         3.0
     """
-    bound: Tensor = spectral_norm(product_core(query, key)) / math.sqrt(len(query))
+    core, scales = scaled_core(query, key)
+    bound: Tensor = spectral_norm(core) / math.sqrt(len(query)) * min(scales) * max(scales)
     return bound
 
 
@@ -100,11 +124,13 @@ def rotary_attention_logit_bound(query: Tensor, key: Tensor) -> Tensor:
     if any(len(shape) != 3 or shape[1] != 2 for shape in shapes) or shapes[0][0] != shapes[1][0]:
         raise ValueError(f"query and key must be of shape (d / 2, 2, m) and (d / 2, 2, p), by plane; got {shapes}")
     sides = [side.detach().double() for side in (query, key)]
+    scales = [common_scale(side) for side in sides]
+    sides = [side / scale for side, scale in zip(sides, scales, strict=True)]
     norms = [torch.linalg.vector_norm(side, dim=(1, 2), keepdim=True) for side in sides]
     factors = torch.where(norms[0] * norms[1] == 0, 0.0, (norms[1] / norms[0]).sqrt())
     inverse = torch.where(factors == 0, 0.0, factors.reciprocal())
     left, right = (spectral_norm((side * by).flatten(0, 1)) for side, by in zip(sides, (factors, inverse), strict=True))
-    bound: Tensor = left * right / math.sqrt(2 * len(query))
+    bound: Tensor = left * right / math.sqrt(2 * len(query)) * min(scales) * max(scales)
     return bound
 
 

@@ -30,8 +30,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.feature_spectrum import as_samples, in_own_units, moments
-from lightning_symmetry.functional.precision import for_measuring
+from lightning_symmetry.functional.feature_spectrum import as_samples, moments
+from lightning_symmetry.functional.precision import for_measuring, in_own_units
 
 LEAST_SAMPLES = 4
 """The least number of samples in a batch that tells of similarity."""

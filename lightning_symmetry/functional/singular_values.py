@@ -4,7 +4,7 @@ They come from the Gram matrix on the smaller side of W (m x n, m <= n), G = W W
 product and the eigenvalues of the small matrix, several times faster than an SVD. Squaring costs half of the digits:
 eigenvalues below m eps lambda_1 are noise. A matrix that has such values, as at rank collapse, is measured again in
 float64, where the noise lies at s_i / s_1 = sqrt(m eps64), about 4e-7 for m = 768, below the rank tolerance of float32.
-Float64 matrices go to the SVD itself.
+Float64 matrices go to the SVD itself, and so does what asks for the smallest singular value.
 """
 
 from __future__ import annotations
@@ -37,15 +37,37 @@ def singular_values(matrix: Tensor) -> Tensor:
         >>> singular_values(torch.diag(torch.tensor([3.0, 4.0]))).tolist()
         [4.0, 3.0]
     """
+    values, scale = scaled_singular_values(matrix)
+    return values * scale
+
+
+def scaled_singular_values(matrix: Tensor, whole: bool = False) -> tuple[Tensor, float]:
+    """Singular values over a power of two, and this: their product may be beyond the range of float64.
+
+    Args:
+        matrix: As for `singular_values`.
+        whole: Whether to take the SVD in float64, whatever the dtype, and keep what is noise.
+
+    Returns:
+        ``(min(m, n),)`` in float64, and what to multiply by.
+
+    Raises:
+        ValueError: As `singular_values`.
+    """
     wide = _as_wide_matrix(matrix)
     if wide.numel() == 0:
-        return wide.new_zeros(len(wide), dtype=torch.float64)
+        return wide.new_zeros(len(wide), dtype=torch.float64), 1.0
     magnitude = torch.linalg.vector_norm(wide, math.inf).item()
     if magnitude == 0 or not math.isfinite(magnitude):
-        return wide.new_full((len(wide),), 0.0 if magnitude == 0 else math.nan, dtype=torch.float64)
-    scale = binary_scale(magnitude)
-    values = _by_gram(wide / scale) if wide.dtype == torch.float32 else _by_svd(wide / scale)
-    return values * scale
+        return wide.new_full((len(wide),), 0.0 if magnitude == 0 else math.nan, dtype=torch.float64), 1.0
+    scale = binary_scale(magnitude, wide.dtype)
+    wide = wide / scale
+    if wide.dtype == torch.float32 and not whole:
+        return _by_gram(wide), scale
+    # LAPACK is several times slower on a wide matrix than on its transpose.
+    values: Tensor = torch.linalg.svdvals(wide.mT if wide.is_complex() else wide.mT.double())
+    noise = 0.0 if whole else wide.shape[1] * torch.finfo(torch.float64).eps
+    return _drop_below(values, noise * values[0]), scale
 
 
 def _as_wide_matrix(matrix: Tensor) -> Tensor:
@@ -90,12 +112,6 @@ def eigenvalues_of(symmetric: Tensor) -> Tensor:
     """
     values: Tensor = torch.linalg.eigvalsh(symmetric)
     return torch.linalg.eigvalsh(symmetric.double()).to(symmetric) if bool(values.isnan().any()) else values
-
-
-def _by_svd(wide: Tensor) -> Tensor:
-    # LAPACK is several times slower on a wide matrix than on its transpose.
-    values: Tensor = torch.linalg.svdvals(wide.mT)
-    return _drop_below(values, wide.shape[1] * torch.finfo(torch.float64).eps * values[0])
 
 
 def _drop_below(values: Tensor, resolution: Tensor) -> Tensor:

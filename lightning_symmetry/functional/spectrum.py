@@ -10,6 +10,7 @@ matrix and an empty one have rank 0 in every sense; a NaN or Inf in the matrix m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry.functional.power_law import power_law_exponent
-from lightning_symmetry.functional.singular_values import singular_values
+from lightning_symmetry.functional.precision import row_scales, working_dtype
+from lightning_symmetry.functional.singular_values import scaled_singular_values
 
 
 def perplexity(weights: Tensor) -> Tensor:
@@ -36,9 +38,18 @@ def perplexity(weights: Tensor) -> Tensor:
         >>> perplexity(torch.tensor([1.0, 1.0, 0.0]))
         tensor(2.)
     """
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    weights = weights / row_scales(weights)
     total = weights.sum()
     shares = torch.where(weights == 0, 0.0, weights / total)
     return torch.where(total == 0, 0.0, torch.exp(-torch.xlogy(shares, shares).sum()))
+
+
+RESOLVED = 1e-5
+"""Above this s_i / s_1 a Gram matrix in float64, whose noise is at s_i^2 / s_1^2 = m eps, tells s_i to 4 digits."""
+
+
+EPS = torch.finfo(torch.float64).eps
 
 
 class _Spectrum(NamedTuple):
@@ -50,22 +61,33 @@ class _Spectrum(NamedTuple):
     """w_i = s_i / s_1, from 1 down; ``[0]`` in place of an empty spectrum, zeros for the zero matrix."""
     tolerance: float
     """The relative size below which a singular value does not count as rank."""
+    matrix: Tensor
+    """Of which this is the spectrum."""
 
 
 def _spectrum(matrix: Tensor) -> _Spectrum:
-    values = singular_values(matrix)
+    values, scale = scaled_singular_values(matrix)
     if values.numel() == 0:
         values = values.new_zeros(1)
     # Half precision would have so large an eps that nothing counts: weights are kept in float32 or come from it.
     eps = min(torch.finfo(matrix.dtype).eps, torch.finfo(torch.float32).eps)
     tolerance = max(matrix.shape[0], matrix.shape[1:].numel()) * eps
-    return _Spectrum(values[0], torch.where(values == 0, 0.0, values / values[0]), tolerance)
+    return _Spectrum(scale * values[0], torch.where(values == 0, 0.0, values / values[0]), tolerance, matrix)
 
 
 def _srank(spectrum: _Spectrum, delta: float = 0.01) -> Tensor:
     weights = spectrum.relative.cpu()  # cumsum on CUDA refuses to run under deterministic algorithms
     sums = weights.cumsum(0)
     return (sums - weights < (1 - delta) * sums[-1]).sum().to(spectrum.relative.device)
+
+
+def _condition_number(spectrum: _Spectrum) -> Tensor:
+    is_double = working_dtype(spectrum.matrix) == torch.float64
+    if bool((spectrum.relative[-1] >= (EPS if is_double else RESOLVED)) | (spectrum.norm == 0)):
+        return spectrum.relative[-1].reciprocal()
+    values, _ = scaled_singular_values(spectrum.matrix, whole=True)
+    noise = EPS if is_double else EPS * max(spectrum.matrix.shape[0], spectrum.matrix.shape[1:].numel())
+    return torch.where(values[-1] > noise * values[0], values[0] / values[-1], math.inf)
 
 
 _FORMULAS: dict[str, Callable[[_Spectrum], Tensor]] = {
@@ -78,7 +100,7 @@ _FORMULAS: dict[str, Callable[[_Spectrum], Tensor]] = {
     "spectral_norm": lambda s: s.norm,
     "nuclear_norm": lambda s: s.norm * s.relative.sum(),
     "frobenius_norm": lambda s: s.norm * s.relative.square().sum().sqrt(),
-    "condition_number": lambda s: s.relative[-1].reciprocal(),
+    "condition_number": _condition_number,
     "alpha": lambda s: power_law_exponent(s.relative.square()),
 }
 
@@ -322,8 +344,9 @@ def condition_number(matrix: Tensor) -> Tensor:
         matrix: ``(m, n)``, or ``(out, in, *kernel)``.
 
     Returns:
-        0-d, in [1, inf]: 1 for an orthogonal matrix, inf for a singular one, whose smallest singular value cannot be
-        told from 0 (see `singular_values`), the zero matrix and an empty one included.
+        0-d, in [1, inf]: 1 for an orthogonal matrix, inf for a singular one, the zero matrix and an empty one included.
+        By the SVD in float64 where the Gram matrix cannot tell; singular is a matrix with s_r <= max(m, n) eps64 s_1,
+        one of float64 with s_r <= eps64 s_1, which rounding can hide.
 
     Raises:
         ValueError: If ``matrix`` has fewer than two dimensions.

@@ -18,14 +18,15 @@ by which signs it is flipped: a number whose bit k is set where it is odd under 
 
 Every m_ij^2 comes out of one Gram matrix of the joint vectors, built tensor by tensor and a block of rows at a time.
 Where units nearly agree, |w_i|^2 + |w_j|^2 - 2 w_i . w_j is the rounding error of its terms;
-`PairGeometry.exact_squares` then takes the differences themselves, so that equal units are at distance 0.
+`PairGeometry.exact_squares` then takes the differences themselves, so that equal units are at distance 0. Where too
+many nearly agree for that, `PairGeometry.in_float64` takes the same inner products in float64, for twice the time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 
 import torch
@@ -115,7 +116,8 @@ def _tensors_of(inner: Tensor | Inner) -> tuple[Tensor, ...]:
 class PairGeometry:
     """Distances and inner products of finite units, in a dtype and at a scale at which they can be computed.
 
-    Distances are relative: the common scale of all tensors does not matter. Made by `pair_geometry`.
+    Distances are relative: the common scale of all tensors does not matter. Made by `pair_geometry`. Inner products are
+    added up in the dtype of ``inner_norms``.
 
     Args:
         parts: Each ``(n_units, dim)``.
@@ -147,7 +149,8 @@ class PairGeometry:
     @cached_property
     def squared_norms(self) -> Tensor:
         """|w_i|^2, ``(n_units,)``; in it each entry of a coupled tensor counts once per axis."""
-        return sum((_squared_norm(vectors, 1) for _, vectors in self.vectors), start=self.inner_norms)
+        slices = (part for _, vectors in self.vectors for part in self._slices(vectors))
+        return sum((_squared_norm(part, 1) for part in slices), start=self.inner_norms)
 
     @property
     def n_units(self) -> int:
@@ -169,6 +172,11 @@ class PairGeometry:
         """The error of d_ij^2 by the Gram matrix: rounding errors of dim terms add as a random walk."""
         return 4 * torch.finfo(self.inner_norms.dtype).eps * math.sqrt(self.dimension + 4)
 
+    def in_float64(self) -> PairGeometry:
+        """The same units with their inner products in float64, of which no tensor is copied as a whole."""
+        squares = {choice: square.double() for choice, square in self.inner_squares.items()}
+        return replace(self, inner_norms=self.inner_norms.double(), inner_squares=squares)
+
     def gram_rows(self, start: int, stop: int) -> Tensor:
         """Inner products of units start to stop with those from start on, ``(stop - start, n_units - start)``.
 
@@ -181,8 +189,15 @@ class PairGeometry:
         products = {0: self.inner_norms.new_zeros(stop - start, self.n_units - start)}
         for sign, vectors in self.vectors:
             total = products.setdefault(sign, torch.zeros_like(products[0]))
-            total.addmm_(vectors[start:stop], vectors[start:].T)
+            for part in self._slices(vectors[start:]):
+                total.addmm_(part[: stop - start], part.T)
         return products
+
+    def _slices(self, vectors: Tensor) -> Iterator[Tensor]:
+        """Vectors in the dtype of their inner products, some of their entries at a time where that is a copy."""
+        dtype = self.inner_norms.dtype
+        width = vectors.shape[1] if vectors.dtype == dtype else BLOCK_ELEMENTS // len(vectors)
+        return (part.to(dtype) for part in vectors.split(max(1, width), 1))
 
     def _best(self, products: Mapping[int, Tensor], start: int, stop: int) -> Tensor:
         norms = (self.inner_norms[start:stop, None] + self.inner_norms[start:]) / 2
@@ -238,9 +253,12 @@ class PairGeometry:
             products = self._products(start, stop) if signed else {}
             moved, too_large = norms, torch.zeros_like(norms)
             for tensor, (of_row, of_column) in zip(self.coupled, self.coupled_signs, strict=True):
-                diagonal = tensor.diagonal().T
+                diagonal = tensor.diagonal().T.to(norms)
                 own, other = diagonal[start:stop, None], diagonal[start:]
-                above, below = tensor[start:stop, start:], tensor[start:, start:stop].transpose(0, 1)
+                above, below = (
+                    tensor[start:stop, start:].to(norms),
+                    tensor[start:, start:stop].transpose(0, 1).to(norms),
+                )
                 moved = moved - sum(entries.square().sum(-1) for entries in (own, other, above, below))
                 too_large += (own + other - above - below).square().sum(-1)
                 if signed:
@@ -338,7 +356,7 @@ def pair_geometry(units: Units, resolution: float = 1.0) -> PairGeometry | None:
     if not math.isfinite(magnitude):
         return None
     if magnitude > 1e6 or 0 < magnitude < 1e-6:  # elsewhere squares are in range, and no copy is needed
-        scale = binary_scale(magnitude)
+        scale = binary_scale(magnitude, dtype)
         prepared = [t / scale for t in prepared]
     rest = iter(prepared)
     parts = tuple(next(rest) for _ in units.parts)

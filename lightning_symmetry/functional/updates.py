@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_symmetry.functional.precision import common_scale
 from lightning_symmetry.functional.spectrum import spectral_norm, stable_rank
 
 
@@ -33,8 +34,9 @@ def update_ratio(before: Tensor, after: Tensor) -> Tensor:
         >>> update_ratio(torch.eye(3), 0.75 * torch.eye(3)).item()
         0.25
     """
-    change = spectral_norm(_change(before, after))
-    ratio: Tensor = torch.where(change == 0, 0.0, change / spectral_norm(before))
+    before, change = _in_one_unit(before, after)
+    size = spectral_norm(change)
+    ratio: Tensor = torch.where(size == 0, 0.0, size / spectral_norm(before))
     return ratio
 
 
@@ -59,13 +61,16 @@ def update_stable_rank(before: Tensor, after: Tensor) -> Tensor:
         >>> update_stable_rank(torch.eye(3), 0.75 * torch.eye(3)).item()
         3.0
     """
-    return stable_rank(_change(before, after))
+    return stable_rank(_in_one_unit(before, after)[1])
 
 
-def _change(before: Tensor, after: Tensor) -> Tensor:
+def _in_one_unit(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrix and its change, both over a power of two: the change of large entries may be beyond their range."""
     if before.shape != after.shape:
         raise ValueError(
             f"before and after must be one matrix at two times; got shapes {tuple(before.shape)}, {tuple(after.shape)}"
         )
     dtype = torch.promote_types(before.dtype, torch.float32)
-    return after.detach().to(dtype) - before.detach().to(dtype)
+    first, second = before.detach().to(dtype), after.detach().to(dtype)
+    scale = common_scale(first, second)
+    return first / scale, second / scale - first / scale

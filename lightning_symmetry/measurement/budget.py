@@ -21,6 +21,7 @@ from lightning_symmetry.measurement.schedule import (
     Bundle,
     Costs,
     Numbers,
+    apart,
     bundles_of,
     earliest,
     ladder,
@@ -30,6 +31,9 @@ from lightning_symmetry.measurement.schedule import (
 
 TIMED = 5
 """How many steps are timed after each at which something was measured."""
+
+LEAST = 0.25
+"""The least part of what may be spent that is left for measuring, however short steps are."""
 
 WARM_UP = 5
 """How many steps are timed before the first interval is planned."""
@@ -42,7 +46,9 @@ class Budget:
         share: The share of the time of training that measuring may take.
         every_n_steps: A fixed interval instead; all is then measured at the due step.
         world_size: How many ranks share out the pieces.
-        spent_by_others: The seconds that other monitors of the same training have spent, which are no part of a step.
+        others: The budgets of the other monitors of the same training, once they have any. What these spend is no part
+            of a step, and where they measure a bundle this one measures none.
+        idle: The seconds that a step costs where nothing is measured; they are paid first.
 
     Attributes:
         due: The next step at which a measurement is complete, or at which to plan.
@@ -57,16 +63,18 @@ class Budget:
         share: float,
         every_n_steps: int | None = None,
         world_size: int = 1,
-        spent_by_others: Callable[[], float] = lambda: 0.0,
+        others: Callable[[], Sequence[Budget]] = tuple,
+        idle: float = 0.0,
     ) -> None:
         self.share = share
+        self.idle = idle
         self.every_n_steps = every_n_steps
         self.due = 0
         self.planned = True
         self.costs = Costs()
         self.gather_at = 0
         self._world_size = world_size
-        self._spent_by_others = spent_by_others
+        self._others = others
         self._agenda: deque[tuple[int, Numbers]] = deque()
         self._recent: list[tuple[int, float]] = []
         self._spent = 0.0
@@ -81,7 +89,7 @@ class Budget:
     def step_begins(self, step: int) -> None:
         """Note the time at which a step begins, less what was spent on measuring; not after a sleep."""
         if step > self._last_step:
-            now = time.perf_counter() - self._spent - self._spent_by_others()
+            now = time.perf_counter() - self._spent - sum(other.spent for other in self._others())
             if 0 <= self._last_step == step - 1:
                 self._durations.append(now - self._last_time)
                 self._timed += 1
@@ -162,23 +170,34 @@ class Budget:
             bundles = bundles_of(costs, self._world_size)
             self._agenda.append((self.due, tuple(number for bundle in bundles for number in bundle.pieces)))
             return
-        bundles = bundles_of(costs, self._world_size, least=self.share * step_time)
+        earned = self.earned(step_time)
+        bundles = bundles_of(costs, self._world_size, least=earned)
         paid = _paid(costs, bundles)
-        steps = earliest(paid, self.share * step_time, since, self._recent)
+        steps = earliest(paid, earned, since, self._recent)
         self.due = next_multiple(steps[-1], ladder(steps[-1] - step))
-        self._place(stretched(steps, since, self.due), paid, bundles)
+        self._place(stretched(steps, since, self.due), since, paid, bundles)
+
+    def earned(self, step_time: float) -> float:
+        """The seconds that a step of so many earns for measuring."""
+        whole = self.share * step_time
+        return max(whole - self.idle, LEAST * whole)
 
     def wait_until(self, step: int) -> None:
         """Let the warm-up last until a step, at the least."""
         if not self.planned:
             self.due = self.gather_at = max(self.due, step)
 
-    def _place(self, steps: Sequence[int], paid: Sequence[float], bundles: Sequence[Bundle]) -> None:
+    def _place(self, steps: Sequence[int], since: int, paid: Sequence[float], bundles: Sequence[Bundle]) -> None:
+        steps = apart(steps, since, lambda step: any(other.measures_at(step) for other in self._others()))
         self.gather_at = steps[0] if len(steps) > len(bundles) else self.due
         pieces = [bundle.pieces for bundle in bundles]
         self._agenda.extend(zip(steps[len(steps) - len(pieces) :], pieces, strict=True))
         placed = [*self._recent, *zip(steps, paid, strict=True)]
         self._recent = [(at, cost) for at, cost in placed if at > self.due - WINDOW]
+
+    def measures_at(self, step: int) -> bool:
+        """Whether a bundle is to be measured at a step."""
+        return any(at == step for at, _ in self._agenda)
 
     @property
     def next_step(self) -> int:
@@ -224,7 +243,7 @@ class Budget:
             bundles = bundles_of(costs, self._world_size)
             paid = _paid(costs, bundles)
             steps = earliest(paid, max(sum(paid), 1e-9) / (self.due - step), step)
-            self._place(stretched(steps, step, self.due), paid, bundles)
+            self._place(stretched(steps, step, self.due), step, paid, bundles)
 
 
 def _paid(costs: Costs, bundles: Sequence[Bundle]) -> list[float]:

@@ -20,6 +20,12 @@ from lightning_symmetry.measurement.layers import original
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 """Where labels are looked for in a batch that is a mapping."""
 
+IGNORED_LABEL = -100
+"""The label of what counts for no loss, by PyTorch's convention: of padding, among others."""
+
+Where = str | int | Callable[[Any], Any] | None
+"""Where something is in a batch: a key of a mapping or an attribute, an index into a tuple, or a function of it."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -107,15 +113,69 @@ def spread_sample(n: int, at_most: int, generator: Generator) -> Tensor | None:
     return ((places + offsets) * (n / at_most)).long().clamp_max(n - 1)
 
 
-def attention_mask(batch: Any) -> Tensor | None:
-    """The mask ``(N, tokens)`` of a batch that has one under this name, 0 for padding."""
-    for part in batch if isinstance(batch, tuple | list) else [batch]:
-        if isinstance(part, Mapping) and isinstance(part.get("attention_mask"), Tensor):
-            return part["attention_mask"] if part["attention_mask"].ndim == 2 else None
-    return None
+@dataclass(frozen=True)
+class Masks:
+    """Which tokens of a batch are no padding, each ``(N, tokens)`` and 0 for padding; None where nothing tells of it.
+
+    Attributes:
+        tokens: Of what the model reads, or its encoder.
+        decoder: Of what a decoder beside an encoder reads.
+    """
+
+    tokens: Tensor | None = None
+    decoder: Tensor | None = None
 
 
-def mask_of(positions: Tensor, mask: Tensor | None) -> Tensor | None:
+def masks_of(batch: Any, mask: Where) -> Masks:
+    """The masks of a batch.
+
+    A decoder has the mask ``decoder_attention_mask``, or that of ``labels`` of tokens, from which its input is made; of
+    ``decoder_input_ids`` alone nothing is known. A batch that tells of no other tokens has one mask for all.
+
+    Args:
+        batch: A batch.
+        mask: Where the mask is. A key that ends with ``padding_mask`` is of PyTorch's convention, True for padding; a
+            function may return a pair, of what the encoder and the decoder read. None looks for ``attention_mask``.
+
+    Raises:
+        ValueError: It is not where ``mask`` says, or is no mask.
+    """
+    if mask is None:
+        tokens = next((part["attention_mask"] for part in _mappings(batch) if "attention_mask" in part), None)
+        tokens = tokens if isinstance(tokens, Tensor) and tokens.ndim == 2 else None
+        return Masks(tokens, _decoder_mask(batch, tokens))
+    found = _found(batch, "mask", mask)
+    both = found if isinstance(found, tuple) and len(found) == 2 else (found,)
+    for one in both:
+        if not (isinstance(one, Tensor) and one.ndim == 2 and _is_whole(one)) and (one is not None or len(both) == 1):
+            raise ValueError(
+                f"mask={mask!r} finds {_kind_of(one)}, not a tensor (n_sequences, n_tokens) of truth values or whole "
+                "numbers, 0 for padding; give a function from the batch to one, or to a pair of them for an encoder "
+                "and a decoder"
+            )
+    if isinstance(mask, str) and mask.endswith("padding_mask"):
+        both = (both[0] == 0,)
+    return Masks(*both) if len(both) == 2 else Masks(both[0], _decoder_mask(batch, both[0]))
+
+
+def _decoder_mask(batch: Any, tokens: Tensor | None) -> Tensor | None:
+    for part in _mappings(batch):
+        own, labels = part.get("decoder_attention_mask"), part.get("labels")
+        if isinstance(own, Tensor) and own.ndim == 2:
+            return own
+        if isinstance(labels, Tensor) and labels.ndim == 2 and _is_whole(labels):
+            return labels != IGNORED_LABEL
+        if "decoder_input_ids" in part:
+            return None
+    return tokens
+
+
+def _mappings(batch: Any) -> list[Mapping[str, Any]]:
+    parts = batch if isinstance(batch, tuple | list) else [batch]
+    return [part for part in parts if isinstance(part, Mapping)]
+
+
+def mask_for(positions: Tensor, mask: Tensor | None) -> Tensor | None:
     """The mask of a batch as that of ``(N, positions, features)``, where it fits these."""
     return mask.to(positions.device).bool() if mask is not None and mask.shape == positions.shape[:2] else None
 
@@ -126,13 +186,13 @@ def batch_size_of(batch: Any) -> int | None:
     return len(tensor) if tensor is not None and tensor.ndim else None
 
 
-def labels_of(batch: Any, labels: str | int | Callable[[Any], Tensor] | None) -> Tensor | None:
+def labels_of(batch: Any, labels: Where) -> Tensor | None:
     """The labels in a batch.
 
     Args:
         batch: A batch.
-        labels: Where they are: a key of a mapping or an attribute, an index into a tuple, or a function from the batch
-            to them. None looks for whole numbers, one for each sample, as the second of a tuple or at a usual key.
+        labels: Where they are. None looks for whole numbers, one for each sample, as the second of a tuple or at a
+            usual key.
 
     Returns:
         Whole numbers; None where none were asked for and none are found.
@@ -147,29 +207,41 @@ def labels_of(batch: Any, labels: str | int | Callable[[Any], Tensor] | None) ->
         elif isinstance(batch, tuple | list) and len(batch) > 1:
             candidates = [batch[1]]
         return next((found for found in candidates if _are_labels(found) and found.ndim == 1), None)
-    try:
-        if callable(labels):
-            found = labels(batch)
-        elif isinstance(labels, str) and not isinstance(batch, Mapping):
-            found = getattr(batch, labels)
-        else:
-            found = batch[labels]
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"labels={labels!r} finds nothing in the batch, which is {_described(batch)}; give a key or an index of "
-            f"it, or a function from the batch to its labels ({type(error).__name__}: {error})"
-        ) from error
+    found: Tensor = _found(batch, "labels", labels)
     if not _are_labels(found):
-        what = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ValueError(
-            f"labels={labels!r} finds {what}, not a tensor of whole numbers, one for each sample; for probabilities "
-            "give a function that takes their argmax"
+            f"labels={labels!r} finds {_kind_of(found)}, not a tensor of whole numbers, one for each sample; for "
+            "probabilities give a function that takes their argmax"
         )
     return found
 
 
+def _found(batch: Any, argument: str, where: Where) -> Any:
+    try:
+        if callable(where):
+            return where(batch)
+        if isinstance(where, str) and not isinstance(batch, Mapping):
+            return getattr(batch, where)
+        return batch[where]
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{argument}={where!r} finds nothing in the batch, which is {_described(batch)}; give a key or an index of "
+            f"it, or a function from the batch to its {argument} ({type(error).__name__}: {error})"
+        ) from error
+
+
 def _are_labels(found: Any) -> bool:
-    return isinstance(found, Tensor) and not (found.is_floating_point() or found.is_complex()) and found.ndim > 0
+    return isinstance(found, Tensor) and _is_whole(found) and found.ndim > 0
+
+
+def _is_whole(found: Tensor) -> bool:
+    return not (found.is_floating_point() or found.is_complex())
+
+
+def _kind_of(found: Any) -> str:
+    if isinstance(found, Tensor):
+        return f"a tensor of {found.dtype} and shape {tuple(found.shape)}"
+    return f"a {type(found).__name__}"
 
 
 def _described(batch: Any) -> str:

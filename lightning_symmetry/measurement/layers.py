@@ -9,6 +9,7 @@ module that `torch.compile(module)` returned can be heard from outside, as one.
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -121,11 +122,52 @@ def thinned(names: Sequence[str], at_most: int = MOST_LAYERS) -> list[str]:
     return [names[round(i * (len(names) - 1) / (at_most - 1))] for i in range(at_most)]
 
 
-def classifier_name(model: nn.Module) -> str | None:
-    """The name of the last linear layer of several outputs: it is what decides for a class, where anything does."""
+def classifier_name(model: nn.Module, named: str | None = None) -> str | None:
+    """The name of the linear layer that decides for a class, where anything does.
+
+    Args:
+        model: The model.
+        named: Its name; None for the last linear layer of several outputs.
+
+    Raises:
+        ValueError: No linear layer of several outputs has the name.
+    """
     linear = [
         name
         for name in layer_names(model)
         if isinstance(inner := original(model.get_submodule(name)), nn.Linear) and inner.out_features > 1
     ]
-    return linear[-1] if linear else None
+    if named is not None and named not in linear:
+        nearest = ", ".join(difflib.get_close_matches(named, linear, n=3, cutoff=0)) or "none: the model has no such"
+        raise ValueError(
+            f"classifier={named!r} is the name of no linear layer of several outputs; the nearest are {nearest}"
+        )
+    return named or (linear[-1] if linear else None)
+
+
+def mixing_layers(model: nn.Module) -> list[str]:
+    """The names of the layers that read all features of their input by one matrix: linear ones and convolutions."""
+    return [
+        name
+        for name in layer_names(model)
+        if isinstance(inner := original(model.get_submodule(name)), nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        and getattr(inner, "groups", 1) == 1
+    ]
+
+
+def of_decoder_tokens(model: nn.Module) -> set[str]:
+    """The names of the modules that read the tokens of a decoder with an encoder beside it, and not the encoder's.
+
+    These are the decoder and what comes after it; keys and values of its attention to the encoder are not told apart.
+    A decoder alone, as of many language models, has no tokens but those of the batch.
+    """
+    names = [name for name, _ in model.named_modules()]
+    for place, name in enumerate(names):
+        parent, _, own = name.rpartition(".")
+        if "decoder" in own and "encoder" not in own:
+            beside = [other for other in names if other and other.rpartition(".")[0] == parent]
+            encoders = [one for one in beside if "encoder" in (own := one.rpartition(".")[2]) and "decoder" not in own]
+            within = {one for encoder in encoders for one in (encoder, *_beneath(names, encoder))}
+            if encoders:
+                return set(names[place:]) - within
+    return set()

@@ -7,7 +7,8 @@ or in a copy of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from lightning_symmetry.functional.neural_collapse import ClassMoments, add_clas
 from lightning_symmetry.functional.sampling import lowest, with_priorities
 from lightning_symmetry.functional.similarity import LEAST_SAMPLES, centred_gram, hsic_of_grams
 from lightning_symmetry.measurement import features
-from lightning_symmetry.measurement.features import Layout, layout_of, random_projection, spread_sample
+from lightning_symmetry.measurement.features import Layout, Masks, Where, layout_of, random_projection, spread_sample
 
 _CLASSIFIER = "the classifier"
 
@@ -50,6 +51,9 @@ class Listener:
         gradients: Whether the gradients of what the layers return are summed too.
         similarity: Whether the layers are compared with one another.
         labels: Where labels are in a batch; see `labels_of`.
+        mask: Where the mask of padding is in a batch; see `masks_of`.
+        of_decoder: The names of the layers that have the tokens of a decoder; see `of_decoder_tokens`.
+        readers: The layers of which it is found out, until sums are taken, whether they read what another returns.
         conv_features: Whether convolutional features are averaged over their positions, or are samples one by one.
         max_samples: Most samples of a layer in a step.
         kept: How many samples are kept to decide on, for the nearest class mean.
@@ -59,6 +63,10 @@ class Listener:
         sums: For each layer, the sums by their name.
         of_classes: The sums over classes.
         hsics: The similarity of every two layers, summed over batches.
+        read_by: For each layer the names of those readers that were given the very tensor that it returned.
+        unmasked: The layers with tokens that the mask of the batch does not fit, with its shape and theirs.
+        without_labels: Whether labels were not where they were said to be.
+        without_classes: Why sums over classes are not gathered, where labels were found.
         error: The first failure of a hook, which ended its layer's part.
         handles: Of the hooks, while it listens.
     """
@@ -69,22 +77,31 @@ class Listener:
         classifier: tuple[str, nn.Module] | None,
         gradients: bool,
         similarity: bool,
-        labels: str | int | Callable[[Any], Tensor] | None,
+        labels: Where,
         conv_features: ConvFeatures,
         max_samples: int,
         kept: int,
         timed: Callable[[], AbstractContextManager[None]] = nullcontext,
+        mask: Where = None,
+        of_decoder: Collection[str] = (),
+        readers: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.layers = dict(layers)
         self.classifier = classifier
         self.sums: dict[str, Sums] = {}
         self.of_classes: Sums = {}
         self.hsics = torch.zeros(len(layers), len(layers), dtype=torch.float64)
+        self.readers = dict(readers or {})
+        self.read_by: dict[str, set[str]] = {}
+        self.without_classes: str | None = None
+        self.unmasked: dict[str, str] = {}
         self.error: Exception | None = None
         self._failed: set[str] = set()
         self._gradients = gradients
         self._similarity = similarity
         self._labels = labels
+        self._where_mask = mask
+        self._of_decoder = frozenset(of_decoder)
         self._conv_features = conv_features
         self._max_samples = max_samples
         self._kept = kept
@@ -93,30 +110,35 @@ class Listener:
         self._grams: dict[str, Tensor] = {}
         self._generators: dict[torch.device, Generator] = {}
         self._projections: dict[tuple[int, torch.device], Tensor] = {}
-        self._mask: Tensor | None = None
+        self._returned: list[tuple[str, weakref.ref[Tensor]]] = []
+        self._known_readers = not self.readers
+        self._masks = Masks()
         self._found_labels: Tensor | None = None
-        self._without_labels = False
+        self.without_labels = False
         self._batch_size: int | None = None
 
     def listen(self, batch: Any) -> None:
         """Listen to the step on this batch.
 
         Raises:
-            ValueError: The labels are not where they were said to be. It is said once: without them there is no
-                neural collapse to measure.
+            ValueError: The labels are not where they were said to be, which is said once: without them there is no
+                neural collapse to measure. Or the mask is not: then nothing is heard, as padding would be.
         """
         self.stop()
+        self._masks = features.masks_of(batch, self._where_mask)
         for name, module in self.layers.items():
             self.handles.append(module.register_forward_hook(self._hook(name, module)))
-        self._mask, self._batch_size = features.attention_mask(batch), features.batch_size_of(batch)
-        if self.classifier is not None and not self._without_labels:
+        for name, module in {} if self._known_readers else self.readers.items():
+            self.handles.append(module.register_forward_pre_hook(self._reader_hook(name, module)))
+        self._batch_size = features.batch_size_of(batch)
+        if self.classifier is not None and not self.without_labels:
             try:
                 self._found_labels = features.labels_of(batch, self._labels)
             except Exception:
-                self._without_labels = True
+                self.without_labels = True
                 raise
-            module = self.classifier[1]
-            self.handles.append(module.register_forward_hook(self._classifier_hook(module), with_kwargs=True))
+            hook = self._classifier_hook(*self.classifier)
+            self.handles.append(self.classifier[1].register_forward_hook(hook, with_kwargs=True))
 
     def stop(self) -> None:
         """Remove the hooks, and compare the layers on what they returned."""
@@ -124,7 +146,8 @@ class Listener:
             handle.remove()
         self.handles.clear()
         grams, self._grams = self._grams, {}
-        self._mask = self._found_labels = None
+        self._returned.clear()
+        self._masks, self._found_labels = Masks(), None
         if grams:
             shape = next(iter(grams.values())).shape
             compared = [name for name, gram in grams.items() if gram.shape == shape]
@@ -135,8 +158,9 @@ class Listener:
             self.hsics[places[:, None], places] += found
 
     def clear(self) -> None:
-        """Forget all sums."""
+        """Forget all sums, and look for readers no longer."""
         self.sums, self.of_classes = {}, {}
+        self._known_readers = True
         self.hsics = torch.zeros_like(self.hsics)
 
     def projected(self, rows: Tensor) -> Tensor:
@@ -168,16 +192,31 @@ class Listener:
     def _hook(self, name: str, module: nn.Module) -> Callable[..., None]:
         def hear(called: nn.Module, args: Any, output: Any) -> None:
             if called is module and not _not_the_step():
-                self._add(name, module, features.whole_features(features.first_tensor(output), module))
+                returned = features.first_tensor(output)
+                if returned is not None and not self._known_readers:
+                    self._returned.append((name, weakref.ref(returned)))
+                self._add(name, module, features.whole_features(returned, module))
 
         return self._hearing(name, hear)
+
+    def _reader_hook(self, name: str, module: nn.Module) -> Callable[..., None]:
+        def hear(called: nn.Module, args: Any) -> None:
+            if called is module and args and not _not_the_step():
+                for layer, returned in self._returned:
+                    if returned() is args[0]:
+                        self.read_by.setdefault(layer, set()).add(name)
+
+        return self._hearing(f"what {name} reads", hear)
 
     def _add(self, name: str, module: nn.Module, output: Tensor | None) -> None:
         if output is None or not output.is_floating_point() or output.ndim < 2 or not output.numel():
             return
         layout = layout_of(output, module, self._batch_size)
         positions = layout.positions(output.detach())
-        mask = features.mask_of(positions, self._mask)
+        own = self._masks.decoder if name in self._of_decoder else self._masks.tokens
+        mask = features.mask_for(positions, own)
+        if own is not None and mask is None and positions.shape[1] > 1 and not layout.channels_first:
+            self.unmasked[name] = f"{tuple(own.shape)}, not {tuple(positions.shape[:2])}"
         chosen = self._choice(positions, layout)
         rows = self._rows(positions, layout, chosen)
         kept = mask.flatten() if mask is not None else None
@@ -206,7 +245,7 @@ class Listener:
 
         return self._hearing(name, hear)
 
-    def _classifier_hook(self, module: nn.Module) -> Callable[..., None]:
+    def _classifier_hook(self, name: str, module: nn.Module) -> Callable[..., None]:
         def hear(called: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
             if called is not module or _not_the_step() or self._found_labels is None:
                 return
@@ -214,13 +253,14 @@ class Listener:
             logits = features.whole_features(features.first_tensor(output), module)
             whole = given is not None and given.shape[-1] == getattr(module, "in_features", given.shape[-1])
             if given is not None and whole and logits is not None:
-                self._add_classes(given.detach(), self._found_labels, logits.detach())
+                self._add_classes(name, given.detach(), self._found_labels, logits.detach())
 
         return self._hearing(_CLASSIFIER, hear)
 
-    def _add_classes(self, given: Tensor, labels: Tensor, logits: Tensor) -> None:
-        n_classes, width = logits.shape[-1], given.shape[-1]
-        if labels.shape != given.shape[:-1] or n_classes > MOST_CLASSES or width > MOST_CLASSIFIER_WIDTH:
+    def _add_classes(self, name: str, given: Tensor, labels: Tensor, logits: Tensor) -> None:
+        n_classes = logits.shape[-1]
+        self.without_classes = why_no_classes(name, given.shape, labels.shape, n_classes)
+        if self.without_classes is not None:
             return
         rows, labels, decided = given.flatten(0, -2), labels.flatten(), logits.flatten(0, -2).argmax(-1)
         chosen = spread_sample(len(rows), self._max_samples, self._generator(rows.device))
@@ -261,6 +301,29 @@ class Listener:
 
     def _sum(self, name: str, **found: Tensor) -> None:
         _sum(self.sums.setdefault(name, {}), **found)
+
+
+def why_no_classes(name: str, given: Sequence[int], labels: Sequence[int], n_classes: int) -> str | None:
+    """Why the features that a classifier reads are not summed by class; None where they are.
+
+    Args:
+        name: Of the classifier.
+        given: The shape of the features.
+        labels: The shape of the labels.
+        n_classes: The number of outputs.
+
+    Example:
+        >>> why_no_classes("head", given=(8, 5, 64), labels=(8,), n_classes=10)
+        'labels of shape (8,) are not one for each of the (8, 5) samples that head reads'
+    """
+    *samples, width = given
+    if list(labels) != samples:
+        return f"labels of shape {tuple(labels)} are not one for each of the {tuple(samples)} samples that {name} reads"
+    if n_classes > MOST_CLASSES:
+        return f"{name} decides between {n_classes:,} classes, more than {MOST_CLASSES:,}"
+    if width > MOST_CLASSIFIER_WIDTH:
+        return f"{name} reads {width:,} features, more than {MOST_CLASSIFIER_WIDTH:,}"
+    return None
 
 
 def _sum(sums: Sums, **found: Tensor) -> None:

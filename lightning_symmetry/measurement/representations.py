@@ -56,14 +56,16 @@ class Heard:
         width: The number of its features.
         gradients: Whether gradients for them were seen.
         tokens: Whether they are of sequences of tokens.
-        weight: The name of the parameter whose rows write them; None where there is none.
+        written_by: The name of the parameter whose rows write them; None where there is none.
+        read_by: Else, the names of those that read them, and nothing before.
     """
 
     name: str
     width: int
     gradients: bool
     tokens: bool
-    weight: str | None
+    written_by: str | None = None
+    read_by: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -107,22 +109,27 @@ def agree(listener: Listener, model: nn.Module, ranks: Ranks) -> Representations
         model: The model.
         ranks: Who measures together.
     """
-    order = tuple(listener.layers)
-    told = torch.zeros(len(order) + 1, 5, dtype=torch.float64)
+    order, readers = tuple(listener.layers), tuple(listener.readers)
+    told = torch.zeros(len(order) + 1, 4 + len(readers), dtype=torch.float64)
     for number, name in enumerate(order):
         sums = listener.sums.get(name)
         if sums:
-            told[number] = torch.tensor([1, len(sums["activity"]), "gradient" in sums, "residual" in sums, 0])
+            told[number, :4] = torch.tensor([1, len(sums["activity"]), "gradient" in sums, "residual" in sums])
+            found = listener.read_by.get(name, ())
+            told[number, 4:] = torch.tensor([reader in found for reader in readers])
     if listener.of_classes:
-        told[-1] = torch.tensor([1, *listener.of_classes["totals"].shape, 0, 0])
+        told[-1, :3] = torch.tensor([1, *listener.of_classes["totals"].shape])
     told = told if ranks.world_size == 1 else ranks.sum(told.to(ranks.device)).cpu()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     heard = []
-    for (count, width, gradients, tokens, _), name in zip(told[:-1].tolist(), order, strict=True):
+    for (count, width, gradients, tokens, *reads), name in zip(told[:-1].tolist(), order, strict=True):
         if count:
             size = round(width / count)
-            module = original(model.get_submodule(name))
-            heard.append(Heard(name, size, gradients > 0, tokens > 0, names.get(id(_written_by(module, size)))))
+            written_by = names.get(id(_written_by(original(model.get_submodule(name)), size)))
+            by = [listener.readers[reader] for reader, times in zip(readers, reads, strict=True) if times]
+            read_by = [names.get(id(_reads(original(module), size))) for module in by if written_by is None]
+            known = tuple(reader for reader in read_by if reader is not None)
+            heard.append(Heard(name, size, gradients > 0, tokens > 0, written_by, known))
     count, n_classes, width = told[-1, :3].tolist()
     classifier, weight = None, None
     if count and listener.classifier is not None:
@@ -144,6 +151,12 @@ def _written_by(module: nn.Module, width: int) -> Tensor | None:
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and len(module.weight) == width:
         return module.weight
     return None
+
+
+def _reads(module: nn.Module, width: int) -> Tensor | None:
+    """The weights whose columns read so many features: of a linear layer, or a convolution."""
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, Tensor) and weight.shape[1] == width else None
 
 
 def shapes_of_sums(representations: Representations) -> dict[str, tuple[int, ...]]:
@@ -247,7 +260,7 @@ def _names(layer: Heard, indicators: Sequence[str]) -> list[str]:
         names.append("token_rank_residual")
     if "canonical_alignment" in indicators and layer.gradients:
         names.append("activation_gradient_alignment")
-        if layer.weight is not None:
+        if layer.written_by or layer.read_by:
             names += ["activation_weight_alignment", "gradient_weight_alignment"]
     return names
 
@@ -264,9 +277,12 @@ def _layer(
         values["token_rank_residual"] = sums["residual"] / sums["sequences"]
     if layer.gradients and "canonical_alignment" in indicators:
         outers = {"activation": sums["outer"], "gradient": sums["gradient"]}
-        if layer.weight is not None:
-            columns = tensors[layer.weight].flatten(1).T
-            outers["weight"] = moments(projected(columns)).outer.to(sums["outer"].device)
+        rows = [tensors[name].transpose(0, 1).flatten(1).T for name in layer.read_by]  # sum W^T W over readers
+        if layer.written_by is not None:
+            rows = [tensors[layer.written_by].flatten(1).T]  # W W^T
+        if rows:
+            squares = [moments(projected(one)).outer.to(sums["outer"].device) for one in rows]
+            outers["weight"] = torch.stack(squares).sum(0)
         values |= {f"{name}_alignment": value for name, value in alignments_of(outers).items()}
     unknown = sums["samples"].new_tensor(torch.nan)
     nothing = bool(sums["samples"] == 0)

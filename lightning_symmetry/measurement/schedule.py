@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 WINDOW = 200
@@ -118,6 +118,27 @@ def stretched(steps: Sequence[int], since: int, due: int) -> list[int]:
     """Steps drawn apart, or together, so that the last is the one at which all is due."""
     length = max(steps[-1] - since, 1)
     return [since + -((since - step) * (due - since) // length) for step in steps]
+
+
+def apart(steps: Sequence[int], since: int, taken: Callable[[int], bool]) -> list[int]:
+    """Steps moved back to such as nobody else has taken, each before the next, as far as there are any.
+
+    Args:
+        steps: The steps, in order.
+        since: The step after which the first may come.
+        taken: Whether somebody else has taken a step.
+
+    Example:
+        >>> apart([3, 7, 10], since=0, taken=lambda step: step in (3, 9, 10))
+        [2, 7, 8]
+    """
+    moved: list[int] = []
+    for step in reversed(steps):
+        step = min([step, *(later - 1 for later in moved[-1:])])
+        while step > since + 1 and taken(step):
+            step -= 1
+        moved.append(max(step, since + 1))
+    return moved[::-1]
 
 
 def ladder(steps: int) -> int:

@@ -1,7 +1,5 @@
 """Streaming twins of the shares of silent units and of equal tokens."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

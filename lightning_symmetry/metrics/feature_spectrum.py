@@ -1,7 +1,5 @@
 """Streaming twins of the indicators of a cloud of features, from d x d sums."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -58,6 +56,8 @@ class EffectiveRank(FeatureSpectrumMetric):
     `lightning_symmetry.functional.effective_rank`. Garrido, Balestriero, Najman, LeCun, "RankMe: Assessing the
     downstream performance of pretrained self-supervised representations by their rank" (arXiv:2210.02885).
 
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
+
     Args:
         num_features: The dimension of the features.
         **kwargs: As for `torchmetrics.Metric`.
@@ -81,9 +81,11 @@ class EffectiveRank(FeatureSpectrumMetric):
 class CovarianceParticipationRatio(FeatureSpectrumMetric):
     """Participation ratio of the covariance of features: (tr C)^2 / tr C^2.
 
-    In [1, num_features]: the number of directions over which the variance is spread; 0 without variance. Its twin is
-    `lightning_symmetry.functional.covariance_participation_ratio`. Gao et al., "A theory of multineuronal
-    dimensionality, dynamics and measurement" (doi:10.1101/214262).
+    In [1, num_features]: 1 if all variance lies in one direction, num_features if it is the same in all; 0 without
+    variance. Its twin is `lightning_symmetry.functional.covariance_participation_ratio`. Gao et al., "A theory of
+    multineuronal dimensionality, dynamics and measurement" (doi:10.1101/214262).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         num_features: The dimension of the features.
@@ -111,6 +113,8 @@ class CovarianceStableRank(FeatureSpectrumMetric):
     variance. Its twin is `lightning_symmetry.functional.covariance_stable_rank`. Rudelson and Vershynin, "Sampling from
     large matrices" (arXiv:math/0503442).
 
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
+
     Args:
         num_features: The dimension of the features.
         **kwargs: As for `torchmetrics.Metric`.
@@ -134,6 +138,8 @@ class Isotropy(FeatureSpectrumMetric):
 
     In [0, 1]: 0 if all variance lies in one direction, 1 if it is the same in all. Its twin is
     `lightning_symmetry.functional.isotropy`. Rudman, Gillman, Rayne, Eickhoff, "IsoScore" (arXiv:2108.07344).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         num_features: The dimension of the features.
@@ -160,6 +166,8 @@ class AlphaReQ(FeatureSpectrumMetric):
     At least 0: 0 if the variance is the same in all directions, large if few hold it. Its twin is
     `lightning_symmetry.functional.alpha_req`. Agrawal, Mondal, Ghosh, Richards, "alpha-ReQ" (NeurIPS 2022).
 
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
+
     Args:
         num_features: The dimension of the features.
         **kwargs: As for `torchmetrics.Metric`.
@@ -184,6 +192,8 @@ class NESum(FeatureSpectrumMetric):
 
     In [1, num_features]: 1 if all variance lies in one direction, num_features if it is the same in all; 0 without
     variance. Its twin is `lightning_symmetry.functional.nesum`. He and Ozay (ICML 2022).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         num_features: The dimension of the features.

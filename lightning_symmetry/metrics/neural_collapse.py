@@ -1,7 +1,5 @@
 """Streaming twins of the four marks of neural collapse (Papyan, Han, Donoho, arXiv:2008.08186)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -71,6 +69,8 @@ class NC1(ClassMomentsMetric):
     At least 0: 0 if all features of a class are the same. Its twin is `lightning_symmetry.functional.nc1`. Papyan, Han,
     Donoho, "Prevalence of Neural Collapse" (arXiv:2008.08186).
 
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
+
     Args:
         num_classes: The number of classes.
         num_features: The dimension of the features.
@@ -95,8 +95,10 @@ class NC1(ClassMomentsMetric):
 class NC2Equinorm(ClassMomentsMetric):
     """How much the class means differ in length: std_c |m_c| / mean_c |m_c|.
 
-    In [0, sqrt(C)]: 0 if all are equally long. Its twin is `lightning_symmetry.functional.nc2_equinorm`. Papyan, Han,
+    In [0, sqrt(C)): 0 if all are equally long. Its twin is `lightning_symmetry.functional.nc2_equinorm`. Papyan, Han,
     Donoho, "Prevalence of Neural Collapse" (arXiv:2008.08186).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         num_classes: The number of classes.
@@ -121,9 +123,11 @@ class NC2Equinorm(ClassMomentsMetric):
 class NC2Equiangularity(ClassMomentsMetric):
     """How far the angles of the class means are from those of a simplex: mean_{c != c'} |cos(m_c, m_c') + 1/(C - 1)|.
 
-    In [0, 1 + 1/(C - 1)]: 0 if all are as far apart as can be. Its twin is
+    In [0, 1 + 1/(C - 1)): 0 if all are as far apart as can be, larger the more of them point the same way. Its twin is
     `lightning_symmetry.functional.nc2_equiangularity`. Papyan, Han, Donoho, "Prevalence of Neural Collapse"
     (arXiv:2008.08186).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         num_classes: The number of classes.
@@ -148,9 +152,11 @@ class NC2Equiangularity(ClassMomentsMetric):
 class NC3(ClassMomentsMetric):
     """How far the classifier is from the class means: |W / |W|_F - M / |M|_F|_F^2, M the rows m_c.
 
-    In [0, 4]: 0 if both are the same but for a factor (self-duality), 2 if they are orthogonal. W is the mean of the
-    weights given. Its twin is `lightning_symmetry.functional.nc3`. Papyan, Han, Donoho, "Prevalence of Neural Collapse"
-    (arXiv:2008.08186).
+    In [0, 4]: 0 if both are the same but for a factor (self-duality), 2 if they are orthogonal, 4 if they are opposite.
+    W is the mean of the weights given. Its twin is `lightning_symmetry.functional.nc3`. Papyan, Han, Donoho,
+    "Prevalence of Neural Collapse" (arXiv:2008.08186).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         num_classes: The number of classes.
@@ -198,10 +204,12 @@ class NC3(ClassMomentsMetric):
 class NC4(ClassMomentsMetric):
     """How often the network decides for the class whose mean is nearest.
 
-    In [0, 1]: 1 if it always does. The means are those of all samples; the decisions are compared on a sample of at
-    most ``max_samples`` of them, the same whatever the order, the batches and the processes in which they come. Its
-    twin is `lightning_symmetry.functional.nc4`. Papyan, Han, Donoho, "Prevalence of Neural Collapse"
+    In [0, 1]: 0 if it never does, 1 if it always does. The means are those of all samples; the decisions are compared
+    on a sample of at most ``max_samples`` of them, the same whatever the order, the batches and the processes in which
+    they come. Its twin is `lightning_symmetry.functional.nc4`. Papyan, Han, Donoho, "Prevalence of Neural Collapse"
     (arXiv:2008.08186).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         num_classes: The number of classes.

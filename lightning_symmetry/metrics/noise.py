@@ -1,7 +1,5 @@
 """The streaming twin of how far units are from the noise equilibrium."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +15,8 @@ class NoiseImbalance(RepresentationMetric):
     each other: a its incoming weights (and bias), b its outgoing ones. In [0, 1]: 0 at the noise equilibrium, 1 if of
     each unit one side alone is noisy. Update it at each step with the gradients; reset it as the parameters move on.
     Its twin is `lightning_symmetry.functional.noise_imbalance`. Ziyin, Wang, Li, Wu (arXiv:2402.07193).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         num_units: The number of units.

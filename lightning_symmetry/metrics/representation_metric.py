@@ -1,6 +1,7 @@
-"""What all metrics of representations share: sums in float64, which add up over batches and over processes."""
+"""What all metrics of representations share: sums in float64, which add up over batches and over processes.
 
-from __future__ import annotations
+No module of metrics postpones its annotations: `torch.jit.script` reads them.
+"""
 
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Streaming twins of the similarity of representations."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +16,8 @@ class LinearCKA(RepresentationMetric):
     most 1 but for noise: 1 if one is a rotation of the other times a factor, about 0 if they are independent. Batches
     of fewer than four samples count as nothing. Its twin is `lightning_symmetry.functional.linear_cka`. Nguyen, Raghu,
     Kornblith, "Do Wide and Deep Networks Learn the Same Things?" (arXiv:2010.15327).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         **kwargs: As for `torchmetrics.Metric`.
@@ -61,9 +61,11 @@ class CanonicalAlignment(RepresentationMetric):
     """Cosines between the second moments of a layer's activations, of their gradients, and W W^T.
 
     Its value is a dictionary of ``"activation_gradient"`` and, where weights are given, ``"activation_weight"`` and
-    ``"gradient_weight"``, each in [0, 1]: 1 if the two are proportional. Its twin is
+    ``"gradient_weight"``, each in [0, 1]: 0 if no direction is in both, 1 if the two are proportional. Its twin is
     `lightning_symmetry.functional.canonical_alignment`. Ziyin et al., "Formation of Representations in Neural Networks"
     (arXiv:2410.03006).
+
+    Entries must lie within 1e-75 and 1e75, zero apart, so that float64 holds sums of their products.
 
     Args:
         num_features: The dimension of the activations.

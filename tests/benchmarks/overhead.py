@@ -1,16 +1,17 @@
 """What the monitors cost a training, beside what others cost that look at a model while it trains.
 
-``python -m tests.benchmarks.overhead [mlp] [cnn] [gpt2]``; nothing is downloaded. Four trainings of one model run in
-turns, a few steps each, so that whatever else the machine does slows all of them alike:
+``python -m tests.benchmarks.overhead [mlp] [cnn] [gpt2]``; nothing is downloaded. Trainings of one model run in turns,
+a few steps each, so that whatever else the machine does slows all of them alike:
 
-- plain: with a W&B logger, offline, as all of them;
+- plain: with a W&B logger, offline, as all of them, and the same again: what two trainings differ by that are alike;
 - monitors: the three monitors at their defaults;
 - watch: ``wandb.watch(model, log="all")``;
 - svdvals: a callback that calls ``torch.linalg.svdvals`` on every matrix every 50 steps.
 
 A turn begins with the caches of whoever had the last one: its first steps are not counted, and each training comes
 after each other. Pairs of turns, with and without, give the mean overhead and the upper end of its one-sided 95 %
-interval: by the clock, and by the work of the training's thread, which other processes on the machine do not blur. The
+interval: by the clock, and by the work of the training's thread, which other processes on the machine do not blur. Two
+processes that do the same differ by where their memory lies; so every few pairs all begin again in new processes. The
 steps before are left out: the search for symmetries and the first measurement are paid once, and told apart. A stall is
 what a step took longer than the median of its training; those of the plain training are what the machine does by
 itself.
@@ -29,7 +30,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -44,10 +45,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
 
-PAIRS = 20
+PROCESSES, PAIRS = 5, 4
+"""How often each training begins in a new process, and how many pairs of turns each of these has."""
 LEFT_OUT = 60
 """How many steps are left out at the beginning."""
-CONTENDERS = ("plain", "monitors", "watch", "svdvals")
+CONTENDERS = ("plain", "plain again", "monitors", "watch", "svdvals")
 
 
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "PYTHONHASHSEED": "0"}
@@ -194,11 +196,11 @@ Steps = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Result:
-    """The steps of a training: those left out at the beginning, those of each pair, and all after the beginning."""
+    """The steps of a training in all its processes: those left out at first, those of each pair, and all after them."""
 
-    first: Steps
-    pairs: list[Steps]
-    all: Steps
+    first: Steps = field(default_factory=list)
+    pairs: list[Steps] = field(default_factory=list)
+    all: Steps = field(default_factory=list)
 
     @property
     def step(self) -> float:
@@ -214,8 +216,8 @@ class Result:
         """The mean overhead beside the plain training, and its upper bound; place 0: by the clock, 1: by its work."""
         both = zip(self.pairs, plain.pairs, strict=True)
         ratios = [sum(step[place] for step in one) / sum(step[place] for step in other) - 1 for one, other in both]
-        mean, error = statistics.mean(ratios), statistics.stdev(ratios) / PAIRS**0.5
-        return mean, mean + error * float(student_t.ppf(0.95, PAIRS - 1))
+        mean, error = statistics.mean(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5
+        return mean, mean + error * float(student_t.ppf(0.95, len(ratios) - 1))
 
 
 def _rotated(k: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -227,15 +229,23 @@ def _rotated(k: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def measure(name: str) -> dict[str, Result]:
     """Let the trainings of a model take turns."""
     os.environ.update(KEPT_MEMORY)
-    context = multiprocessing.get_context("spawn")
-    ends, first, processes = {}, {}, []
+    results = {contender: Result() for contender in CONTENDERS}
+    for _ in range(PROCESSES):
+        take_turns(name, results)
+    return results
+
+
+def take_turns(name: str, results: dict[str, Result]) -> None:
+    """Begin every training in a process of its own, and let them take turns."""
+    course = COURSES[name]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__spec__.name if __spec__ is not None else __name__])
+    ends, processes = {}, []
     for contender in CONTENDERS:
         ends[contender], other = context.Pipe()
         processes.append(context.Process(target=train, args=(name, contender, other)))
         processes[-1].start()
-        first[contender] = ends[contender].recv()
-    results = {contender: Result(first[contender], [], []) for contender in CONTENDERS}
-    course = COURSES[name]
+        results[contender].first.extend(ends[contender].recv())
     orders = [order for k in range(len(CONTENDERS)) for order in _rotated(k)]
     for number in range(PAIRS * course.turns):
         for contender in orders[number % len(orders)]:
@@ -249,7 +259,6 @@ def measure(name: str) -> dict[str, Result]:
     for contender, process in zip(CONTENDERS, processes, strict=True):
         ends[contender].send(False)
         process.join()
-    return results
 
 
 def main(names: Sequence[str]) -> None:
@@ -257,13 +266,13 @@ def main(names: Sequence[str]) -> None:
     for name in names or COURSES:
         results = measure(name)
         plain = results["plain"]
-        print(f"{name}: {plain.step * 1e3:.2f} ms a step, {PAIRS} pairs of {len(plain.pairs[0])} steps each")
-        print(f"  {'':10}{'by the clock':>12}{'95 % bound':>12}{'by its work':>13}{'95 % bound':>12}", end="")
+        print(f"{name}: {plain.step * 1e3:.2f} ms a step, {len(plain.pairs)} pairs of {len(plain.pairs[0])} steps each")
+        print(f"  {'':12}{'by the clock':>12}{'95 % bound':>12}{'by its work':>13}{'95 % bound':>12}", end="")
         print(f"{'largest stall':>15}{'first steps':>13}")
         for contender, result in results.items():
             shares = [share for place in (0, 1) for share in result.overheads(plain, place)]
-            print(f"  {contender:10}{shares[0]:12.2%}{shares[1]:12.2%}{shares[2]:13.2%}{shares[3]:12.2%}", end="")
-            once = sum(clock for clock, _ in result.first) - sum(clock for clock, _ in plain.first)
+            print(f"  {contender:12}{shares[0]:12.2%}{shares[1]:12.2%}{shares[2]:13.2%}{shares[3]:12.2%}", end="")
+            once = (sum(clock for clock, _ in result.first) - sum(clock for clock, _ in plain.first)) / PROCESSES
             print(f"{result.stall * 1e3:12.1f} ms{once:11.2f} s", flush=True)
 
 

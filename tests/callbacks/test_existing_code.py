@@ -152,6 +152,8 @@ FROM_YAML = {
         "indicators": ["effective_rank", "neural_collapse"],
         "layer_types": ["Linear"],
         "labels": 1,
+        "mask": None,
+        "classifier": "head",
         "conv_features": "by_position",
         "window": 4,
         "max_samples": 64,

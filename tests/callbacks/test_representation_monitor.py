@@ -2,6 +2,8 @@
 
 import gc
 import math
+import re
+import warnings
 import weakref
 
 import pytest
@@ -116,7 +118,8 @@ def test_convolutional_features_can_be_taken_position_by_position_and_are_sample
 
 
 def hooks_of(model):
-    return [hook for module in model.modules() for hook in (*module._forward_hooks, *module._backward_hooks)]
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
+    return [hook for module in model.modules() for kind in kinds for hook in getattr(module, kind)]
 
 
 class Lives:
@@ -149,8 +152,8 @@ class Watching(Net):
 def test_hooks_are_there_for_the_steps_of_a_window_alone(tmp_path):
     model = Watching()
     monitored(tmp_path, model, every_n_train_steps=4, window=1)
-    listened = [0, 0, 0, 4] * 3
-    assert model.counts["train"] == listened
+    looks_for_readers = [0, 0, 0, 4 + 3]
+    assert model.counts["train"] == looks_for_readers + [0, 0, 0, 4] * 2
     assert set(model.counts["validate"]) == {0}
     assert not hooks_of(model)
     assert not any(tensor._backward_hooks for tensor in model.parameters())
@@ -245,6 +248,78 @@ def test_tokens_are_samples_and_padding_is_left_out(tmp_path):
     assert not history.keys("representation/nc1")
 
 
+class Translating(LightningModule):
+    """An encoder and a decoder of as many tokens, each with its own padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Sequential(nn.Embedding(11, 8)), nn.Sequential(nn.Embedding(11, 8))
+        self.head, self.kept = nn.Linear(8, 11), []
+
+    def training_step(self, batch, batch_idx):
+        source, target = self.encoder(batch["input_ids"]), self.decoder(batch["labels"].clamp_min(0))
+        self.kept.append({"encoder": source[batch["attention_mask"] == 1], "decoder": target[batch["labels"] >= 0]})
+        return F.cross_entropy(self.head(source + target).flatten(0, 1), batch["labels"].flatten())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self):
+        samples = Tokens().train_dataloader().dataset
+        lengths = torch.randint(2, 8, (len(samples), 1), generator=torch.Generator().manual_seed(1))
+        labels = [torch.where(torch.arange(7) < length, 3, -100) for length in lengths]
+        targets = [torch.where(one == 3, torch.arange(7), one) for one in labels]
+        return DataLoader([{**sample, "labels": one} for sample, one in zip(samples, targets, strict=True)], 4)
+
+
+def test_padding_of_an_encoder_and_of_its_decoder_are_told_apart(tmp_path):
+    model = Translating()
+    history = fit_tokens(tmp_path, model, include="coder.0", indicators=["effective_rank"])
+    for part in ("encoder", "decoder"):
+        rows = torch.cat([one[part] for one in model.kept[:3]])
+        expected = pytest.approx(functional.effective_rank(rows).item())
+        assert value_at(history, f"effective_rank/{part}_0", 3) == expected, part
+
+
+def test_the_mask_of_padding_can_be_said_to_be_elsewhere(tmp_path):
+    class Inverted(Tokens):
+        def training_step(self, batch, batch_idx):
+            return super().training_step({**batch, "attention_mask": 1 - batch["padding_mask"]}, batch_idx)
+
+        def train_dataloader(self):
+            return DataLoader(
+                [
+                    {"input_ids": one["input_ids"], "padding_mask": 1 - one["attention_mask"]}
+                    for one in super().train_dataloader().dataset
+                ],
+                4,
+            )
+
+    model = Inverted()
+    history = fit_tokens(tmp_path, model, mask="padding_mask", indicators=["effective_rank"])
+    rows = torch.cat([features[mask == 1] for features, mask in model.kept[:3]])
+    assert value_at(history, "effective_rank/blocks_1", 3) == pytest.approx(functional.effective_rank(rows).item())
+    with pytest.raises(
+        ValueError, match="mask='msk' finds nothing in the batch, which is a dict with the keys input_ids"
+    ):
+        fit_tokens(tmp_path, Inverted(), mask="msk")
+
+
+def test_without_the_mask_that_was_asked_for_nothing_is_heard_and_training_goes_on(tmp_path):
+    model = Tokens()
+    with pytest.warns(UserWarning, match="RepresentationMonitor failed.*mask='msk' finds nothing"):
+        history = fit_tokens(tmp_path, model, mask="msk", on_error="warn")
+    assert len(model.kept) == 6
+    assert not history.keys("representation/effective_rank/")
+
+
+def test_a_mask_that_fits_no_tokens_is_told_of(tmp_path):
+    with pytest.warns(UserWarning, match=r"cannot leave out the padding of blocks.0: mask=.*\(4, 6\), not \(4, 7\)"):
+        history = fit_tokens(tmp_path, Tokens(), mask=lambda batch: batch["attention_mask"][:, 1:])
+    (event,) = [event for event in history.events if event.kind == "unheard"]
+    assert event.details == {"padding_not_left_out": ["blocks.0", "blocks.1"]}
+
+
 def test_a_forward_that_is_run_again_in_backward_is_heard_once(tmp_path):
     plain, recomputed = Tokens(), Tokens(recompute=True)
     recomputed.load_state_dict(plain.state_dict())
@@ -283,6 +358,48 @@ def test_labels_can_be_given_by_a_function(tmp_path):
     history = monitored(tmp_path, labels=lambda batch: batch[1].flip(0).flip(0))
     assert history.series("representation/nc1/head")[0] == STEPS
     assert "lambda" in history.events[0].details["config"]["RepresentationMonitor"]["labels"]
+
+
+def test_the_classifier_can_be_named(tmp_path):
+    model, read = Remembering(), []
+    model.hidden.register_forward_pre_hook(lambda module, args: read.append(args[0].detach()))
+    history = monitored(tmp_path, model, classifier="hidden")
+    assert history.keys("representation/nc1/") == ["representation/nc1/hidden"]
+    labels = torch.cat([one["labels"] for one in model.kept[:3]])
+    assert value_at(history, "nc1/hidden", 3) == pytest.approx(functional.nc1(torch.cat(read[:3]), labels).item())
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (
+            {"labels": lambda batch: batch[1][:, None]},
+            r"labels of shape \(8, 1\) are not one for each of the \(8,\) .* head",
+        ),
+        ({"labels": 1, "width": 5000}, "head reads 5,000 features, more than 4,096"),
+        ({"classifier": "unused"}, "unused was not called in a step with labels"),
+    ],
+    ids=["labels of another shape", "too many features", "never called"],
+)
+def test_why_there_is_no_neural_collapse_is_noted_and_said_once_where_it_was_asked_for(tmp_path, settings, why):
+    model = Net(settings.pop("width", 8))
+    model.unused = nn.Linear(3, 3)
+    settings = {"classifier": "head", "indicators": ["effective_rank", "neural_collapse"], **settings}
+    with pytest.warns(UserWarning, match=f"RepresentationMonitor measures no neural collapse: {why}.*; give") as said:
+        history = monitored(tmp_path, model, **settings)
+    assert sum("no neural collapse" in str(warning.message) for warning in said) == 1
+    assert not history.keys("representation/nc1")
+    (event,) = [event for event in history.events if event.kind == "unheard"]
+    (noted,) = event.details["without_neural_collapse"]
+    assert re.match(why, noted)
+
+
+def test_batches_without_labels_are_no_news(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*neural collapse")
+        history = fit_tokens(tmp_path, Tokens(), indicators=["effective_rank", "neural_collapse"])
+    assert "representation/effective_rank/blocks_0" in history
+    assert not any("without_neural_collapse" in event.details for event in history.events)
 
 
 def test_a_hook_that_fails_is_told_of_once_and_training_goes_on(tmp_path, monkeypatch):
@@ -362,6 +479,9 @@ def test_short_trainings_are_measured_at_their_end(tmp_path):
         ({"window": 0}, "window=0 must be at least 1"),
         ({"max_samples": 0}, "max_samples=0 must be at least 1"),
         ({"conv_features": "mean"}, """conv_features='mean' must be "pooled" or "by_position\""""),
+        ({"mask": 0.5}, "mask=0.5 must be a key or an index of the batch, or a function from the batch to its mask"),
+        ({"labels": []}, r"labels=\[\] must be a key or an index of the batch, .*; or None, to look where they"),
+        ({"classifier": 3}, "classifier=3 must be the name of a linear layer, such as 'head', or None"),
         ({"dormant_threshold": -1}, "dormant_threshold=-1 must be at least 0"),
         ({"max_overhead": 0}, "max_overhead=0 .* above 0 and below 1"),
     ],
@@ -377,6 +497,8 @@ def test_names_and_types_that_are_not_there_are_refused_before_training(tmp_path
         monitored(tmp_path, include="hiden")
     with pytest.raises(ValueError, match="the model has no Conv9d; it has BatchNorm2d, Conv2d, Linear"):
         monitored(tmp_path, layer_types=["Conv9d"])
+    with pytest.raises(ValueError, match=r"classifier='hed' is the name of no linear layer .*; the nearest are head"):
+        monitored(tmp_path, classifier="hed")
 
 
 def test_it_can_be_built_from_yaml(tmp_path):
@@ -385,8 +507,10 @@ def test_it_can_be_built_from_yaml(tmp_path):
 
     (tmp_path / "config.yaml").write_text(
         "trainer:\n  logger: false\n  callbacks:\n    - class_path: lightning_symmetry.RepresentationMonitor\n"
-        "      init_args: {labels: 1, layer_types: [Linear], conv_features: by_position, window: 4}\n"
+        "      init_args: {labels: 1, layer_types: [Linear], conv_features: by_position, window: 4, mask: kept,\n"
+        "                  classifier: head}\n"
     )
     cli = LightningCLI(Net, run=False, args=["--config", str(tmp_path / "config.yaml")], save_config_callback=None)
     (monitor,) = [one for one in cli.trainer.callbacks if isinstance(one, RepresentationMonitor)]
     assert (monitor.labels, monitor.layer_types, monitor.window) == (1, ("Linear",), 4)
+    assert (monitor.mask, monitor.classifier) == ("kept", "head")

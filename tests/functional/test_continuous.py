@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_symmetry.functional import alive_units, product_rank
+from lightning_symmetry.functional import alive_units, living_units, product_rank
+from tests.reference import order_parameters as reference
 
 
 def test_a_unit_is_alive_when_something_comes_in_and_goes_out():
@@ -21,6 +22,29 @@ def test_a_unit_much_weaker_than_the_others_is_dead():
     incoming = torch.tensor([[1.0], [1.0], [1e-5]])
     assert alive_units(incoming, torch.ones(3, 1)) == 2
     assert alive_units(incoming, torch.ones(3, 1), tolerance=1e-4) == 3
+
+
+def test_much_weaker_is_by_the_root_mean_square() -> None:
+    """Of strengths 1, ..., 1, 0.2, 0.09, 100 it is 10.05; by the mean, 2, all would live, by the most two die."""
+    strengths = torch.ones(100, 1)
+    strengths[97:, 0] = torch.tensor([0.2, 0.09, 100.0])
+    for sides in ((strengths,), (strengths, strengths), (strengths**2, torch.ones(100, 3) / math.sqrt(3))):
+        assert (~living_units(*sides)).nonzero().flatten().tolist() == [98]
+        assert alive_units(*sides) == 99
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@given(n=st.integers(1, 8), tolerance=st.sampled_from([1e-2, 0.3, 0.9]), seed=st.integers(0, 2**16))
+def test_those_live_that_live_by_the_definition(dtype: torch.dtype, n: int, tolerance: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    incoming, outgoing = (
+        (torch.randn(n, dim, generator=generator) * 4 ** torch.randint(-4, 1, (n, 1), generator=generator)).to(dtype)
+        for dim in (3, 2)
+    )
+    exact = incoming.double().numpy(), outgoing.double().numpy()
+    assert living_units(incoming, outgoing, tolerance).tolist() == reference.living(*exact, tolerance)
+    assert living_units(incoming, tolerance=tolerance).tolist() == reference.living(exact[0], tolerance=tolerance)
+    assert alive_units(incoming, outgoing, tolerance) == sum(reference.living(*exact, tolerance))
 
 
 def test_all_units_of_nothing_are_dead():

@@ -91,6 +91,16 @@ def test_classes_of_different_sizes_count_alike_and_missing_ones_not_at_all() ->
     assert nc4(features, labels, labels).item() == 1
 
 
+def test_samples_with_another_label_count_for_nothing() -> None:
+    """As -100, which the cross-entropy leaves out too: they would have no class whose mean could be nearest."""
+    features, labels, weight, logits = trained_classifier()
+    spoiled = torch.cat([features, 3 * features[:500].flip(1)])
+    ignored = torch.cat([labels, torch.full((500,), -100)])
+    expected = all_marks(features, labels, weight, logits)
+    assert all_marks(spoiled, ignored, weight, torch.cat([logits, logits[:500]])) == pytest.approx(expected, rel=1e-9)
+    assert nc4(features, torch.full_like(labels, -100), labels) == 1
+
+
 def test_a_classifier_turned_around_is_as_far_as_can_be_from_the_means() -> None:
     corners = simplex(3)
     assert nc3(corners, torch.arange(3), -corners).item() == pytest.approx(4)

@@ -78,20 +78,23 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("signs", [(), (1,)], ids=["as they are", "up to signs"])
-@pytest.mark.parametrize("dimension", [50, 1000])
+@pytest.mark.parametrize(
+    ("dimension", "offset"), [(50, 0), (1000, 0), (1000, 1e3)], ids=["thin", "wide", "wide and collapsed"]
+)
 def test_beyond_the_limit_no_array_holds_all_pairs(
-    dimension: int, signs: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    dimension: int, offset: float, signs: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor a copy of the units, where they are so near one another that float64 must tell them apart."""
     monkeypatch.setattr(f"{LIMITS}.MOST_EIGENVALUES", 200)
     for module in (LIMITS, "lightning_symmetry.functional.units"):
         monkeypatch.setattr(f"{module}.BLOCK_ELEMENTS", 2**16)
-    units = gaussian(1000, dimension)
+    units = gaussian(1000, dimension) + offset * gaussian(1, dimension, seed=1)
     units[700] = units[30]
     with Largest() as largest:
         values = permutation_indicators(Units(parts=(units,), signs=signs))
     assert largest.entries <= 2**16
     assert values["nearest_distance_min"] == 0
-    assert values["distinct_units"] == 999
+    assert values["distinct_units"] == (1 if offset else 999)
 
 
 def test_a_matrix_of_zeros_has_no_eigenvalues_and_the_same_one_has_the_same_estimate() -> None:

@@ -138,6 +138,24 @@ def test_condition_number_and_rank_of_float64_reach_beyond_the_square_root_of_ep
     assert numerical_rank(matrix) == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [4, 300])
+@pytest.mark.parametrize("digits", [0.25, 0.5, 0.75, 0.9])
+def test_condition_numbers_are_right_up_to_the_inverse_of_eps(dtype: torch.dtype, width: int, digits: float) -> None:
+    """A Gram matrix squares them, and can tell no more than 1 / sqrt(n eps64): the SVD is taken from there on."""
+    left, right = (torch.linalg.qr(gaussian(width, width, seed=seed).double()).Q for seed in (0, 1))
+    values = torch.logspace(0, digits * math.log10(torch.finfo(dtype).eps), width, dtype=torch.float64)
+    matrix = (left * values @ right).to(dtype)
+    expected = np.linalg.cond(matrix.double().numpy())
+    assert condition_number(matrix).item() == pytest.approx(expected, rel=max(1e-2, 1e-14 * expected))
+
+
+def test_a_singular_matrix_of_float32_is_told_from_one_that_is_nearly_so() -> None:
+    nearly = torch.full((60, 60), 0.5) + 2.0**-23 * torch.eye(60)
+    assert condition_number(nearly).item() == pytest.approx(1 + 30 * 2**23, rel=1e-6)
+    assert condition_number(torch.full((60, 60), 0.5)) == condition_number(torch.full((50, 60), 0.1)) == math.inf
+
+
 @pytest.mark.parametrize("scale", [2.0**-120, 2.0**-60, 2.0**60, 2.0**120])
 def test_the_size_of_the_entries_changes_no_rank(scale: float) -> None:
     matrix = gaussian(5, 8)

@@ -70,3 +70,14 @@ def test_blocks_of_rows_join_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(blocked.gram(), gram)
     torch.testing.assert_close(blocked.exact_squares(i, j), exact)
     torch.testing.assert_close(gram, gram.T)
+
+
+def test_in_float64_the_same_comes_out_with_more_digits() -> None:
+    units = Units((random(7, 3),), (random(7, 7, 2),), (random(7, 2, 2),), signs=(1,), coupled_signs=((1, 1),))
+    coarse, doubled = geometry_of(units), [tensor.double() for tensor in units.tensors]
+    exact = geometry_of(Units(*((tensor,) for tensor in doubled), signs=(1,), coupled_signs=((1, 1),)))
+    fine = coarse.in_float64()
+    (_, approximate), (_, squares), (_, expected) = (next(each.square_blocks()) for each in (coarse, fine, exact))
+    torch.testing.assert_close(approximate.double(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(squares, expected, rtol=1e-6, atol=1e-9)  # what is inner was rounded to float32
+    assert squares.dtype == torch.float64 and next(iter(fine.parts)).dtype == torch.float32

@@ -192,3 +192,22 @@ def test_an_interval_is_no_longer_than_the_grid_asks_for():
         budget.plan(777, Costs((cost,)), step_time=0.1)
         needed = cost / 0.001
         assert budget.due - 777 <= needed + 1 + ladder(int(needed) + 1)
+
+
+@pytest.mark.parametrize(("idle", "due"), [(0.0, 1000), (0.0005, 2000), (0.02, 5000)])
+def test_what_a_step_costs_in_any_case_is_paid_first_and_a_quarter_is_left(idle, due):
+    """A step of 0.1 s earns 1 ms at a share of 1 %, and a measurement takes a second."""
+    budget = Budget(0.01, idle=idle)
+    budget.plan(0, Costs((1.0,)), 0.1)
+    assert budget.due == due
+
+
+def test_no_two_monitors_measure_at_one_step():
+    """They are due at the same steps of the ladder; the bundles up to there are apart."""
+    budgets: list[Budget] = []
+    for costs in (Costs((0.1, 0.2)), Costs((0.3,)), Costs((0.1, 0.1, 0.1))):
+        budgets.append(Budget(0.01, others=lambda: budgets))
+        budgets[-1].plan(0, costs, 0.1)
+    assert len({budget.due for budget in budgets}) == 1
+    steps = [step for budget in budgets for step in range(budget.due + 1) if budget.measures_at(step)]
+    assert len(steps) == len(set(steps)) == 6

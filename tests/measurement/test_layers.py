@@ -6,11 +6,12 @@ from torch import nn
 
 from lightning_symmetry.functional import effective_rank
 from lightning_symmetry.measurement.features import (
-    attention_mask,
+    Masks,
     batch_size_of,
     first_tensor,
     labels_of,
     layout_of,
+    masks_of,
     random_projection,
     spread_sample,
 )
@@ -20,6 +21,8 @@ from lightning_symmetry.measurement.layers import (
     inside_compiled,
     layer_names,
     layers_of_types,
+    mixing_layers,
+    of_decoder_tokens,
     thinned,
 )
 from tests.zoo import ZOO
@@ -104,6 +107,40 @@ def test_the_classifier_is_the_last_linear_layer_of_several_outputs():
     assert classifier_name(nn.ReLU()) is None
 
 
+def test_the_classifier_can_be_named():
+    assert classifier_name(mlp(), "2") == "2"
+    model = nn.ModuleDict({"head": torch.compile(nn.Linear(2, 3), backend="eager"), "value": nn.Linear(2, 1)})
+    assert classifier_name(model, "head") == "head"
+    for named in ("value", "haed"):
+        with pytest.raises(
+            ValueError, match=f"classifier='{named}' is the name of no linear layer of .*nearest are head"
+        ):
+            classifier_name(model, named)
+    with pytest.raises(ValueError, match="the nearest are none: the model has no such"):
+        classifier_name(nn.ReLU(), "head")
+
+
+def test_layers_that_mix_all_features_of_their_input_by_a_matrix():
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Linear(4, 2), nn.Embedding(2, 2)
+    )
+    assert mixing_layers(model) == ["0", "3"]
+
+
+def test_a_decoder_beside_an_encoder_has_tokens_of_its_own_and_so_has_what_comes_after():
+    t5 = ZOO["t5"].build()
+    own = of_decoder_tokens(t5)
+    assert {"decoder", "decoder.block.0", "lm_head"} <= own
+    assert not any(name.startswith(("encoder", "shared")) for name in own)
+    swapped = nn.ModuleDict({"text_decoder": mlp(), "text_encoder": mlp(), "head": nn.Linear(2, 2)})
+    assert of_decoder_tokens(nn.ModuleDict({"net": swapped})) == {
+        *("net.text_decoder", "net.head"),
+        *(f"net.text_decoder.{k}" for k in range(5)),
+    }
+    alone = nn.ModuleDict({"decoder": mlp(), "head": nn.Linear(2, 2)})  # as of OPT: it has the tokens of the batch
+    assert not of_decoder_tokens(alone) and not of_decoder_tokens(nn.ModuleDict({"encoder_decoder": mlp()}))
+
+
 def test_too_many_are_thinned_evenly():
     assert thinned(list("abcdefg"), 3) == ["a", "d", "g"]
     assert thinned(list("ab"), 3) == ["a", "b"]
@@ -164,12 +201,65 @@ def test_a_projection_keeps_second_moments():
     assert effective_rank(projected).item() == pytest.approx(effective_rank(features).item(), rel=0.02)
 
 
-def test_the_mask_and_the_size_of_a_batch_are_found():
-    mask = torch.ones(2, 3)
-    assert attention_mask({"input_ids": mask, "attention_mask": mask}) is mask
-    assert attention_mask([{"attention_mask": mask}, torch.zeros(2)]) is mask
-    assert attention_mask(torch.zeros(2)) is None and attention_mask({"attention_mask": torch.ones(2, 1, 3, 3)}) is None
-    assert batch_size_of({"input_ids": mask}) == 2 and batch_size_of(3) is None
+def test_the_size_of_a_batch_is_found():
+    assert batch_size_of({"input_ids": torch.ones(2, 3)}) == 2 and batch_size_of(3) is None
+
+
+MASK, OTHER = torch.tensor([[1, 1, 1], [1, 0, 0]]), torch.tensor([[1, 1, 0], [1, 1, 0]])
+"""Masks of two sequences of three tokens."""
+
+
+def test_the_mask_of_a_batch_is_found_under_its_usual_name():
+    assert masks_of({"input_ids": MASK, "attention_mask": MASK}, None) == Masks(MASK, MASK)
+    assert masks_of([{"attention_mask": MASK}, torch.zeros(2)], None).tokens is MASK
+    assert masks_of(torch.zeros(2), None) == Masks() == masks_of({"attention_mask": torch.ones(2, 1, 3, 3)}, None)
+
+
+@pytest.mark.parametrize(
+    ("told", "decoder"),
+    [
+        ({}, MASK),  # an autoencoder
+        ({"labels": torch.tensor([1, 0])}, MASK),  # a classifier of sequences
+        ({"decoder_attention_mask": OTHER, "labels": MASK, "decoder_input_ids": MASK}, OTHER),
+        ({"labels": torch.where(OTHER == 1, 7, -100)}, OTHER),  # of which its input is made
+        ({"decoder_input_ids": torch.ones(2, 3)}, None),
+    ],
+    ids=["nothing told", "labels of sequences", "its own mask", "labels of tokens", "tokens alone"],
+)
+def test_a_decoder_has_its_own_mask(told, decoder):
+    found = masks_of({"attention_mask": MASK, **told}, None)
+    assert found.tokens is MASK
+    assert found.decoder is decoder is None or torch.equal(found.decoder.long(), decoder)
+
+
+def test_the_mask_can_be_said_to_be_elsewhere():
+    assert masks_of({"kept": MASK, "attention_mask": OTHER}, "kept").tokens is MASK
+    assert masks_of((OTHER, MASK), 1).tokens is MASK
+    assert masks_of((OTHER,), lambda batch: batch[0]) == Masks(OTHER, OTHER)
+    assert masks_of((MASK, OTHER), lambda batch: (batch[0], batch[1])) == Masks(MASK, OTHER)
+    assert masks_of((MASK, OTHER), lambda batch: (None, batch[1])) == Masks(None, OTHER)
+
+
+@pytest.mark.parametrize("key", ["src_key_padding_mask", "padding_mask"])
+@pytest.mark.parametrize("padding", [MASK == 0, 1 - MASK], ids=["truth values", "numbers"])
+def test_a_padding_mask_marks_what_is_left_out_as_pytorch_has_it(key, padding):
+    assert torch.equal(masks_of({key: padding}, key).tokens, MASK == 1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ("msk", r"mask='msk' finds nothing in the batch, which is a dict with the keys scores, one; .* to its mask"),
+        ("scores", r"mask='scores' finds a tensor of torch.float32 and shape \(2, 3\), not .* 0 for padding; give"),
+        ("one", r"mask='one' finds a tensor of torch.int64 and shape \(3,\), not a tensor \(n_sequences, n_tokens\)"),
+        (lambda batch: None, "finds a NoneType, not a tensor"),
+        (lambda batch: (MASK, "no"), "finds a str, not a tensor"),
+    ],
+    ids=str,
+)
+def test_a_mask_that_is_not_there_is_told_of_with_what_is(mask, message):
+    with pytest.raises(ValueError, match=message):
+        masks_of({"scores": torch.ones(2, 3), "one": torch.ones(3).long()}, mask)
 
 
 LABELS = torch.tensor([0, 1, 2])
@@ -192,5 +282,7 @@ def test_labels_that_are_not_there_are_told_of_with_what_is():
         labels_of({"x": 1, "z": 2}, "y")
     with pytest.raises(ValueError, match=r"labels=2 finds nothing in the batch, which is a tuple of 2;"):
         labels_of((1, 2), 2)
-    with pytest.raises(ValueError, match=r"labels=1 finds a tensor of torch.float32, not .*whole numbers.*argmax"):
+    with pytest.raises(
+        ValueError, match=r"labels=1 finds a tensor of torch.float32 and shape \(3, 4\), not .*whole numbers.*argmax"
+    ):
         labels_of((1, torch.ones(3, 4)), 1)

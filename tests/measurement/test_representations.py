@@ -3,14 +3,16 @@
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lightning_symmetry.functional import effective_rank
-from lightning_symmetry.measurement.listening import Listener
+from lightning_symmetry.functional import canonical_alignment, effective_rank
+from lightning_symmetry.measurement.layers import mixing_layers
+from lightning_symmetry.measurement.listening import MOST_CLASSES, MOST_CLASSIFIER_WIDTH, Listener, why_no_classes
 from lightning_symmetry.measurement.measure import Ranks, join
 from lightning_symmetry.measurement.representations import (
     REPRESENTATION_INDICATORS,
@@ -32,7 +34,7 @@ class Classifier(nn.Module):
         return self.head(self.body(inputs))
 
 
-def listener_to(model, layers=("body.0", "body.2"), kept=1024):
+def listener_to(model, layers=("body.0", "body.1", "body.2"), kept=1024):
     return Listener(
         layers={name: model.get_submodule(name) for name in layers},
         classifier=("head", model.head),
@@ -42,6 +44,7 @@ def listener_to(model, layers=("body.0", "body.2"), kept=1024):
         conv_features="pooled",
         max_samples=1000,
         kept=kept,
+        readers={name: model.get_submodule(name) for name in mixing_layers(model)},
     )
 
 
@@ -130,7 +133,7 @@ def test_a_layer_that_one_rank_alone_has_heard_is_measured_on_all():
 
     first, second = together(2, of_rank)
     assert first == second
-    assert first[0] == ["body.0", "body.2"]
+    assert first[0] == ["body.0", "body.1", "body.2"]
 
 
 def test_wide_features_are_projected_and_their_sums_stay_small():
@@ -172,3 +175,100 @@ def test_a_copy_a_trace_and_an_evaluation_are_not_heard():
     listener.stop()
     model(inputs)
     assert listener.sums["body.0"]["samples"] == 8
+
+
+def aligned(model, layer, batches):
+    """What is measured of the alignment of a layer, and its twin for activations, their gradients and a weight."""
+    (values,) = measured(model, batches, 1)
+    model, kept = copy.deepcopy(model), []
+    module = model.get_submodule(layer)
+    module.register_forward_hook(lambda module, args, output: kept.append(output) or output.retain_grad())
+    for inputs, labels in batches:
+        nn.functional.cross_entropy(model(inputs), labels, reduction="sum").backward()
+    found = {name: values.get(f"representation/{name}_alignment/{layer.replace('.', '_')}") for name in ALIGNMENTS}
+    activations, gradients = torch.cat(kept), torch.cat([one.grad for one in kept])
+    twin = partial(canonical_alignment, activations, gradients)
+    return found, lambda weight: {name: value.item() for name, value in twin(weight).items()}
+
+
+ALIGNMENTS = ("activation_gradient", "activation_weight", "gradient_weight")
+
+
+def test_what_no_matrix_writes_is_aligned_with_the_one_that_reads_it():
+    """W^T W of the layer that is given the very tensor; W W^T where one writes the features."""
+    torch.manual_seed(0)
+    model = Classifier()
+    found, twin = aligned(model, "body.1", uneven_batches())
+    assert found == pytest.approx(twin(model.body[2].weight.T), rel=1e-6)
+    found, twin = aligned(model, "body.2", uneven_batches())
+    assert found == pytest.approx(twin(model.body[2].weight), rel=1e-6)
+
+
+class Forked(Classifier):
+    """Two layers read the features, one more a view of them, and one their norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.other, self.view, self.normed = (nn.Linear(7, size) for size in (3, 5, 4))
+        self.norm = nn.LayerNorm(7)
+
+    def forward(self, inputs):
+        features = self.body[1](self.body[0](inputs))
+        left_out = self.view(features.view(-1, 7)).sum() + self.normed(self.norm(features)).sum()
+        return self.head(self.body[3](self.body[2](features))) + self.other(features) + 1e-3 * left_out
+
+
+def test_several_that_read_the_same_are_taken_together_and_those_behind_a_norm_or_a_view_are_not():
+    torch.manual_seed(0)
+    model = Forked()
+    found, twin = aligned(model, "body.1", uneven_batches())
+    assert found == pytest.approx(twin(torch.cat([model.body[2].weight, model.other.weight]).T), rel=1e-6)
+
+
+def test_channels_are_aligned_with_the_convolution_that_reads_them():
+    torch.manual_seed(0)
+    model = Classifier()
+    model.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten())
+    batches = [(inputs.new_zeros(len(inputs), 1, 5, 5).normal_(), labels) for inputs, labels in uneven_batches()]
+    listener = listener_to(model, ["body.1"])
+    for batch in batches:
+        hear(listener, model, batch)
+    heard = agree(listener, model, Ranks())
+    assert heard.layers[0].read_by == ("body.2.weight",)
+    (piece,) = representation_pieces(heard, ["canonical_alignment"], listener.projected)
+    sums = take_sums(heard, listener, Ranks())
+    weight = model.body[2].weight.detach()
+    values = dict(zip(piece.keys, piece.measure({**snapshot(model), **sums}), strict=True))
+    by_hand = sum(weight[:, :, i, j].T @ weight[:, :, i, j] for i in range(3) for j in range(3)).double()
+    outer = sums["body.1/outer"]
+    cosine = (outer * by_hand).sum() / outer.norm() / by_hand.norm()
+    assert values["representation/activation_weight_alignment/body_1"].item() == pytest.approx(cosine.item())
+
+
+def test_readers_are_looked_for_until_sums_are_taken():
+    torch.manual_seed(0)
+    model = Classifier()
+    listener = listener_to(model)
+    for batch in uneven_batches((4, 4)):
+        hear(listener, model, batch)
+    assert listener.read_by == {"body.1": {"body.2"}}
+    listener.clear()
+    listener.listen(uneven_batches((4,))[0])
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    listener.stop()
+
+
+@pytest.mark.parametrize(
+    ("given", "labels", "n_classes", "why"),
+    [
+        ((8, 6), (8,), 3, None),
+        ((8, 5, 6), (8, 5), 3, None),
+        ((8, 6), (8, 2), 3, "labels of shape (8, 2) are not one for each of the (8,) samples that head reads"),
+        ((8, 5, 6), (8,), 3, "labels of shape (8,) are not one for each of the (8, 5) samples that head reads"),
+        ((8, 6), (8,), MOST_CLASSES + 1, "head decides between 2,049 classes, more than 2,048"),
+        ((8, MOST_CLASSIFIER_WIDTH + 1), (8,), 3, "head reads 4,097 features, more than 4,096"),
+    ],
+    ids=str,
+)
+def test_it_is_known_why_features_are_not_summed_by_class(given, labels, n_classes, why):
+    assert why_no_classes("head", given, labels, n_classes) == why

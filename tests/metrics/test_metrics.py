@@ -139,12 +139,52 @@ def test_it_leaves_the_random_stream_and_keeps_no_graph(name):
     assert torch.equal(before, torch.get_rng_state())
 
 
+HIGHER_IS_BETTER = {
+    "AlphaReQ": None,  # about 1 is best
+    "CanonicalAlignment": True,
+    "CovarianceParticipationRatio": None,
+    "CovarianceStableRank": None,
+    "DormantFraction": False,
+    "EffectiveRank": True,  # RankMe
+    "Isotropy": None,
+    "LinearCKA": None,
+    "NC1": False,
+    "NC2Equiangularity": False,
+    "NC2Equinorm": False,
+    "NC3": False,
+    "NC4": True,  # agreement, 1 minus the mismatch of the paper
+    "NESum": None,
+    "NoiseImbalance": False,
+    "TokenRankResidual": True,  # 0 is rank collapse
+}
+
+
+@each
+def test_it_can_be_scripted(name):
+    scripted = torch.jit.script(CASES[name].build())
+    assert scripted.original_name == name
+
+
+@each
+def test_it_can_be_hashed_and_named(name):
+    one, other = CASES[name].build(), CASES[name].build()
+    assert len({one, other}) == 2
+    assert repr(one) == f"{name}()"
+
+
+@each
+@pytest.mark.parametrize("constant", ["higher_is_better", "is_differentiable", "full_state_update"])
+def test_its_constants_are_read_only(name, constant):
+    with pytest.raises(RuntimeError, match=f"Can't change const `{constant}`"):
+        setattr(CASES[name].build(), constant, True)
+
+
 @each
 def test_it_says_what_it_is(name):
     kind = type(CASES[name].build())
     assert kind.is_differentiable is False
     assert kind.full_state_update is False
-    assert kind.higher_is_better in (True, False, None)
+    assert kind.higher_is_better is HIGHER_IS_BETTER[name]
     assert kind.plot_lower_bound is None or kind.plot_lower_bound <= CASES[name].range[0]
     assert kind.plot_upper_bound is None or CASES[name].range[1] <= kind.plot_upper_bound
     for part in ("Args:", "Example:", "Its twin"):

@@ -69,8 +69,8 @@ class Beside:
 
     def _before_a_step(self, optimizer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Join, but for a step by a Trainer's closure: that has not computed gradients yet, and the Trainer tells."""
-        with self._fenced():
-            closure = (*args[1:], kwargs.get("closure"))[0]
-            module: str | None = getattr(getattr(closure, "func", closure), "__module__", None)
-            if (module or "").partition(".")[0] not in _TRAINERS:
+        closure = (*args[1:], kwargs.get("closure"))[0]
+        module: str | None = getattr(getattr(closure, "func", closure), "__module__", None)
+        if (module or "").partition(".")[0] not in _TRAINERS:
+            with self._fenced():
                 self.join()

@@ -20,7 +20,7 @@ from lightning_symmetry.measurement.beside import Beside
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.device import device_of
 from lightning_symmetry.measurement.frozen import Memory
-from lightning_symmetry.measurement.indicators import nonfinite
+from lightning_symmetry.measurement.indicators import NONE_YET, nonfinite
 from lightning_symmetry.measurement.measure import (
     FailedOnARank,
     Measured,
@@ -324,7 +324,7 @@ class Session:
         self._memory.learn(self._plan.pieces, measured.values, measured.digests)
         self._budget.plan(reached, measured.costs, measured.step_time, after=step)
         unknown = set(self._plan.unknown(gathered))
-        values = {key: value for key, value in measured.values.items() if key not in unknown}
+        values = {key: value for key, value in measured.values.items() if key not in unknown and value != NONE_YET}
         aggregates = self._plan.aggregates(values)
         self._row = (reached, {**aggregates, **values})
         if any(map(math.isnan, values.values())):

@@ -63,8 +63,8 @@ class SymmetryMonitor(StepMonitor):
             all that a LayerNorm takes the mean from (the share of the weights that does nothing else), and of what a
             norm divides by its size
             ``"effective_lr"`` (the learning rate over |w|^2, over |w| of optimizers other than SGD; the median over
-            units) and ``"angular_speed"`` (radians a step since the last measurement, 0 at the first; the mean over
-            units; keeps a copy of these weights). Of a rescaling also ``"noise_imbalance"``: how unevenly the noise of
+            units) and ``"angular_speed"`` (radians a step since the last measurement, none at the first, also of a run
+            that is resumed; the mean over units; keeps a copy of these weights). Of a rescaling also ``"noise_imbalance"``: how unevenly the noise of
             the gradient lies on the two sides of its units (0: evenly, the noise equilibrium to which SGD drifts, 1:
             all on one side), over the 16 optimizer steps before a measurement, during which the sums of the gradients
             are kept in float64; where measurements are closer, at those by which 16 more were made. Under DDP it is

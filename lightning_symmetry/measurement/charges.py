@@ -19,7 +19,7 @@ from lightning_symmetry.functional.charges import (
     mean_component,
     rotation_imbalance,
 )
-from lightning_symmetry.measurement.indicators import Piece, key_names
+from lightning_symmetry.measurement.indicators import NONE_YET, Piece, key_names
 from lightning_symmetry.symmetry.actions import along
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 
@@ -122,7 +122,10 @@ def _effective_lr(group: SymmetryGroup, learning_rate: LearningRate, tensors: Te
 
 
 class _AngularSpeed:
-    """The mean over units of the angle by which each has turned since it was measured here last, per step."""
+    """The mean over units of the angle by which each has turned since it was measured here last, per step.
+
+    The copy of the weights that it was measured at is in no checkpoint, so that a resumed run begins without one.
+    """
 
     def __init__(self, group: SymmetryGroup, steps_done: Callable[[], int]) -> None:
         self._group = group
@@ -134,7 +137,7 @@ class _AngularSpeed:
         now, last = self._steps_done(), self._last
         self._last = now, [part.clone() for part in parts]
         if last is None:
-            return torch.zeros((), dtype=torch.float64)
+            return torch.tensor(NONE_YET, dtype=torch.float64)
         step, before = last
         sums = [
             torch.stack([_squares(part).flatten() for part in several]).sum(0)

@@ -26,6 +26,9 @@ from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 
 Tensors = Mapping[str, Tensor]
 
+NONE_YET = -math.inf
+"""The value of what cannot be known before the next measurement, as a change is: it is left out of the row."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -33,7 +36,7 @@ class Piece:
 
     Attributes:
         keys: The keys of its values.
-        measure: From the model's tensors to the values, in the order of the keys.
+        measure: From the model's tensors to the values, in the order of the keys; `NONE_YET` where there is none.
         reads: The names of the parameters that the values are of, where nothing else changes them; else none.
         remembers: Whether the values depend on what was measured before: it is then always measured by one rank.
     """

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_symmetry.history import FILE_NAME, Event, History
 from lightning_symmetry.report import render_report
+from lightning_symmetry.sinks.discretion import discreet
 from lightning_symmetry.sinks.heatmaps import draw_heatmap, heatmaps
 from lightning_symmetry.sinks.key_limit import KeyLimit
 from lightning_symmetry.sinks.lightning_logger import LoggerSink
@@ -69,28 +70,30 @@ class Recorder:
     def begin(self, step: int, config: Mapping[str, Any], **details: Any) -> None:
         """Note that the run begins, or goes on: how its monitors are configured, and what else there is to tell."""
         self.begun = True
-        self.event(step, "run", config=dict(config), **details)
-        self.errors = sum(event.kind == "error" for event in self.history.events if step > 0)
+        begins = self.event(step, "run", config=dict(config), **details)
+        if step > 0:
+            self.errors = sum(event.kind == "error" for event in self.history.events)
         for sink in self._sinks:
-            sink.begin(config)
+            sink.begin(begins.details.get("config", {}))
 
-    def event(self, step: int, kind: str, **details: Any) -> None:
-        """Add an event to the history."""
-        self._fenced(self.history.append_event, step, kind, **details)
+    def event(self, step: int, kind: str, **details: Any) -> Event:
+        """Add an event to the history, and return what may be told of it."""
+        told = Event(step, time.time(), kind, self._fenced(discreet, details) or {})
+        self._fenced(self.history.append_event, step, kind, **told.details)
+        return told
 
     def finding(self, step: int, kind: str, details: Mapping[str, Any]) -> None:
         """Add an event, unless the last of its kind says the same, as where a run goes on."""
         known = next((event.details for event in reversed(self.history.events) if event.kind == kind), None)
-        if known != json.loads(json.dumps(details)):
+        if known != json.loads(json.dumps(self._fenced(discreet, details))):
             self.event(step, kind, **details)
 
     def events(self, step: int, kind: str, told: Sequence[Mapping[str, Any]], alert: bool) -> None:
         """Add events of one kind to the history, and send one alert for all of them if one is wanted."""
-        for details in told:
-            self.event(step, kind, **details)
+        events = [self.event(step, kind, **details) for details in told]
         if alert:
             for sink in self._sinks:
-                sink.alert([Event(step, time.time(), kind, details) for details in told])
+                sink.alert(events)
 
     def nonfinite(self, step: int, parameters: Sequence[str], alert: bool = False) -> None:
         """Add one event that names those parameters that were finite until now."""
@@ -155,7 +158,7 @@ class Recorder:
 
     def _make_report(self) -> bool:
         with self._report_upkeep.at_work():
-            return self._fenced(render_report, self.history, self.report)
+            return self._fenced(render_report, self.history, self.report) is not None
 
     def _send_heatmap(self, step: int) -> None:
         key = self._undrawn.pop(0)
@@ -169,11 +172,10 @@ class Recorder:
         for sink in sinks:
             sink.log_figure(key, figure, step)
 
-    def _fenced(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-        """Call a function, and say whether it went well."""
+    def _fenced(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function, and return what it returns; None where it fails."""
         try:
-            function(*args, **kwargs)
-            return True
+            return function(*args, **kwargs)
         except Exception as error:
             if not self._warned:
                 self._warned = True
@@ -181,7 +183,7 @@ class Recorder:
                     f"lightning_symmetry could not write to {self.history.path}, and says so once; training goes on: "
                     f"{type(error).__name__}: {error}"
                 )
-            return False
+            return None
 
 
 def _opened(path: Path) -> History:

@@ -3,13 +3,17 @@
 import importlib
 import inspect
 import pkgutil
+import shutil
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
@@ -19,9 +23,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_symmetry
 from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
+from lightning_symmetry.callbacks import session
 from lightning_symmetry.history import History
+from tests.measurement.behind import Threaded
 
 STEPS, EVERY = 8, 2
+CHECKPOINT = "last.ckpt"
 NOT_IN_A_FIT = ("cli", "metrics")
 """What a user calls outside of a training."""
 
@@ -65,18 +72,20 @@ def failing(function: FunctionType) -> Iterator[None]:
 
 @contextmanager
 def called() -> Iterator[dict[CodeType, None]]:
-    """The code of all functions that are called within, in their order."""
+    """The code of all functions that are called within, in their order; in threads that begin within too."""
     codes: dict[CodeType, None] = {}
 
     def note(frame, event, argument):
         if event == "call":
             codes[frame.f_code] = None
 
+    threading.setprofile(note)
     sys.setprofile(note)
     try:
         yield codes
     finally:
         sys.setprofile(None)
+        threading.setprofile(None)
 
 
 class Tiny(LightningModule):
@@ -89,6 +98,9 @@ class Tiny(LightningModule):
 
     def training_step(self, batch, batch_idx):
         return nn.functional.cross_entropy(self.head(torch.tanh(self.hidden(batch[0]))), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        pass
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.losses.append(float(outputs["loss"]))
@@ -150,7 +162,9 @@ class Left:
     saved: Mapping[str, Any]
 
 
-def train(folder=None, monitored=True, on_error="warn", within=nullcontext) -> Left:
+def train(
+    folder=None, monitored=True, on_error="warn", within=nullcontext, begun=None, beside=False, every=EVERY
+) -> Left:
     """Fit for `STEPS` steps, and save a checkpoint.
 
     Args:
@@ -158,18 +172,23 @@ def train(folder=None, monitored=True, on_error="warn", within=nullcontext) -> L
         monitored: Whether the monitors are there.
         on_error: As for `Monitor`.
         within: Makes the context in which the fit runs and the checkpoint is saved.
+        begun: The folder of a run of as many steps, with its checkpoint, to go on with, with a validation.
+        beside: Whether pieces are measured in a thread, as on an accelerator.
+        every: As `every_n_train_steps` of `Monitor`.
     """
     seed_everything(0, verbose=False)
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randn(4 * STEPS, 4, generator=generator), torch.arange(4 * STEPS) % 3)
-    settings = {"every_n_train_steps": EVERY, "on_error": on_error}
+    settings = {"every_n_train_steps": every, "on_error": on_error}
     monitors = [
         SymmetryMonitor(**settings),
         SpectrumMonitor(of=["weights", "gradients", "updates"], **settings),
         RepresentationMonitor(window=2, **settings),
     ]
+    if begun is not None and folder is not None:
+        shutil.copytree(begun, folder)
     trainer = Trainer(
-        max_epochs=1,
+        max_epochs=1 if begun is None else 2,
         callbacks=monitors if monitored else [],
         logger=False if folder is None else Rows(folder),
         default_root_dir="memory://nowhere" if folder is None else folder,
@@ -177,17 +196,23 @@ def train(folder=None, monitored=True, on_error="warn", within=nullcontext) -> L
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        num_sanity_val_steps=0,
         log_every_n_steps=STEPS,
     )
     model, raised, saved = Tiny(), None, {}
-    with warnings.catch_warnings(record=True) as caught:
+    host = patch.object(session, "device_of", lambda device: Threaded()) if beside else nullcontext()
+    with warnings.catch_warnings(record=True) as caught, host:
         warnings.simplefilter("always")
         try:
             with within():
-                trainer.fit(model, DataLoader(data, 4))
+                loaders = [DataLoader(data, 4)] * (1 if begun is None else 2)
+                checkpoint = None if begun is None else Path(begun, CHECKPOINT)
+                trainer.fit(model, *loaders, ckpt_path=checkpoint, weights_only=True)
                 saved = trainer._checkpoint_connector.dump_checkpoint()["callbacks"]
         except BaseException as error:
             raised = error
+    if begun is None and folder is not None and raised is None:
+        trainer.save_checkpoint(Path(folder, CHECKPOINT))
     return Left(
         raised=raised,
         losses=model.losses,

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_symmetry import SymmetryMonitor, orbit_fraction
 from lightning_symmetry.functional import noise_imbalance
@@ -61,12 +63,27 @@ def test_the_learning_rate_is_that_of_the_optimizer_that_holds_the_weights(tmp_p
     for step, value in list(zip(steps, rates, strict=True))[:-1]:
         norms = filters.seen[step].norm(dim=1)
         assert value == pytest.approx(float((rate(step) / norms**power).median()), rel=1e-5)
-    turned = monitor.history.series("symmetry/angular_speed/conv_scale")[1]
-    assert turned[0] == 0
-    for number, value in enumerate(turned[1:-1], start=1):
+    measured, turned = monitor.history.series("symmetry/angular_speed/conv_scale")
+    assert measured == steps[1:]
+    for number, value in enumerate(turned[:-1], start=1):
         before, now = (filters.seen[EVERY * each] for each in (number - 1, number))
         angles = torch.arccos(torch.nn.functional.cosine_similarity(before, now, dim=1))
         assert value == pytest.approx(float(angles.mean()) / EVERY, rel=1e-4)
+
+
+def test_how_fast_weights_turn_is_not_known_at_the_first_measurement_after_a_run_was_resumed(tmp_path):
+    def fit(epochs, **settings):
+        monitor = SymmetryMonitor(indicators=["angular_speed"], every_n_train_steps=4, on_error="raise")
+        logger, keep = CSVLogger(tmp_path, version=0), ModelCheckpoint(tmp_path, save_last=True)
+        train(tmp_path, [monitor, keep], epochs=epochs, logger=logger, enable_checkpointing=True, **settings)
+        return monitor.history
+
+    fit(1)
+    history = fit(3, ckpt_path=tmp_path / "last.ckpt")
+    assert history.series("symmetry/broken_fraction/conv")[0] == [0, 4, 6, 8, 12, 16, 18]
+    steps, speeds = history.series("symmetry/angular_speed/conv_scale")
+    assert steps == [4, 6, 12, 16, 18]  # 6 is the end of the first run, and 8 the first measurement of the second
+    assert all(speed > 0 for speed in speeds)
 
 
 class Decaying(Net):

@@ -1,4 +1,4 @@
-"""A long training of a small model: what the monitors hold in memory, open and on disk does not grow with it."""
+"""A long training of a small model: what monitors hold in memory, open, on disk and at W&B does not grow with it."""
 
 import os
 import threading
@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor, read_history
+from tests.sinks.test_wandb import of_type, records
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 
 WARM = 1_000
 MIB = 2**20
+MOST_KEYS = 1_000
+"""A dashboard of more charts slows down."""
 
 
 class Small(LightningModule):
@@ -49,14 +55,14 @@ class Watch(Callback):
             self.seen.append((resident, threading.active_count(), len(os.listdir("/proc/self/fd"))))
 
 
-def run(folder, steps, every):
+def run(folder, steps, every, logger=False):
     seed_everything(0, verbose=False)
     callbacks = [monitor(every_n_train_steps=every) for monitor in (SymmetryMonitor, SpectrumMonitor)]
     callbacks += [RepresentationMonitor(every_n_train_steps=every, labels=1)]
     trainer = Trainer(
         max_steps=steps,
         callbacks=[*callbacks, watch := Watch()],
-        logger=False,
+        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -84,15 +90,20 @@ def check(folder, trainer, steps, seen, callbacks):
         assert len(callback.state_dict()["transitions"]["detectors"]) < 100
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_memory_threads_and_files_do_not_grow_with_3000_steps(tmp_path):
     trainer, callbacks, seen = run(tmp_path, 3_000, every=50)
     check(tmp_path, trainer, 3_000, seen, callbacks)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
-def test_memory_threads_and_files_do_not_grow_with_20000_steps(tmp_path):
-    """With twenty thousand steps and two thousand measurements by each monitor."""
-    trainer, callbacks, seen = run(tmp_path, 20_000, every=10)
+def test_memory_threads_files_and_keys_of_wandb_do_not_grow_with_20000_steps(tmp_path):
+    """With twenty thousand steps and two thousand measurements by each monitor, each a row of an offline W&B run."""
+    logger = WandbLogger(project="test", mode="offline", save_dir=tmp_path)
+    trainer, callbacks, seen = run(tmp_path, 20_000, every=10, logger=logger)
+    run_folder = Path(logger.experiment.dir).parent
+    logger.experiment.finish()
     check(tmp_path, trainer, 20_000, seen, callbacks)
+    rows = [row["item"] for row in of_type(records(run_folder), "history")]
+    assert sum("monitor/overhead" in row for row in rows) >= 3 * 20_000 / 10
+    keys = {key for row in rows for key in row}
+    assert "spectrum/effective_rank/net_0" in keys
+    assert len(keys) <= MOST_KEYS

@@ -23,7 +23,10 @@ from lightning_symmetry.callbacks import symmetry_monitor
 from lightning_symmetry.callbacks.kept import keep, recall
 from lightning_symmetry.history import FILE_NAME
 from lightning_symmetry.measurement import indicators, spectra
+from lightning_symmetry.measurement.listening import Listener
 from lightning_symmetry.report import render_report
+from lightning_symmetry.sinks import recorder
+from lightning_symmetry.symmetry import find
 from tests.callbacks.stopped import (
     CHECKPOINT,
     MERGED,
@@ -37,6 +40,7 @@ from tests.callbacks.stopped import (
     hooks,
     monitors,
 )
+from tests.callbacks.trainings import Losses
 from tests.fingerprint import differences, fingerprint
 
 ROOT = Path(__file__).parents[2]
@@ -283,32 +287,52 @@ def test_the_symmetries_of_gpt2_small_take_little_room_in_a_checkpoint():
     assert sizes[0] + 11 * (sizes[1] - sizes[0]) < 250_000
 
 
+@pytest.fixture(scope="module")
+def plain_losses(tmp_path_factory):
+    """The losses of the training without monitors."""
+    fit(tmp_path_factory.mktemp("plain"), [losses := Losses()])
+    return losses.values
+
+
+RUNS_OUT = {
+    "spectra": (spectra, "spectral_indicators", "SpectrumMonitor", ["goes on", "stands down"]),
+    "units": (indicators, "permutation_indicators", "SymmetryMonitor", ["goes on", "stands down"]),
+    "gauge": (indicators, "find_gauge", "SymmetryMonitor", ["goes on", "stands down"]),
+    "search": (find, "trace", "SymmetryMonitor", ["stands down"]),
+    "a layer": (Listener, "_add", "RepresentationMonitor", ["goes on"]),  # and those that failed are heard no more
+    "report": (recorder, "render_report", "lightning_symmetry could not write", ["training goes on"]),
+}
+"""Where memory runs out, which monitor says so, and what it says each time; what is not recorded is no error of one."""
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
-@pytest.mark.parametrize(
-    ("module", "where"),
-    [(spectra, "spectral_indicators"), (indicators, "permutation_indicators")],
-    ids=["spectra", "units"],
-)
-def test_out_of_memory_in_our_own_code_costs_one_monitor_and_nothing_else(tmp_path, monkeypatch, error, module, where):
+@pytest.mark.parametrize("where", RUNS_OUT)
+def test_out_of_memory_in_our_own_code_costs_one_monitor_and_nothing_else(
+    tmp_path, monkeypatch, plain_losses, error, where
+):
     def runs_out(*args, **kwargs):
         raise error("tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(module, where, runs_out)
-    model, callbacks, before = Twins(), monitors(on_error="warn"), set(threading.enumerate())
+    module, function, name, fates = RUNS_OUT[where]
+    monkeypatch.setattr(module, function, runs_out)
+    before = set(threading.enumerate())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        _, trainer = fit(tmp_path, callbacks, model)
+        model, trainer = fit(tmp_path, [losses := Losses(), *monitors(on_error="warn")])
     assert trainer.global_step == 6 * STEPS_AN_EPOCH
-    (name, other) = ("SpectrumMonitor", "symmetry") if where.startswith("spec") else ("SymmetryMonitor", "spectrum")
-    said = [str(warning.message) for warning in caught if f"{name} failed" in str(warning.message)]
-    assert ["goes on" in message for message in said] == [True, False]
-    assert all(f"{error.__name__}: tried to allocate 2.00 GiB" in message for message in said)
-    assert "stands down" in said[1]
+    assert losses.values == plain_losses
+    said = [str(warning.message) for warning in caught if "/lightning_symmetry/" in warning.filename]
+    assert len(said) == len(fates)
+    for message, fate in zip(said, fates, strict=True):
+        assert message.startswith(name)
+        assert fate in message
+        assert f"{error.__name__}: tried to allocate 2.00 GiB" in message
     history = read_history(tmp_path / RUN)
-    assert history.series("monitor/errors")[1][-1] == 2
-    key = next(key for key in history.keys(f"{other}/") if key.count("/") == 2)
-    assert history.series(key)[0][-1] == 6 * STEPS_AN_EPOCH
-    assert (tmp_path / RUN / "report.html").exists()
+    assert history.series("monitor/errors")[1][-1] == (len(fates) if "Monitor" in name else 0)
+    for section in {"symmetry", "spectrum", "representation"} - {name.removesuffix("Monitor").lower()}:
+        key = next(key for key in history.keys(f"{section}/") if key.count("/") == 2)
+        assert history.series(key)[0][-1] == 6 * STEPS_AN_EPOCH
+    assert (tmp_path / RUN / "report.html").exists() == (where != "report")
     assert hooks(model) == 0
     assert set(threading.enumerate()) <= before
 

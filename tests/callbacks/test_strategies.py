@@ -166,7 +166,7 @@ def test_a_rank_that_fails_outside_of_a_measurement_keeps_no_other_waiting(left,
     assert not [key for key in keys if key.startswith(without)]
 
 
-@pytest.mark.parametrize("name", ["ddp", "whole", "sharded", "budget"])
+@pytest.mark.parametrize("name", ["ddp", "whole", "sharded", *PARALLEL, "budget"])
 def test_objects_are_told_to_other_ranks_before_the_first_measurement_alone(left, name):
     """The groups."""
     assert left[name][0]["objects", True] - left[name][0]["objects", False] <= 1

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_symmetry import RepresentationMonitor
 from tests.callbacks.test_untouched_training import assert_identical
-from tests.callbacks.trainings import EVERY, Losses, Net, data, monitors, outcome
+from tests.callbacks.trainings import EVERY, Losses, Net, data, monitors, on_a_budget, outcome
 
 
 class Validated(Net):
@@ -123,6 +123,17 @@ def test_a_mode(tmp_path, mode):
         "representation/effective_rank/head",
     } <= values.keys()
     assert {"conv", "hidden"} <= {group.name for group in monitor.symmetries if group.verified}
+    assert not [event for event in monitor.history.events if event.kind in ("error", "nonfinite")]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_on_a_budget(tmp_path, mode):
+    settings, _ = MODES[mode]
+    with on_a_budget():
+        without, with_monitors, monitor = both(tmp_path, lambda: {"epochs": 1, **settings()})
+    assert_identical(with_monitors, without)
+    assert monitor.every_n_train_steps is None
+    assert len(steps_of(monitor.history)) >= 2
     assert not [event for event in monitor.history.events if event.kind in ("error", "nonfinite")]
 
 

@@ -2,6 +2,8 @@
 
 import random
 import warnings
+from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -58,6 +60,19 @@ def data(n=48, batch_size=8):
 def monitors(**settings):
     settings = {"every_n_train_steps": EVERY, "on_error": "raise", **settings}
     return [SymmetryMonitor(**settings), SpectrumMonitor(of=["weights", "gradients", "updates"], **settings)]
+
+
+OF_STEPS = ("orbit_fraction", "noise_imbalance")
+"""What is measured of the steps of optimizers."""
+
+
+def on_a_budget():
+    """Lets monitors measure at steps that they find by what they have measured of their own time, as by default."""
+    kinds = (SymmetryMonitor, SpectrumMonitor, RepresentationMonitor)
+    lavish = {kind.__name__: partial(kind, max_overhead=0.5) for kind in kinds}
+    lavish["SymmetryMonitor"] = partial(SymmetryMonitor, max_overhead=0.5, indicators=OF_STEPS)
+    lavish["SpectrumMonitor"] = partial(SpectrumMonitor, max_overhead=0.5, of=("weights", "gradients", "updates"))
+    return patch.multiple(__name__, EVERY=None, **lavish)
 
 
 def train(folder, callbacks, model=None, epochs=2, ckpt_path=None, loader=data, **settings):

@@ -29,7 +29,7 @@ from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryM
 from lightning_symmetry.callbacks.session import Session
 from lightning_symmetry.measurement.listening import Listener
 from lightning_symmetry.measurement.snapshot import Snapshot
-from tests.callbacks.trainings import Net, data, outcome
+from tests.callbacks.trainings import OF_STEPS, Net, data, on_a_budget, outcome
 
 PATIENCE = timedelta(seconds=60)
 """How long a rank waits for another: of a deadlock the tests tell by an error."""
@@ -219,20 +219,8 @@ def rank_one_has_no_room():
     return patch.object(Snapshot, "_has_room", lambda tensors: rank() == 0)
 
 
-OF_STEPS = ("orbit_fraction", "noise_imbalance")
-
-
 def of_steps():
     return patch("tests.callbacks.trainings.SymmetryMonitor", partial(SymmetryMonitor, indicators=OF_STEPS))
-
-
-def on_a_budget():
-    """At steps that the ranks find by what they have measured of their own time."""
-    monitors = (SymmetryMonitor, SpectrumMonitor, RepresentationMonitor)
-    lavish = {kind.__name__: partial(kind, max_overhead=0.5) for kind in monitors}
-    lavish["SymmetryMonitor"] = partial(SymmetryMonitor, max_overhead=0.5, indicators=OF_STEPS)
-    lavish["SpectrumMonitor"] = partial(SpectrumMonitor, max_overhead=0.5, of=("weights", "gradients", "updates"))
-    return patch.multiple("tests.callbacks.trainings", EVERY=None, **lavish)
 
 
 def too_large_for_rank_zero():

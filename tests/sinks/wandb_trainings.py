@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,18 @@ class Stopwatch(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.ends.append(self.clock())
+
+
+def unhindered() -> float:
+    """Seconds that pass, less those in which this thread was ready to run and waited for a core, as Linux counts them.
+
+    What is left is what it does and what it waits for, however many others share the machine.
+    """
+    try:
+        _, waited, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    except OSError:
+        waited = "0"
+    return time.perf_counter() - int(waited) / 1e9
 
 
 class Silent(Twins):
@@ -156,7 +169,8 @@ def play(
 
     Returns:
         How many steps were done, the seconds that each took, spent in the hooks of the monitors, and kept the
-        processor busy there, what the monitors warned of, and the run.
+        processor busy there; from the begin of each to that of the next, `unhindered`, but for the first, which finds
+        the symmetries, and those in which trouble is made; what the monitors warned of, and the run.
     """
     os.environ.pop("WANDB_SERVICE", None)  # of a run of the parent process
     os.environ.update(environment)
@@ -174,7 +188,7 @@ def play(
         watched = [*monitors(alert_on={"restoration"}, **often), RepresentationMonitor(**often)]
     before, after = Stopwatch(), Stopwatch()
     busy_before, busy_after = Stopwatch(time.thread_time), Stopwatch(time.thread_time)
-    callbacks = [trouble, Plant(), before, busy_before, *watched, busy_after, after]
+    callbacks = [pace := Stopwatch(unhindered), trouble, Plant(), before, busy_before, *watched, busy_after, after]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         _, trainer = train(folder, callbacks, model, epochs, logger=[logger, *given.get("others", [])])
@@ -188,6 +202,11 @@ def play(
         "seconds": [end - begin for begin, end in zip(before.begins, after.ends, strict=True)],
         "in_hooks": _between(before, after),
         "busy_in_hooks": _between(busy_before, busy_after),
+        "paces": [
+            after - before
+            for step, (before, after) in enumerate(pairwise(pace.begins), start=1)
+            if step not in (1, TROUBLE, RELIEF)
+        ],
         "warnings": [str(one.message) for one in caught if "/lightning_symmetry/" in one.filename],
         "run": run,
     }

@@ -145,8 +145,8 @@ class Monitor(Callback):
 
     def state(self) -> dict[str, Any]:
         """What is known of the series that are watched, and the budget."""
-        budget = {} if self._budget is None else {"budget": self._budget.state()}
-        return {"transitions": self._transitions.state(), "told": self._told, **budget}
+        of_budget = {} if self._budget is None else {"budget": self._budget.state()}
+        return {"transitions": self._transitions.state(), "told": self._told, **of_budget}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what a checkpoint holds for the fit that begins; some strategies read it only after `on_fit_start`."""
@@ -277,8 +277,7 @@ class Monitor(Callback):
 
     def _stand_together(self, trainer: Any, ready: bool) -> None:
         """Measure nothing where some rank cannot: the others would wait for it."""
-        missing = join({"missing": torch.tensor(float(not ready))}, ranks_of(trainer))["missing"]
-        if missing:
+        if join({"missing": torch.tensor(float(not ready))}, ranks_of(trainer))["missing"]:
             self._session = None
 
     def _take_up(self, trainer: Any) -> None:
@@ -286,13 +285,13 @@ class Monitor(Callback):
         self._told = {}
         if not self._restored:
             if trainer.ckpt_path is not None and steps_done(trainer) > 0:
-                name = type(self).__name__
-                warn(f"{name} begins anew: the checkpoint is of a run without it, or with other arguments")
+                warn(
+                    f"{type(self).__name__} begins anew: the checkpoint is of a run without it, or with other arguments"
+                )
             return
         with self._taking_up("the detectors of transitions"):
             self._transitions.restore(self._restored["transitions"])
-            told: Mapping[str, float] = self._restored["told"]
-            self._told = {name: value for name, value in told.items() if math.isfinite(value)}
+            self._told = {name: value for name, value in self._restored["told"].items() if math.isfinite(value)}
 
     @contextmanager
     def _taking_up(self, what: str) -> Iterator[None]:

@@ -64,15 +64,15 @@ class SymmetryMonitor(StepMonitor):
             norm divides by its size
             ``"effective_lr"`` (the learning rate over |w|^2, over |w| of optimizers other than SGD; the median over
             units) and ``"angular_speed"`` (radians a step since the last measurement, none at the first, also of a run
-            that is resumed; the mean over units; keeps a copy of these weights). Of a rescaling also ``"noise_imbalance"``: how unevenly the noise of
-            the gradient lies on the two sides of its units (0: evenly, the noise equilibrium to which SGD drifts, 1:
-            all on one side), over the 16 optimizer steps before a measurement, during which the sums of the gradients
-            are kept in float64; where measurements are closer, at those by which 16 more were made. Under DDP it is
-            the noise of the gradient averaged over ranks. Of the whole model ``"orbit_fraction"``: the share, squared,
-            of the optimizer's step before each measurement that goes along the orbits of all continuous symmetries, and
-            changes nothing that the model computes (0: none, as of plain gradient descent; solved by conjugate
-            gradients, on a copy of the parameters before that step). These two are not measured of parameters that are
-            spread over processes.
+            that is resumed; the mean over units; keeps a copy of these weights). Of a rescaling also
+            ``"noise_imbalance"``: how unevenly the noise of the gradient lies on the two sides of its units (0: evenly,
+            the noise equilibrium to which SGD drifts, 1: all on one side), over the 16 optimizer steps before a
+            measurement, during which the sums of the gradients are kept in float64; where measurements are closer, at
+            those by which 16 more were made. Under DDP it is the noise of the gradient averaged over ranks. Of the
+            whole model ``"orbit_fraction"``: the share, squared, of the optimizer's step before each measurement that
+            goes along the orbits of all continuous symmetries, and changes nothing that the model computes (0: none, as
+            of plain gradient descent; solved by conjugate gradients, on a copy of the parameters before that step).
+            These two are not measured of parameters that are spread over processes.
         max_overhead: As for `Monitor`.
         every_n_train_steps: As for `Monitor`.
         include: As for `Monitor`; a group belongs to the first parameter that it moves.

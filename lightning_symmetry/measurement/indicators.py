@@ -6,6 +6,7 @@ pieces out among them. A piece says its keys beforehand, so that every rank know
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

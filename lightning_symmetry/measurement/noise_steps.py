@@ -61,7 +61,9 @@ class NoiseSteps:
         self._squares: dict[str, Tensor] = {}
 
     def listen(self, steps_left: float) -> None:
-        """Say how many steps come before the measurement, with the next one."""
+        """Say how many steps come before the measurement, with the next one; a whole window before it, begin anew."""
+        if steps_left == self._window and self._unheard:
+            self._forget()
         self._listening = 1 <= steps_left <= self._window - self._heard
 
     def before(self, optimizer: Any, scaler: Any = None) -> None:
@@ -101,7 +103,7 @@ class NoiseSteps:
         self._heard += self._counted
         self._unheard = 0 if self._counted else self._unheard + self._stepped
         self._stepped = self._counted = False
-        if self._unheard > self._window:
+        if self._unheard > self._window > self._heard:
             self._forget()
 
     @property

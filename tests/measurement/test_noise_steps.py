@@ -98,6 +98,18 @@ def test_what_was_heard_long_ago_is_forgotten():
     assert measured(steps) == {FIRST: pytest.approx(first), LAST: pytest.approx(last)}
 
 
+def test_a_full_window_is_told_of_however_long_ago_unless_there_is_time_for_a_new_one():
+    model, symmetries = built()
+    steps, optimizer = NoiseSteps(symmetries, model, window=3), torch.optim.SGD(model.parameters(), 0.1)
+    full = [stepped(steps, model, optimizer, left) for left in (3, 2, 1)]
+    for left in (40, 39, 38, 37, 36, 2, 1):  # a plan that was made anew
+        stepped(steps, model, optimizer, left)
+    assert measured(steps)[FIRST] == pytest.approx(expected(full)[0])
+    [stepped(steps, model, optimizer, left) for left in (3, 2, 1)]
+    anew = [stepped(steps, model, optimizer, left) for left in (5, 4, 3, 2, 1)][-3:]
+    assert measured(steps)[FIRST] == pytest.approx(expected(anew)[0])
+
+
 def test_a_gradient_that_stays_the_same_has_no_noise():
     model, symmetries = built()
     steps, optimizer = NoiseSteps(symmetries, model, window=3), torch.optim.SGD(model.parameters(), 0.0)

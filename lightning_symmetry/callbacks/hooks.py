@@ -8,6 +8,8 @@ itself until a step comes in which there is something to do.
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any, TypeVar, cast
@@ -36,6 +38,36 @@ def inherited(callback: Callback) -> list[str]:
     return [hook for hook in EACH_STEP if getattr(type(callback), hook) is getattr(Callback, hook)]
 
 
+class _Alarm:
+    """Who sleeps until how many steps are done; one of them, the first that the Trainer looks at, wakes them all.
+
+    Args:
+        loop: What counts the steps of a Trainer.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        self.loop = loop
+        self.until: dict[Callback, float] = {}
+        self.next = math.inf
+
+    def set(self, callback: Callback, until: float) -> None:
+        """Let a callback sleep."""
+        self.until[callback] = until
+        self.next = min(self.until.values())
+
+    def stop(self, callback: Callback) -> None:
+        """Let it sleep no more."""
+        self.until.pop(callback, None)
+        self.next = min(self.until.values(), default=math.inf)
+
+    def silences(self, callback: Callback) -> bool:
+        """Whether a callback sleeps, once those are awake whose step has come."""
+        if self.loop._batches_that_stepped >= self.next:
+            for each in [each for each, until in self.until.items() if until <= self.loop._batches_that_stepped]:
+                attend(each, [BEGINNING])
+        return callback in self.until
+
+
 class _Wakeful:
     """A hook that is None while its callback sleeps."""
 
@@ -46,14 +78,13 @@ class _Wakeful:
     def __get__(self, callback: Any, kind: type | None = None) -> Any:
         if callback is None:
             return self._hook
-        steps, until = callback.__dict__.get(_ALARM, _AWAKE)
-        return None if steps is not None and steps._batches_that_stepped < until else MethodType(self._hook, callback)
+        alarm = callback.__dict__.get(_ALARM)
+        return None if alarm is not None and alarm.silences(callback) else MethodType(self._hook, callback)
 
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
 _ALARM = "_alarm"
-_AWAKE = (None, 0)
 
 
 def wakeful(hook: Hook) -> Hook:
@@ -72,11 +103,23 @@ def pass_over(callback: Callback, trainer: Any, hooks: Iterable[str]) -> None:
 def sleep(callback: Callback, trainer: Any, until: float) -> None:
     """Do nothing when a step begins, until so many are done; not of a class of the user's own."""
     if _is_called_by(trainer, callback) and _is_ours(callback, BEGINNING):
-        setattr(callback, _ALARM, (trainer.fit_loop.epoch_loop, until))
+        loop = trainer.fit_loop.epoch_loop
+        first = next(each for each in trainer.callbacks if _is_wakeful(each) and _is_ours(each, BEGINNING))
+        alarm = vars(first).get(_ALARM)
+        if alarm is None or alarm.loop is not loop:
+            alarm = vars(first)[_ALARM] = _Alarm(loop)
+        vars(callback)[_ALARM] = alarm
+        alarm.set(callback, until)
+        if callback is not first:
+            setattr(callback, BEGINNING, None)
 
 
 def _is_called_by(trainer: Any, callback: Callback) -> bool:
     return any(each is callback for each in trainer.callbacks)
+
+
+def _is_wakeful(callback: Callback) -> bool:
+    return isinstance(inspect.getattr_static(type(callback), BEGINNING, None), _Wakeful)
 
 
 def _is_ours(callback: Callback, hook: str) -> bool:
@@ -86,4 +129,12 @@ def _is_ours(callback: Callback, hook: str) -> bool:
 def attend(callback: Callback, hooks: Iterable[str] = EACH_STEP) -> None:
     """Let a Trainer call hooks again."""
     for hook in hooks:
-        vars(callback).pop(_ALARM if hook == BEGINNING else hook, None)
+        vars(callback).pop(hook, None)
+        if hook == BEGINNING and _ALARM in vars(callback):
+            vars(callback)[_ALARM].stop(callback)
+
+
+def let_go(callback: Callback) -> None:
+    """Let a Trainer call all hooks again, and keep nothing of it."""
+    attend(callback)
+    vars(callback).pop(_ALARM, None)

@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
+from lightning_symmetry.callbacks import hooks
 from lightning_symmetry.callbacks.alerts import ALERT_ON, AlertKind, chosen_alerts
 from lightning_symmetry.callbacks.fence import fenced
-from lightning_symmetry.callbacks.hooks import IDLE, OF_MEASURED_STEPS, attend, inherited, pass_over, sleep, wakeful
 from lightning_symmetry.callbacks.run import begin_run, loss_in, open_recorder, ranks_of, steps_done
 from lightning_symmetry.callbacks.session import PATIENCE, Session
 from lightning_symmetry.history import History
@@ -187,19 +187,19 @@ class Monitor(Callback):
         if measured:
             self._transitions.observe(steps_done(trainer), measured)
         self._tell(trainer)
-        pass_over(self, trainer, [*inherited(self), *OF_MEASURED_STEPS])
+        hooks.pass_over(self, trainer, [*hooks.inherited(self), *hooks.OF_MEASURED_STEPS])
 
-    @wakeful
+    @hooks.wakeful
     @fenced
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Measure, if the step is due, the parameters with which the step begins."""
         step = steps_done(trainer)
         if self._session is None or self._session.idles(step):
-            sleep(self, trainer, self.wakes_at)
+            hooks.sleep(self, trainer, self.wakes_at)
         else:
             told = self._session.step_begins(step, pl_module, batch)
             if self._session.awaits_loss or self._session.beside.works:
-                attend(self, OF_MEASURED_STEPS[not self._session.beside.works :])
+                hooks.attend(self, hooks.OF_MEASURED_STEPS[not self._session.beside.works :])
             self._told |= told
             self._tell(trainer)
 
@@ -219,7 +219,7 @@ class Monitor(Callback):
         """Record what was measured, with the loss of the step."""
         if self._session is not None:
             self._session.step_ends(loss_in(outputs))
-        pass_over(self, trainer, OF_MEASURED_STEPS)
+        hooks.pass_over(self, trainer, hooks.OF_MEASURED_STEPS)
 
     @fenced
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -358,7 +358,7 @@ class Monitor(Callback):
             self.every_n_train_steps,
             trainer.world_size,
             others=lambda: [other._budget for other in others if other._budget is not None],
-            idle=IDLE,
+            idle=hooks.IDLE,
         )
         self._session = Session(
             name=type(self).__name__,
@@ -389,7 +389,7 @@ class Monitor(Callback):
         if session is not None:
             with self._fenced(trainer):
                 session.beside.close()
-        attend(self)
+        hooks.let_go(self)
         recorder = _RECORDERS.get(trainer)
         if recorder is not None and all(monitor._session is None for monitor in _monitors(trainer)):
             recorder.close(steps_done(trainer))

@@ -25,6 +25,7 @@ THE_FENCE = {
     "callbacks.monitor.Monitor.load_state_dict": "keeps what the Trainer gives, and no more",
     "measurement.beside.Beside._before_a_step": "the fence within a step by torch's own optimizer",
     "callbacks.hooks._Wakeful.__get__": "looked up by the Trainer at each step",
+    "callbacks.hooks._Alarm.silences": "likewise",
 }
 """What keeps the faults of all others from the training, in a few lines each."""
 

@@ -7,7 +7,7 @@ from itertools import pairwise, starmap
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import nn
 from torch.nn import functional as F
 
@@ -205,10 +205,23 @@ def test_hooks_that_have_nothing_to_do_are_passed_over(tmp_path):
 
 def test_no_hook_of_a_monitor_is_called_until_there_is_something_to_do(tmp_path):
     """As soon as it is known how long a step takes, 50 of them."""
-    callbacks = [monitor(every_n_train_steps=100) for monitor in (SymmetryMonitor, SpectrumMonitor)]
+    callbacks = [SymmetryMonitor(every_n_train_steps=90), SpectrumMonitor(every_n_train_steps=80)]
     train(tmp_path, [asks := Asks(), *callbacks], epochs=20)
-    assert all(seen == [0, 0, 0, 0, 0, 0] for seen in asks.seen[56:99])
-    assert asks.seen[100] == [2, 0, 0, 0, 0, 2]
+    assert all(seen == [0, 0, 0, 0, 0, 0] for seen in (*asks.seen[56:79], *asks.seen[88:90]))
+    assert asks.seen[80] == asks.seen[90] == [1, 0, 0, 0, 0, 1]
+    rows = [monitor.history.series(monitor.aggregates[0])[0] for monitor in callbacks]
+    assert rows == [[0, 90, 120], [0, 80, 120]]
+
+
+def test_monitors_sleep_and_wake_in_every_fit(tmp_path):
+    callbacks = [SymmetryMonitor(every_n_train_steps=90), SpectrumMonitor(every_n_train_steps=80)]
+    for number in range(2):
+        train(tmp_path / str(number), callbacks, epochs=20)
+        rows = [monitor.history.series(monitor.aggregates[0])[0] for monitor in callbacks]
+        assert rows == [[0, 90, 120], [0, 80, 120]]
+        assert not any(
+            isinstance(value, Trainer) or "alarm" in key for each in callbacks for key, value in vars(each).items()
+        )
 
 
 def test_the_hooks_of_a_users_own_monitor_are_called(tmp_path):

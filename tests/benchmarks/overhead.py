@@ -45,8 +45,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryMonitor
 
-PROCESSES, PAIRS = 5, 4
-"""How often each training begins in a new process, and how many pairs of turns each of these has."""
+PAIRS = 20
 LEFT_OUT = 60
 """How many steps are left out at the beginning."""
 CONTENDERS = ("plain", "plain again", "monitors", "watch", "svdvals")
@@ -123,15 +122,21 @@ class Course:
         steps: The steps of a turn, a prime number, so that no due step is always among those that are left out.
         cold: How many of them are left out.
         turns: How many turns of each training make up one side of a pair.
+        processes: How often each training begins in a new process; the pairs are shared out among these.
     """
 
     build: Callable[[], LightningModule]
     steps: int
     cold: int
     turns: int
+    processes: int
 
 
-COURSES = {"mlp": Course(mlp, 53, 3, 16), "cnn": Course(cnn, 13, 1, 8), "gpt2": Course(LanguageModel, 7, 1, 4)}
+COURSES = {
+    "mlp": Course(mlp, 53, 3, 16, processes=5),
+    "cnn": Course(cnn, 13, 1, 8, processes=10),
+    "gpt2": Course(LanguageModel, 7, 1, 4, processes=4),
+}
 
 
 class Paced(Callback):
@@ -168,7 +173,7 @@ def train(name: str, contender: str, connection: Connection) -> None:
     seed_everything(0, verbose=False)
     course = COURSES[name]
     model = course.build()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         logger = WandbLogger(project="overhead", save_dir=folder, mode="offline")
         monitors: list[Callback] = []
         if contender == "monitors":
@@ -188,6 +193,7 @@ def train(name: str, contender: str, connection: Connection) -> None:
             enable_model_summary=False,
         )
         trainer.fit(model)
+        logger.experiment.finish()  # a process that was forked does not finish it when it ends
 
 
 Steps = list[tuple[float, float]]
@@ -230,7 +236,7 @@ def measure(name: str) -> dict[str, Result]:
     """Let the trainings of a model take turns."""
     os.environ.update(KEPT_MEMORY)
     results = {contender: Result() for contender in CONTENDERS}
-    for _ in range(PROCESSES):
+    for _ in range(COURSES[name].processes):
         take_turns(name, results)
     return results
 
@@ -247,7 +253,7 @@ def take_turns(name: str, results: dict[str, Result]) -> None:
         processes[-1].start()
         results[contender].first.extend(ends[contender].recv())
     orders = [order for k in range(len(CONTENDERS)) for order in _rotated(k)]
-    for number in range(PAIRS * course.turns):
+    for number in range(PAIRS // course.processes * course.turns):
         for contender in orders[number % len(orders)]:
             ends[contender].send(True)
             steps = ends[contender].recv()
@@ -272,7 +278,9 @@ def main(names: Sequence[str]) -> None:
         for contender, result in results.items():
             shares = [share for place in (0, 1) for share in result.overheads(plain, place)]
             print(f"  {contender:12}{shares[0]:12.2%}{shares[1]:12.2%}{shares[2]:13.2%}{shares[3]:12.2%}", end="")
-            once = (sum(clock for clock, _ in result.first) - sum(clock for clock, _ in plain.first)) / PROCESSES
+            once = (sum(clock for clock, _ in result.first) - sum(clock for clock, _ in plain.first)) / COURSES[
+                name
+            ].processes
             print(f"{result.stall * 1e3:12.1f} ms{once:11.2f} s", flush=True)
 
 

@@ -61,10 +61,12 @@ class _Alarm:
         self.next = min(self.until.values(), default=math.inf)
 
     def silences(self, callback: Callback) -> bool:
-        """Whether a callback sleeps, once those are awake whose step has come."""
+        """Whether a callback sleeps, once those are awake whose step has come; by nothing that could fail."""
         if self.loop._batches_that_stepped >= self.next:
             for each in [each for each, until in self.until.items() if until <= self.loop._batches_that_stepped]:
-                attend(each, [BEGINNING])
+                del self.until[each]
+                vars(each).pop(BEGINNING, None)
+            self.next = min(self.until.values(), default=math.inf)
         return callback in self.until
 
 

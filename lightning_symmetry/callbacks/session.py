@@ -103,7 +103,7 @@ class Session:
         self._failures = self._failures_here = 0
         self.awaits_loss = False
         self.measured_at = self.taken_at = -1
-        recorder.overheads.append(lambda: budget.overhead)
+        recorder.overheads.append(budget.overhead)
         recorder.counters.append(lambda: transitions.counts)
 
     def begin(self, step: int, measured: bool = False, state: Mapping[str, Any] | None = None) -> None:
@@ -172,7 +172,7 @@ class Session:
             told = self._work(step, model)
         self._wakes_at = self._next_step
         if self._state and self._reached is None and not self.awaits_loss and not self._budget.counting:
-            self._budget.start_counting()  # a run that is gone on with has measured before
+            self._budget.start_counting(step)  # a run that is gone on with has measured before
         return told if self._plan is not None else self._untold
 
     def step_ends(self, loss: Tensor | None) -> None:
@@ -353,7 +353,7 @@ class Session:
             values = values if loss is None else {**values, "loss": float(loss())}
             self._refreshing(lambda: self._recorder.record(step, values))
             if not self._budget.counting:
-                self._budget.start_counting()
+                self._budget.start_counting(step)
 
     def _refreshing(self, record: Callable[[], None]) -> None:
         """Do what may make pictures; these have a share of their own, and do not put off the next measurement."""

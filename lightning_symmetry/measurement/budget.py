@@ -80,7 +80,7 @@ class Budget:
         self._spent = 0.0
         self._entered: float | None = None
         self._settled = 0.0
-        self._began: tuple[float, float] | None = None
+        self._began: tuple[int, float, float] | None = None
         self._timed = 0
         self._last_step = -1
         self._last_time = 0.0
@@ -122,9 +122,9 @@ class Budget:
         """Owe nothing, or so many seconds less: they are in the cost of a measurement, or are paid otherwise."""
         self._settled = self.spent if seconds is None else self._settled + seconds
 
-    def start_counting(self) -> None:
-        """Count from now on: the first measurement, with the search for symmetries, is paid once and not counted."""
-        self._began = (time.perf_counter(), self.spent)
+    def start_counting(self, step: int) -> None:
+        """Count from a step on: the first measurement, with the search for symmetries, is paid once and not counted."""
+        self._began = (step, time.perf_counter(), self.spent)
 
     @property
     def counting(self) -> bool:
@@ -141,13 +141,13 @@ class Budget:
         """Whether enough steps were timed: fifty in all, and some since it measured last."""
         return len(self._durations) == self._durations.maxlen and self._timed >= TIMED
 
-    @property
-    def overhead(self) -> float:
-        """The share of the time since the first measurement that was spent on measuring."""
+    def overhead(self, step: int) -> float:
+        """The share of the time since the first measurement that was spent on measuring, and on hooks until a step."""
         if self._began is None:
             return 0.0
-        began, spent = self._began
-        return (self.spent - spent) / max(time.perf_counter() - began, 1e-9)
+        first, began, spent = self._began
+        idle = self.idle * max(step - first, 0)
+        return (self.spent - spent + idle) / max(time.perf_counter() - began, 1e-9)
 
     def plan(self, step: int, costs: Costs, step_time: float, after: int | None = None) -> None:
         """Set the next due step after a measurement, and what to measure at which step until then.

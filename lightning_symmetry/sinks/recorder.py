@@ -45,7 +45,7 @@ class Recorder:
 
     Attributes:
         history: What was recorded.
-        overheads: One function for each monitor: the share of time that it took.
+        overheads: One function for each monitor: the share of time that it took until a step.
         counters: One function for each monitor: how many transitions of each kind it saw.
         report: The path of the report; None where there is none.
         errors: How many failures of the monitors were recorded.
@@ -55,7 +55,7 @@ class Recorder:
     def __init__(self, folder: Path | None, loggers: Sequence[Any], share: float) -> None:
         self.history = _opened(folder / FILE_NAME) if folder is not None else History(None)
         self.report = folder / REPORT_NAME if folder is not None else None
-        self.overheads: list[Callable[[], float]] = []
+        self.overheads: list[Callable[[int], float]] = []
         self.counters: list[Callable[[], Mapping[str, int]]] = []
         self.errors = 0
         self._sinks = [LoggerSink(logger) for logger in loggers]
@@ -112,7 +112,7 @@ class Recorder:
         values = {
             **values,
             **self._transitions(),
-            "monitor/overhead": sum(overhead() for overhead in self.overheads),
+            "monitor/overhead": sum(overhead(step) for overhead in self.overheads),
             "monitor/errors": float(self.errors),
         }
         self._closed = False

@@ -11,7 +11,6 @@ compute nothing, but do say which operations they consist of.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.distributed.fsdp import FSDPModule
 
-from lightning_symmetry.symmetry.step import Copying, deep_copy, silence, uncompiled
+from lightning_symmetry.symmetry.step import Copying, deep_copy, silence, stand_in, uncompiled
 
 _CPU = torch.device("cpu")
 
@@ -47,7 +46,7 @@ def unsharded(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     mesh = getattr(model, "_device_mesh", None)
     shared |= {id(mesh): mesh}
     trainer = getattr(model, "_trainer", None)
-    silent = copy.copy(trainer)
+    silent = None if trainer is None else stand_in(trainer)
     optimizers, schedulers = ([], []) if trainer is None else (trainer.optimizers, trainer.lr_scheduler_configs)
     states = {id(state): state for optimizer in optimizers for state in optimizer.state.values()}
     whole: Any

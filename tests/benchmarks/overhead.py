@@ -1,17 +1,18 @@
 """What the monitors cost a training, beside what others cost that look at a model while it trains.
 
-``python -m tests.benchmarks.overhead [mlp] [cnn] [gpt2]``; nothing is downloaded. Trainings of one model run in turns,
-a few steps each, so that whatever else the machine does slows all of them alike:
+``python -m tests.benchmarks.overhead [mlp] [cnn] [gpt2] [monitors] ...``; nothing is downloaded. A plain training, with
+a W&B logger that is offline, and one that is watched take turns, a few steps each, so that whatever else the machine
+does slows both alike. The other one is
 
-- plain: with a W&B logger, offline, as all of them, and the same again: what two trainings differ by that are alike;
-- monitors: the three monitors at their defaults;
-- watch: ``wandb.watch(model, log="all")``;
-- svdvals: a callback that calls ``torch.linalg.svdvals`` on every matrix every 50 steps.
+- plain: the same again, for what two trainings differ by that are alike;
+- monitors: with the three monitors at their defaults;
+- watch: with ``wandb.watch(model, log="all")``;
+- svdvals: with a callback that calls ``torch.linalg.svdvals`` on every matrix every 50 steps.
 
-A turn begins with the caches of whoever had the last one: its first steps are not counted, and each training comes
-after each other. Pairs of turns, with and without, give the mean overhead and the upper end of its one-sided 95 %
-interval: by the clock, and by the work of the training's thread, which other processes on the machine do not blur. Two
-processes that do the same differ by where their memory lies; so every few pairs all begin again in new processes. The
+Both run on the same core. A turn begins with the caches of the other training: its first steps are not counted, and
+either goes first as often. Pairs of turns, with and without, give the mean overhead and the upper end of its one-sided
+95 % interval: by the clock, and by the work of the training's thread, which other processes on the machine do not blur.
+Two processes that do the same differ by where their memory lies; so both begin again and again in new processes. The
 steps before are left out: the search for symmetries and the first measurement are paid once, and told apart. A stall is
 what a step took longer than the median of its training; those of the plain training are what the machine does by
 itself.
@@ -48,8 +49,7 @@ from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryM
 PAIRS = 20
 LEFT_OUT = 60
 """How many steps are left out at the beginning."""
-CONTENDERS = ("plain", "plain again", "monitors", "watch", "svdvals")
-
+CONTENDERS = ("plain", "monitors", "watch", "svdvals")
 
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "PYTHONHASHSEED": "0"}
 
@@ -122,7 +122,7 @@ class Course:
         steps: The steps of a turn, a prime number, so that no due step is always among those that are left out.
         cold: How many of them are left out.
         turns: How many turns of each training make up one side of a pair.
-        processes: How often each training begins in a new process; the pairs are shared out among these.
+        processes: How often both begin in new processes; the pairs are shared out among these.
     """
 
     build: Callable[[], LightningModule]
@@ -133,9 +133,9 @@ class Course:
 
 
 COURSES = {
-    "mlp": Course(mlp, 53, 3, 16, processes=5),
-    "cnn": Course(cnn, 13, 1, 8, processes=10),
-    "gpt2": Course(LanguageModel, 7, 1, 4, processes=4),
+    "mlp": Course(mlp, 53, 3, 48, processes=20),
+    "cnn": Course(cnn, 13, 1, 16, processes=20),
+    "gpt2": Course(LanguageModel, 7, 1, 4, processes=5),
 }
 
 
@@ -192,6 +192,8 @@ def train(name: str, contender: str, connection: Connection) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        logger.log_hyperparams({})  # begins the run, the processes of which are free to run on any core
+        os.sched_setaffinity(0, {0})
         trainer.fit(model)
         logger.experiment.finish()  # a process that was forked does not finish it when it ends
 
@@ -226,62 +228,56 @@ class Result:
         return mean, mean + error * float(student_t.ppf(0.95, len(ratios) - 1))
 
 
-def _rotated(k: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """An order that begins with contender number k, and the same backwards."""
-    order = CONTENDERS[k:] + CONTENDERS[:k]
-    return order, order[::-1]
-
-
-def measure(name: str) -> dict[str, Result]:
-    """Let the trainings of a model take turns."""
+def measure(name: str, contender: str) -> tuple[Result, Result]:
+    """Let a plain training of a model and another one take turns."""
     os.environ.update(KEPT_MEMORY)
-    results = {contender: Result() for contender in CONTENDERS}
+    results = Result(), Result()
     for _ in range(COURSES[name].processes):
-        take_turns(name, results)
+        take_turns(name, ("plain", contender), results)
     return results
 
 
-def take_turns(name: str, results: dict[str, Result]) -> None:
+def take_turns(name: str, contenders: Sequence[str], results: Sequence[Result]) -> None:
     """Begin every training in a process of its own, and let them take turns."""
     course = COURSES[name]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__spec__.name if __spec__ is not None else __name__])
-    ends, processes = {}, []
-    for contender in CONTENDERS:
-        ends[contender], other = context.Pipe()
+    ends, processes = [], []
+    for contender, result in zip(contenders, results, strict=True):
+        end, other = context.Pipe()
         processes.append(context.Process(target=train, args=(name, contender, other)))
         processes[-1].start()
-        results[contender].first.extend(ends[contender].recv())
-    orders = [order for k in range(len(CONTENDERS)) for order in _rotated(k)]
+        ends.append(end)
+        result.first.extend(end.recv())
+    both = list(zip(ends, results, strict=True))
     for number in range(PAIRS // course.processes * course.turns):
-        for contender in orders[number % len(orders)]:
-            ends[contender].send(True)
-            steps = ends[contender].recv()
-            result = results[contender]
+        for end, result in both if number % 2 else reversed(both):
+            end.send(True)
+            steps = end.recv()
             if number % course.turns == 0:
                 result.pairs.append([])
             result.pairs[-1] += steps[course.cold :]
             result.all.extend(steps)
-    for contender, process in zip(CONTENDERS, processes, strict=True):
-        ends[contender].send(False)
+    for end, process in zip(ends, processes, strict=True):
+        end.send(False)
         process.join()
 
 
 def main(names: Sequence[str]) -> None:
     """Measure one model after the other, and print a table of each."""
-    for name in names or COURSES:
-        results = measure(name)
-        plain = results["plain"]
-        print(f"{name}: {plain.step * 1e3:.2f} ms a step, {len(plain.pairs)} pairs of {len(plain.pairs[0])} steps each")
-        print(f"  {'':12}{'by the clock':>12}{'95 % bound':>12}{'by its work':>13}{'95 % bound':>12}", end="")
-        print(f"{'largest stall':>15}{'first steps':>13}")
-        for contender, result in results.items():
+    for name in [name for name in COURSES if name in names] or COURSES:
+        print(
+            f"{name:12}{'a step':>10}{'by the clock':>14}{'95 % bound':>12}{'by its work':>13}{'95 % bound':>12}",
+            end="",
+        )
+        print(f"{'largest stall':>15}{'plain':>12}{'first steps':>13}")
+        for contender in [contender for contender in CONTENDERS if contender in names] or CONTENDERS:
+            plain, result = measure(name, contender)
             shares = [share for place in (0, 1) for share in result.overheads(plain, place)]
-            print(f"  {contender:12}{shares[0]:12.2%}{shares[1]:12.2%}{shares[2]:13.2%}{shares[3]:12.2%}", end="")
-            once = (sum(clock for clock, _ in result.first) - sum(clock for clock, _ in plain.first)) / COURSES[
-                name
-            ].processes
-            print(f"{result.stall * 1e3:12.1f} ms{once:11.2f} s", flush=True)
+            print(f"  {contender:10}{plain.step * 1e3:7.2f} ms{shares[0]:14.2%}{shares[1]:12.2%}", end="")
+            print(f"{shares[2]:13.2%}{shares[3]:12.2%}{result.stall * 1e3:12.1f} ms{plain.stall * 1e3:9.1f} ms", end="")
+            once = sum(clock for clock, _ in result.first) - sum(clock for clock, _ in plain.first)
+            print(f"{once / COURSES[name].processes:11.2f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ a W&B logger that is offline, and one that is watched take turns, a few steps ea
 does slows both alike. The other one is
 
 - plain: the same again, for what two trainings differ by that are alike;
+- idle: with three callbacks that do nothing, which a Trainer calls all the same;
 - monitors: with the three monitors at their defaults;
 - watch: with ``wandb.watch(model, log="all")``;
 - svdvals: with a callback that calls ``torch.linalg.svdvals`` on every matrix every 50 steps.
@@ -49,7 +50,7 @@ from lightning_symmetry import RepresentationMonitor, SpectrumMonitor, SymmetryM
 PAIRS = 20
 LEFT_OUT = 60
 """How many steps are left out at the beginning."""
-CONTENDERS = ("plain", "monitors", "watch", "svdvals")
+CONTENDERS = ("plain", "idle", "monitors", "watch", "svdvals")
 
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34), "PYTHONHASHSEED": "0"}
 
@@ -178,6 +179,8 @@ def train(name: str, contender: str, connection: Connection) -> None:
         monitors: list[Callback] = []
         if contender == "monitors":
             monitors = [SymmetryMonitor(), SpectrumMonitor(), RepresentationMonitor()]
+        elif contender == "idle":
+            monitors = [Callback(), Callback(), Callback()]
         elif contender == "svdvals":
             monitors = [SingularValues()]
         elif contender == "watch":

@@ -1,5 +1,6 @@
 """What the monitors cost in real trainings: the budget, step by step; and hooks that have nothing to do."""
 
+import gc
 import statistics
 import time
 from functools import partial
@@ -223,6 +224,23 @@ def test_monitors_sleep_and_wake_in_every_fit(tmp_path):
         assert not any(
             isinstance(value, Trainer) or "alarm" in key for each in callbacks for key, value in vars(each).items()
         )
+
+
+class Referents(Callback):
+    """Counts what the objects of a Trainer hold on to: one dictionary, once somebody has looked at their attributes."""
+
+    def on_train_end(self, trainer, pl_module):
+        loops = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        those = trainer, trainer.strategy, trainer._accelerator_connector, *loops
+        self.counts = [len(gc.get_referents(one)) for one in those]
+
+
+def test_nobody_has_looked_at_the_dictionaries_of_a_trainers_attributes(tmp_path):
+    """Python looks attributes up more slowly from then on: a hundred of them in each step."""
+    train(tmp_path / "plain", [plain := Referents()])
+    train(tmp_path / "monitored", [monitored := Referents(), *monitors()])
+    assert max(plain.counts) > 3
+    assert [count > 3 for count in monitored.counts] == [count > 3 for count in plain.counts]
 
 
 def test_the_hooks_of_a_users_own_monitor_are_called(tmp_path):

@@ -30,6 +30,7 @@ from lightning_symmetry.symmetry.axes import (
     Axis,
     Concatenation,
     atoms,
+    every,
     forbid,
     fresh,
     narrow,
@@ -238,8 +239,7 @@ class Labelling:
                 self._positions[value] = {**self._standing(given), **at}
             else:
                 axes = list(self.axes(given))
-                pin(axes[dim], "strided slice")
-                axes[dim] = fresh(len(range(start, stop, step)), "strided slice")
+                axes[dim] = every(axes[dim], start, stop, step)
             return axes if kept else axes[:dim] + axes[dim + 1 :]
         return rearranged(operation, self.axes(given), value.shape)
 

@@ -259,6 +259,7 @@ def written(charges: Charges, letter: str) -> Answer:
 
 LINEAR = {
     aten._adaptive_avg_pool2d,
+    aten.as_strided_copy,
     aten.copy,
     aten.embedding,
     aten.gather,
@@ -267,6 +268,8 @@ LINEAR = {
     aten.mean,
     aten.upsample_bilinear2d,
     aten.upsample_nearest2d,
+    aten.view_as_complex_copy,
+    aten.view_as_real_copy,
 }
 _MATRIX_PRODUCTS = {aten._grouped_mm, aten.bmm, aten.dot, aten.linalg_vecdot, aten.mm, aten.mv}
 PRODUCTS = _MATRIX_PRODUCTS | {aten.avg_pool1d, aten.avg_pool2d, aten.mul, aten.sum}

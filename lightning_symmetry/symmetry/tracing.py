@@ -106,7 +106,7 @@ def trace(step: Step) -> Tape:
             inputs = [{name: functional(tensor) for name, tensor in some.items()} for some in (parameters, buffers)]
             outputs = step(inputs[0], inputs[1], step.batch)
             returned = [recorder.value(plain(output)) for output in outputs.preserved]
-    operations = _with_lengths(_living(recorder.operations, returned))
+    operations = _with_lengths(_living(_with_picked_maps(recorder.operations), returned))
     read = {id(value) for operation in operations for value in operation.inputs}
     for name in moving:
         if id(leaves[name]) not in read:
@@ -123,6 +123,42 @@ def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Opera
             living.append(operation)
             needed.update(map(id, operation.inputs))
     return living[::-1]
+
+
+def _with_picked_maps(operations: list[Operation]) -> list[Operation]:
+    """Products of tokens, sorted by their experts, with the map of each expert as those with the map each picks."""
+    written: list[Operation] = []
+
+    def made(operation: OpOverload, args: tuple[Any, ...], *shape: int) -> Value:
+        value = Value(shape, rows.dtype)
+        value.source = Operation(operation, args, {}, [value])
+        written.append(value.source)
+        return value
+
+    for operation in operations:
+        experts = _experts(operation)
+        if experts is None:
+            written.append(operation)
+            continue
+        rows, maps = operation.inputs[:2]
+        (n_rows, width), (output,) = rows.shape, operation.outputs
+        picked = made(aten.index.Tensor, (maps, [experts]), n_rows, *maps.shape[1:])
+        row = made(aten.unsqueeze_copy.default, (rows, 1), n_rows, 1, width)
+        product = made(aten.bmm.default, (row, picked), n_rows, 1, maps.shape[-1])
+        written.append(Operation(aten.squeeze_copy.dim, (product, 1), {}, [output]))
+        output.source = written[-1]  # type: ignore[union-attr]
+    return written
+
+
+def _experts(operation: Operation) -> Value | None:
+    """The experts by which tokens are sorted, of which an operation multiplies each stretch with a map of its own."""
+    if "grouped_mm" not in operation.name or len(operation.inputs) != 3:
+        return None
+    value, way = operation.inputs[2], []
+    while value.source is not None and value.source.name in ("_to_copy", "cumsum", "histc"):
+        way.append(value.source.name)
+        value = value.source.args[0]
+    return value if [name for name in way if name != "_to_copy"] == ["cumsum", "histc"] else None
 
 
 def _with_lengths(operations: list[Operation]) -> list[Operation]:
@@ -284,7 +320,7 @@ class _Recorder(TorchDispatchMode):
 
     def _record(self, operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         given = tree_map(lambda leaf: self.value(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-        node = Operation(operation, *given)
+        node = _as_slice(Operation(operation, *given))
         if "batch_norm" in node.name:
             self._move_running_statistics(node)
         depends = operation.overloadpacket not in _FROM_SHAPE_ALONE and any(value.depends for value in node.inputs)
@@ -310,6 +346,19 @@ class _Recorder(TorchDispatchMode):
         for value in node.args[3:5]:
             if isinstance(value, Value) and value.name is not None:
                 value.constant = None
+
+
+def _as_slice(lookup: Operation) -> Operation:
+    """A lookup by constant indices that follow one another, as the slice that it is; any other as it is."""
+    given, indices = (*lookup.args, None, None)[:2]
+    last = indices[-1].constant if lookup.operation == aten.index.Tensor else None
+    if last is None or last.dtype != torch.int64 or last.dim() != 1 or not len(last) or len(lookup.inputs) > 2:
+        return lookup
+    dim = len(indices) - 1
+    numbers = last % given.shape[dim]
+    start, stop = int(numbers[0]), int(numbers[0]) + len(numbers)
+    follow = torch.equal(numbers, torch.arange(start, stop, device=numbers.device))
+    return Operation(aten.slice_copy.Tensor, (given, dim, start, stop), {}) if follow else lookup
 
 
 def _with_memory(leaf: Any) -> Any:

@@ -107,6 +107,8 @@ class Binding:
 
         Numbers that are no indices along a known axis tell positions apart. An axis may go on where no index reaches.
         """
+        if letter not in self._held and letter not in self._sizes:
+            self._pointed_at.setdefault(letter, axis or ())
         known = self.axis(letter)
         beyond = size(known) - size(axis) if axis is not None else -1
         if axis is None or beyond < 0:

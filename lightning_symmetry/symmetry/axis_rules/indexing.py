@@ -1,8 +1,10 @@
 """Operations that look entries up, join tensors, or write into one."""
 
+import math
+
 import torch
 
-from lightning_symmetry.symmetry.axis_rules.language import joined
+from lightning_symmetry.symmetry.axis_rules.language import joined, unread
 from lightning_symmetry.symmetry.axis_rules.registry import axis_rule, axis_table
 
 aten = torch.ops.aten
@@ -170,6 +172,40 @@ def _class_loss(scores, target, classes, weight, loss, ignore_index):
     if 0 <= ignore_index < classes:
         return f"{scores}, {target}{by_class} -> {loss}, ".replace("c", "_")
     return f"{scores}, {target} @ c{by_class} -> {loss}, "
+
+
+@axis_rule(aten.histc.default)
+def _(input, bins=100, min=0, max=0):
+    """How often each number occurs, as how many tokens are sent to each expert."""
+    each = min == 0 and max in (bins - 1, bins)
+    return (f"{unread(input.shape, 'u')} @ e -> e", {"e": bins}) if each else f"{unread(input.shape, 'u')} -> _"
+
+
+@axis_rule(aten.as_strided_copy.default)
+def _(input, size, stride, storage_offset=0):
+    """Windows that may overlap: outer dimensions stay that none reaches beyond, and inner ones that all go over."""
+    n_dims = len(input.shape)
+    steps = [math.prod(input.shape[k + 1 :]) for k in range(n_dims)]
+    old, new = list(zip(input.shape, steps, strict=True)), list(zip(size, stride, strict=True))
+    reach = [(storage_offset or 0) + sum((n - 1) * step for n, step in new[k + 1 :]) for k in range(len(new))]
+    outer = inner = 0
+    while outer < n_dims and old[outer] == new[outer] and reach[outer] < steps[outer]:
+        outer += 1
+    while inner < n_dims - outer and old[-1 - inner] == new[-1 - inner]:
+        whole = math.prod(old[-1 - inner])
+        if any(step % whole for step in (storage_offset or 0, *stride[: len(stride) - 1 - inner])):
+            break
+        inner += 1
+    kept = [f"a{k}" if k < outer or k >= n_dims - inner else "_" for k in range(n_dims)]
+    windows = ["_"] * (len(size) - outer - inner)
+    return f"{' '.join(kept)} -> {' '.join([*kept[:outer], *windows, *kept[n_dims - inner :]])}"
+
+
+@axis_rule(aten._ctc_loss.default, aten._ctc_loss.Tensor)
+def _(scores, targets, *lengths, **settings):
+    """How likely each sequence of classes is: ``(time, batch, class)``."""
+    others = [targets, *(each for each in lengths if hasattr(each, "shape"))]
+    return f"_ n _{''.join(', ' + ' '.join('_' * len(each.shape)) for each in others)} -> n, n _ _"
 
 
 @axis_rule(aten.nonzero.default)

@@ -336,11 +336,18 @@ def _axes_of_constant(value: Value) -> Axes:
     if key not in _STRETCHES:
         _STRETCHES[key] = [_stretches(tensor.movedim(dim, 0)) for dim in range(tensor.dim())]
         weakref.finalize(tensor, _STRETCHES.pop, key, None)
-    return [resolve((Concatenation([_as_axis(*each) for each in some]),)) for some in _STRETCHES[key]]
+    return [_laid_end_to_end(some) for some in _STRETCHES[key]]
 
 
 _STRETCHES: dict[tuple[int, int], list[list[tuple[int, bool | None]]]] = {}
 """Of constants that were looked at, the stretches along each dimension: several labellings of a tape see the same."""
+
+
+def _laid_end_to_end(stretches: Sequence[tuple[int, bool | None]]) -> Axis:
+    """Stretches as an axis: pairs, as of the angles by which the two coordinates of planes are turned, as a product."""
+    if len(stretches) > 1 and set(stretches) == {(2, False)}:
+        return fresh(len(stretches), "data") + fresh(2, charge=UNIFORM)
+    return resolve((Concatenation([_as_axis(*each) for each in stretches]),))
 
 
 def _as_axis(length: int, zero: bool | None) -> Axis:

@@ -248,6 +248,11 @@ def softmax(over: str) -> Law:
     return law
 
 
+def overwritten(charges: Charges, letter: str) -> Answer:
+    """The second input, whatever the first was."""
+    return linear(charges[1:], letter)
+
+
 def written(charges: Charges, letter: str) -> Answer:
     """The last input written into the first, or added to it, at places that those between tell."""
     between = _held(charges[1:-1])
@@ -260,7 +265,6 @@ def written(charges: Charges, letter: str) -> Answer:
 LINEAR = {
     aten._adaptive_avg_pool2d,
     aten.as_strided_copy,
-    aten.copy,
     aten.embedding,
     aten.gather,
     aten.index,
@@ -332,6 +336,8 @@ def law_of(
             return power(exponent, ("even", "odd")[exponent.numerator % 2] if whole else "neither")
         case aten.clamp if n_tensors == 1 and args[1] == 0 and (len(args) < 3 or args[2] is None):
             return power(1, "neither")
+        case aten.copy:
+            return overwritten
         case aten.cat | aten.select_scatter | aten.slice_scatter:
             return joint
         case aten.maximum | aten.minimum if n_tensors == 2:

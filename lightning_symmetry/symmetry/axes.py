@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import accumulate, count
 
 from lightning_symmetry.symmetry.charges import NEUTRAL, Charge
 
@@ -277,6 +277,12 @@ def _split_factor(factor: Factor, outer_size: int) -> tuple[Axis, Axis]:
             equate(pairs[0][1], inner_axis)
         outer = [outer_axis for outer_axis, _ in pairs]
         return (Concatenation(outer),) if any(outer) else fresh(outer_size, "laid end to end"), pairs[0][1]
+    if set(range(inner_size, factor.size, inner_size)) <= set(accumulate(map(size, factor.segments))):
+        piece, rest = cut((factor,), inner_size)
+        for _ in range(outer_size - 1):
+            other, rest = cut(rest, inner_size)
+            equate(piece, other)
+        return fresh(outer_size, "laid end to end"), piece
     return _told_apart((factor,), "unaligned split", outer_size, inner_size)
 
 

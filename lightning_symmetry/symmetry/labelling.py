@@ -44,7 +44,7 @@ from lightning_symmetry.symmetry.axis_rules import Binding, Rule, parse, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
 from lightning_symmetry.symmetry.factors import contraction_of, is_average, kept_last, multiplier_of
-from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, average, law_of, masked, multiple
+from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, average, law_of, masked, multiple, product
 from lightning_symmetry.symmetry.layout import (
     LAYOUT,
     REARRANGED,
@@ -383,6 +383,10 @@ def law_of_call(operation: Operation, used: set[Value]) -> Law:
         return multiple(number)
     if operation.operation == aten.where.self and _is_infinitely_low(operation.args[1]):
         return masked
+    if operation.operation == aten.where.self:
+        for number, value in enumerate(operation.args[1:], 1):
+            if value.constant is not None and is_zero(value.constant):  # a product with a mask
+                return lambda charges, letter: product(charges[:number] + charges[number + 1 :], letter)
     if operation.operation == aten.clamp.Tensor and len(operation.args) == 2 and operation.args[1].constant is not None:
         floor = operation.args[1].constant
         if floor.numel() == 1:  # as cosine similarities keep from dividing by zero

@@ -203,40 +203,25 @@ def _squared(operation: Operation) -> Value | None:
     return first if is_square or (operation.operation == aten.mul.Tensor and first is second) else None
 
 
+def packets(names: str) -> frozenset[Any]:
+    """Operations of ATen, whatever their overloads."""
+    return frozenset(getattr(aten, name) for name in names.split())
+
+
 _SUMMED = {aten.sum.dim_IntList, aten.mean.dim}
-_KEPT_WHOLE = {
-    aten.native_batch_norm,
-    aten._native_batch_norm_legit,
-    aten._native_batch_norm_legit_functional,
-    aten._native_batch_norm_legit_no_training,
-    aten.native_layer_norm,
-    aten.native_group_norm,
-    aten.max_pool2d_with_indices,
-    aten.avg_pool1d,
-    aten.avg_pool2d,
-    aten._adaptive_avg_pool2d,
-    aten.upsample_bilinear2d,
-    aten.upsample_nearest2d,
-    aten.nll_loss_forward,
-    aten.nll_loss2d_forward,
-}
+_KEPT_WHOLE = packets("""
+    _adaptive_avg_pool2d _native_batch_norm_legit _native_batch_norm_legit_functional avg_pool1d avg_pool2d
+    _native_batch_norm_legit_no_training max_pool2d_with_indices native_batch_norm native_group_norm native_layer_norm
+    nll_loss2d_forward nll_loss_forward upsample_bilinear2d upsample_nearest2d
+""")
 _DECOMPOSITIONS = {
     operation: decomposition
     for operation, decomposition in core_aten_decompositions().items()
     if getattr(operation, "overloadpacket", None) not in _KEPT_WHOLE
 }
-_FROM_SHAPE_ALONE = {
-    aten.empty_like,
-    aten.full_like,
-    aten.new_empty,
-    aten.new_full,
-    aten.new_ones,
-    aten.new_zeros,
-    aten.ones_like,
-    aten.zeros_like,
-}
-_UNWRITTEN = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
-_NOISE = {aten.rand, aten.rand_like, aten.randn, aten.randn_like, aten.uniform, aten.normal_functional}
+_FROM_SHAPE_ALONE = packets("empty_like full_like new_empty new_full new_ones new_zeros ones_like zeros_like")
+_UNWRITTEN = packets("empty empty_like empty_strided new_empty new_empty_strided")
+_NOISE = packets("exponential normal_functional rand rand_like randn randn_like uniform")
 
 
 def _decomposition(operation: OpOverload) -> Callable[..., Any] | None:
@@ -351,10 +336,12 @@ class _Recorder(TorchDispatchMode):
 def _as_slice(lookup: Operation) -> Operation:
     """A lookup by constant indices that follow one another, as the slice that it is; any other as it is."""
     given, indices = (*lookup.args, None, None)[:2]
-    last = indices[-1].constant if lookup.operation == aten.index.Tensor else None
-    if last is None or last.dtype != torch.int64 or last.dim() != 1 or not len(last) or len(lookup.inputs) > 2:
+    if lookup.operation != aten.index.Tensor or len(lookup.inputs) != 2:
         return lookup
-    dim = len(indices) - 1
+    last = lookup.inputs[1].constant
+    if last is None or last.dtype != torch.int64 or last.dim() != 1 or not len(last):
+        return lookup
+    dim = indices.index(lookup.inputs[1])
     numbers = last % given.shape[dim]
     start, stop = int(numbers[0]), int(numbers[0]) + len(numbers)
     follow = torch.equal(numbers, torch.arange(start, stop, device=numbers.device))
@@ -390,6 +377,8 @@ def typical_draw(operation: OpOverload, args: tuple[Any, ...], kwargs: Mapping[s
             return _filled(operation, args[0], mean + deviation)
         case aten.normal if isinstance(args[0], Tensor) or isinstance(args[1], Tensor):
             return args[0] + args[1]
+        case aten.exponential | aten.exponential_:
+            return _filled(operation, args[0], 1 / (*args[1:], 1.0)[0])
         case aten.rand_like:
             return torch.full_like(args[0], 0.5)
         case aten.randn_like:

@@ -12,6 +12,13 @@ aten = torch.ops.aten
 axis_table({aten.embedding.default: "e d, ... @ e -> ... d"})
 
 
+@axis_rule(aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
+def _(weight, indices, offsets, *settings, **more):
+    """Sums, means or maxima of the rows that are looked up, and what is needed for gradients."""
+    scores = [each for each in (*settings, *more.values()) if hasattr(each, "shape")]
+    return f"e d, _ @ e, _{', _' * len(scores)} -> _ d, _, _, {'_ d' if settings[1] == 2 else '_'}"
+
+
 @axis_rule(aten.cat.default)
 def _(tensors, dim=0):
     n_dims = max(len(tensor.shape) for tensor in tensors)
@@ -182,23 +189,22 @@ def _(input, bins=100, min=0, max=0):
 
 
 @axis_rule(aten.as_strided_copy.default)
-def _(input, size, stride, storage_offset=0):
+def _(input, size, stride, offset=0):
     """Windows that may overlap: outer dimensions stay that none reaches beyond, and inner ones that all go over."""
-    n_dims = len(input.shape)
-    steps = [math.prod(input.shape[k + 1 :]) for k in range(n_dims)]
-    old, new = list(zip(input.shape, steps, strict=True)), list(zip(size, stride, strict=True))
-    reach = [(storage_offset or 0) + sum((n - 1) * step for n, step in new[k + 1 :]) for k in range(len(new))]
-    outer = inner = 0
-    while outer < n_dims and old[outer] == new[outer] and reach[outer] < steps[outer]:
-        outer += 1
-    while inner < n_dims - outer and old[-1 - inner] == new[-1 - inner]:
-        whole = math.prod(old[-1 - inner])
-        if any(step % whole for step in (storage_offset or 0, *stride[: len(stride) - 1 - inner])):
-            break
-        inner += 1
-    kept = [f"a{k}" if k < outer or k >= n_dims - inner else "_" for k in range(n_dims)]
-    windows = ["_"] * (len(size) - outer - inner)
-    return f"{' '.join(kept)} -> {' '.join([*kept[:outer], *windows, *kept[n_dims - inner :]])}"
+    old = [(length, math.prod(input.shape[k + 1 :])) for k, length in enumerate(input.shape)]
+    new = list(zip(size, stride, strict=True))
+    reach = [(offset or 0) + sum((length - 1) * step for length, step in new[k + 1 :]) for k in range(len(new))]
+    first = [was == now and far < was[1] for was, now, far in zip(old, new, reach, strict=False)]
+    steps = [[offset or 0, *stride[:k]] for k in range(len(new))][::-1]
+    last = [
+        was == now and not any(step % math.prod(was) for step in before)
+        for was, now, before in zip(old[::-1], new[::-1], steps, strict=False)
+    ]
+    outer = [*first, False].index(False)
+    inner = [*last[: len(old) - outer], False].index(False)
+    kept = [f"a{k}" for k in range(len(old))]
+    between = (["_"] * (len(dims) - outer - inner) for dims in (old, new))
+    return " -> ".join(" ".join([*kept[:outer], *some, *kept[len(old) - inner :]]) for some in between)
 
 
 @axis_rule(aten._ctc_loss.default, aten._ctc_loss.Tensor)

@@ -112,4 +112,10 @@ def _(input, dims, *settings, **more):
     return "{0} -> {0}".format(_in_order(input, dims))
 
 
+@axis_rule(aten.unfold.default, aten.unfold_copy.default)
+def _(input, dim, size, step):
+    """Windows along a dimension, which may overlap."""
+    return "{0} -> {0} _".format(_in_order(input, dim))
+
+
 axis_table({aten.view_as_real_copy.default: "... -> ... _", aten.view_as_complex_copy.default: "... _ -> ..."})

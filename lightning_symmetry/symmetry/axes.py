@@ -275,8 +275,8 @@ def _split_factor(factor: Factor, outer_size: int) -> tuple[Axis, Axis]:
         pairs = [split(segment, size(segment) // inner_size) for segment in factor.segments]
         for _, inner_axis in pairs[1:]:
             equate(pairs[0][1], inner_axis)
-        outer = [outer_axis for outer_axis, _ in pairs]
-        return (Concatenation(outer),) if any(outer) else fresh(outer_size, "laid end to end"), pairs[0][1]
+        outers = [outer_axis for outer_axis, _ in pairs]
+        return (Concatenation(outers),) if any(outers) else fresh(outer_size, "laid end to end"), pairs[0][1]
     if set(range(inner_size, factor.size, inner_size)) <= set(accumulate(map(size, factor.segments))):
         piece, rest = cut((factor,), inner_size)
         for _ in range(outer_size - 1):

@@ -386,7 +386,7 @@ def law_of_call(operation: Operation, used: set[Value]) -> Law:
     if operation.operation == aten.where.self:
         for number, value in enumerate(operation.args[1:], 1):
             if value.constant is not None and is_zero(value.constant):  # a product with a mask
-                return lambda charges, letter: product(charges[:number] + charges[number + 1 :], letter)
+                return lambda charges, letter: product([*charges[:number], *charges[number + 1 :]], letter)
     if operation.operation == aten.clamp.Tensor and len(operation.args) == 2 and operation.args[1].constant is not None:
         floor = operation.args[1].constant
         if floor.numel() == 1:  # as cosine similarities keep from dividing by zero

@@ -52,7 +52,7 @@ def _side_by_side(action: Action, component: str) -> Action | None:
     axes, degrees = list(action.block.axes), list(action.degrees)
     for view in action.block.views:
         dim = view[0] + len(view[1]) - 2 if len(view) == 2 else -1
-        if dim >= 0 and degrees[dim] and view[1][-1] == 2:  # type: ignore[arg-type,index]
+        if dim >= 0 and degrees[dim] and view[1][-1] == 2:  # type: ignore[index]
             axes[dim + 1], degrees[dim + 1], degrees[dim] = component, degrees[dim], 0
             return Action(replace(action.block, axes=tuple(axes)), tuple(degrees))
     return None

@@ -385,7 +385,6 @@ def spaces():
     yield Sample(aten.avg_pool2d.default, (real(2, 3, 8, 10), [2, 3], [1, 2]))
     yield Sample(aten.avg_pool1d.default, (real(2, 3, 8), [2]))
     yield Sample(aten.avg_pool2d.default, (real(2, 3, 8, 10), [2, 1], [2, 1]))
-    yield Sample(aten.max_pool2d_with_indices.default, (real(2, 3, 8, 10), [1, 3]))
     yield Sample(aten.avg_pool1d.default, (real(3, 8), [3], [1]))
     yield Sample(aten._adaptive_avg_pool2d.default, (real(2, 3, 8, 10), [5, 4]))
     yield Sample(aten._adaptive_avg_pool2d.default, (real(3, 8, 10), [2, 4]))
@@ -424,10 +423,9 @@ def windows():
 
 
 def losses():
-    scores = real(7, 2, 5).log_softmax(-1)
-    yield Sample(aten._ctc_loss.default, (scores, integers(2, 3, low=1, high=5), [7, 7], [3, 2]))
-    lengths = (torch.tensor([7, 7]), torch.tensor([3, 2]))
-    yield Sample(aten._ctc_loss.Tensor, (scores, integers(2, 3, low=1, high=5), *lengths))
+    scores, targets = real(8, 3, 6).log_softmax(-1), integers(3, 2, low=1, high=6)
+    yield Sample(aten._ctc_loss.default, (scores, targets, [8, 7, 6], [2, 1, 2]))
+    yield Sample(aten._ctc_loss.Tensor, (scores, targets, torch.tensor([8, 7, 6]), torch.tensor([2, 1, 2])))
 
 
 def transforms():

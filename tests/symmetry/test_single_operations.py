@@ -148,7 +148,7 @@ class OfEach(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """Grouped maps whose groups are shuffled between them, each channel scaled by a map of its own, as in ShuffleNet."""
+    """Grouped maps whose groups are shuffled between them, and a map of each channel by itself, as in ShuffleNet."""
 
     def __init__(self):
         super().__init__()

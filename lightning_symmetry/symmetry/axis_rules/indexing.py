@@ -16,7 +16,7 @@ axis_table({aten.embedding.default: "e d, ... @ e -> ... d"})
 def _(weight, indices, offsets, *settings, **more):
     """Sums, means or maxima of the rows that are looked up, and what is needed for gradients."""
     scores = [each for each in (*settings, *more.values()) if hasattr(each, "shape")]
-    return f"e d, _ @ e, _{', _' * len(scores)} -> _ d, _, _, {'_ d' if settings[1] == 2 else '_'}"
+    return f"e d, _ @ e, _{', _' * len(scores)} -> _ d, _, _, {'_ d @ e' if settings[1] == 2 else '_'}"
 
 
 @axis_rule(aten.cat.default)
@@ -207,11 +207,12 @@ def _(input, size, stride, offset=0):
     return " -> ".join(" ".join([*kept[:outer], *some, *kept[len(old) - inner :]]) for some in between)
 
 
-@axis_rule(aten._ctc_loss.default, aten._ctc_loss.Tensor)
-def _(scores, targets, *lengths, **settings):
-    """How likely each sequence of classes is: ``(time, batch, class)``."""
-    others = [targets, *(each for each in lengths if hasattr(each, "shape"))]
-    return f"_ n _{''.join(', ' + ' '.join('_' * len(each.shape)) for each in others)} -> n, n _ _"
+axis_table(
+    {
+        aten._ctc_loss.default: "_ _ _, _ _ -> _, _ _ _",
+        aten._ctc_loss.Tensor: "_ _ _, _ _, _, _ -> _, _ _ _",
+    }
+)
 
 
 @axis_rule(aten.nonzero.default)

@@ -36,7 +36,7 @@ def _over_space(n_space, n_outputs, pools, input, *settings, **more):
 
 for _n_space, _names in OVER_SPACE.items():
     for _name in _names.split():
-        _operation, _pools = getattr(aten, _name).default, _name[:4] in ("avg_", "max_") and "backward" not in _name
+        _operation, _pools = getattr(aten, _name).default, _name.startswith("avg_pool") and "backward" not in _name
         axis_rule(_operation)(partial(_over_space, _n_space, len(_operation._schema.returns), _pools))
 
 

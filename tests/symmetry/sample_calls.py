@@ -426,6 +426,7 @@ def losses():
     scores, targets = real(8, 3, 6).log_softmax(-1), integers(3, 2, low=1, high=6)
     yield Sample(aten._ctc_loss.default, (scores, targets, [8, 7, 6], [2, 1, 2]))
     yield Sample(aten._ctc_loss.Tensor, (scores, targets, torch.tensor([8, 7, 6]), torch.tensor([2, 1, 2])))
+    yield Sample(aten._ctc_loss.default, (scores, integers(5, low=1, high=6), [8, 7, 6], [2, 1, 2]))
 
 
 def transforms():

@@ -207,12 +207,10 @@ def _(input, size, stride, offset=0):
     return " -> ".join(" ".join([*kept[:outer], *some, *kept[len(old) - inner :]]) for some in between)
 
 
-axis_table(
-    {
-        aten._ctc_loss.default: "_ _ _, _ _ -> _, _ _ _",
-        aten._ctc_loss.Tensor: "_ _ _, _ _, _, _ -> _, _ _ _",
-    }
-)
+@axis_rule(aten._ctc_loss.default, aten._ctc_loss.Tensor)
+def _(scores, targets, *lengths, **settings):
+    given = [targets, *(each for each in lengths if hasattr(each, "shape"))]
+    return f"_ _ _{''.join(', ' + ' '.join('_' * len(each.shape)) for each in given)} -> _, _ _ _"
 
 
 @axis_rule(aten.nonzero.default)

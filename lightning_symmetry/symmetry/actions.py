@@ -184,8 +184,16 @@ def transform(tensor: Tensor, action: Action, rows: Sequence[str], kind: Kind, e
     for part, degree in along(tensor, action, rows):
         if part.entries.shape[1] != element.shape[1]:
             raise Misfit(f"{part.entries.shape[1]} entries of {action.block.tensor}, for {element.shape[1]} of a group")
-        entries = part.entries if element.dtype == torch.long else part.entries.to(element.dtype)
-        part.write(kind.act(entries, element.to(tensor.device), degree))
+        if element.dtype == torch.long:
+            part.write(kind.act(part.entries, element.to(tensor.device), degree))
+        else:
+            part.write(kind.act(*_of_one_type(part.entries, element), degree))
+
+
+def _of_one_type(entries: Tensor, element: Tensor) -> tuple[Tensor, Tensor]:
+    """Both where the entries are, in numbers that hold either."""
+    numbers = torch.promote_types(entries.dtype, element.dtype)
+    return entries.to(numbers), element.to(entries.device, numbers)
 
 
 def derive(
@@ -195,7 +203,7 @@ def derive(
     assert kind.derive is not None
     pairs = zip(along(tensor, action, rows), along(derivative, action, rows), strict=True)
     for (part, degree), (change, _) in pairs:
-        moved = kind.derive(part.contents.to(direction.dtype), direction.to(tensor.device), degree)
+        moved = kind.derive(*_of_one_type(part.contents, direction), degree)
         change.write(change.contents + moved)
 
 

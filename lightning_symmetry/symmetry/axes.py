@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import accumulate, count
 
 from lightning_symmetry.symmetry.charges import NEUTRAL, Charge
 
@@ -275,7 +275,14 @@ def _split_factor(factor: Factor, outer_size: int) -> tuple[Axis, Axis]:
         pairs = [split(segment, size(segment) // inner_size) for segment in factor.segments]
         for _, inner_axis in pairs[1:]:
             equate(pairs[0][1], inner_axis)
-        return (Concatenation([outer_axis for outer_axis, _ in pairs]),), pairs[0][1]
+        outers = [outer_axis for outer_axis, _ in pairs]
+        return (Concatenation(outers),) if any(outers) else fresh(outer_size, "laid end to end"), pairs[0][1]
+    if set(range(inner_size, factor.size, inner_size)) <= set(accumulate(map(size, factor.segments))):
+        piece, rest = cut((factor,), inner_size)
+        for _ in range(outer_size - 1):
+            other, rest = cut(rest, inner_size)
+            equate(piece, other)
+        return fresh(outer_size, "laid end to end"), piece
     return _told_apart((factor,), "unaligned split", outer_size, inner_size)
 
 
@@ -341,3 +348,13 @@ def narrow(axis: Axis, start: int, stop: int) -> Axis:
     if start > 0:
         _, axis = cut(axis, start)
     return axis
+
+
+def every(axis: Axis, start: int, stop: int, step: int) -> Axis:
+    """One position of every so many of an axis, as the first coordinate of each pair."""
+    length = len(range(start, stop, step))
+    if length * step != size(axis) or start >= step:
+        return _told_apart(axis, "strided slice", length, 1)[0]
+    outer, inner = split(axis, length)
+    narrow(inner, start, start + 1)
+    return outer

@@ -42,8 +42,19 @@ class _Reading(TorchFunctionMode):
         operation = getattr(function, "default", None) if isinstance(function, OpOverloadPacket) else function
         if isinstance(operation, OpOverload) and operation.namespace != "aten" and operation._schema.is_mutable:
             return _written_back(operation, args, kwargs)
+        if getattr(function, "__name__", "") == "_pad_packed_sequence":  # it writes the lengths to memory
+            return _padded(*args, **kwargs)
         given = map(plain, args) if function in self._READS else args
         return function(*given, **kwargs)
+
+
+def _padded(data: Tensor, batch_sizes: Tensor, batch_first: bool, value: float, length: int) -> tuple[Tensor, Tensor]:
+    """Sequences of several lengths, packed step by step, laid side by side and filled up; and their lengths."""
+    sizes = plain(batch_sizes).tolist()
+    steps = [torch.nn.functional.pad(x.mT, (0, sizes[0] - len(x)), value=value).mT for x in data.split(sizes)]
+    steps += [torch.full_like(steps[0], value)] * (length - len(steps))
+    lengths = [sum(size > row for size in sizes) for row in range(sizes[0])]
+    return torch.stack(steps, int(batch_first)), torch.tensor(lengths)
 
 
 def _written_back(operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -30,6 +30,7 @@ from lightning_symmetry.symmetry.axes import (
     Axis,
     Concatenation,
     atoms,
+    every,
     forbid,
     fresh,
     narrow,
@@ -43,7 +44,7 @@ from lightning_symmetry.symmetry.axis_rules import Binding, Rule, parse, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
 from lightning_symmetry.symmetry.factors import contraction_of, is_average, kept_last, multiplier_of
-from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, average, law_of, masked, multiple
+from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, average, law_of, masked, multiple, product
 from lightning_symmetry.symmetry.layout import (
     LAYOUT,
     REARRANGED,
@@ -238,8 +239,7 @@ class Labelling:
                 self._positions[value] = {**self._standing(given), **at}
             else:
                 axes = list(self.axes(given))
-                pin(axes[dim], "strided slice")
-                axes[dim] = fresh(len(range(start, stop, step)), "strided slice")
+                axes[dim] = every(axes[dim], start, stop, step)
             return axes if kept else axes[:dim] + axes[dim + 1 :]
         return rearranged(operation, self.axes(given), value.shape)
 
@@ -336,11 +336,18 @@ def _axes_of_constant(value: Value) -> Axes:
     if key not in _STRETCHES:
         _STRETCHES[key] = [_stretches(tensor.movedim(dim, 0)) for dim in range(tensor.dim())]
         weakref.finalize(tensor, _STRETCHES.pop, key, None)
-    return [resolve((Concatenation([_as_axis(*each) for each in some]),)) for some in _STRETCHES[key]]
+    return [_laid_end_to_end(some) for some in _STRETCHES[key]]
 
 
 _STRETCHES: dict[tuple[int, int], list[list[tuple[int, bool | None]]]] = {}
 """Of constants that were looked at, the stretches along each dimension: several labellings of a tape see the same."""
+
+
+def _laid_end_to_end(stretches: Sequence[tuple[int, bool | None]]) -> Axis:
+    """Stretches as an axis: pairs, as of the angles by which the two coordinates of planes are turned, as a product."""
+    if len(stretches) > 1 and set(stretches) == {(2, False)}:
+        return fresh(len(stretches), "data") + fresh(2, charge=UNIFORM)
+    return resolve((Concatenation([_as_axis(*each) for each in stretches]),))
 
 
 def _as_axis(length: int, zero: bool | None) -> Axis:
@@ -376,6 +383,10 @@ def law_of_call(operation: Operation, used: set[Value]) -> Law:
         return multiple(number)
     if operation.operation == aten.where.self and _is_infinitely_low(operation.args[1]):
         return masked
+    if operation.operation == aten.where.self:
+        for number, value in enumerate(operation.args[1:], 1):
+            if value.constant is not None and is_zero(value.constant):  # a product with a mask
+                return lambda charges, letter: product([*charges[:number], *charges[number + 1 :]], letter)
     if operation.operation == aten.clamp.Tensor and len(operation.args) == 2 and operation.args[1].constant is not None:
         floor = operation.args[1].constant
         if floor.numel() == 1:  # as cosine similarities keep from dividing by zero

@@ -19,6 +19,7 @@ import torch
 from torch._ops import OpOverload
 
 from lightning_symmetry.symmetry.charges import NEUTRAL, Charge
+from lightning_symmetry.symmetry.tracing import packets
 
 aten = torch.ops.aten
 
@@ -158,6 +159,11 @@ def odd(charges: Charges, letter: str) -> Answer:
     return Answer(charge.of_sign, (charge.of_scale, *_shifts([charge])), "nonlinear")
 
 
+def even(charges: Charges, letter: str) -> Answer:
+    """Even, and not homogeneous: signs are lost, scales do not pass."""
+    return replace(odd(charges, letter), output=NEUTRAL)
+
+
 def largest(charges: Charges, letter: str) -> Answer:
     """The larger of two: scales are equal and pass, signs do not."""
     answer = total(charges, letter)
@@ -248,6 +254,11 @@ def softmax(over: str) -> Law:
     return law
 
 
+def overwritten(charges: Charges, letter: str) -> Answer:
+    """The second input, whatever the first was."""
+    return linear(charges[1:], letter)
+
+
 def written(charges: Charges, letter: str) -> Answer:
     """The last input written into the first, or added to it, at places that those between tell."""
     between = _held(charges[1:-1])
@@ -257,34 +268,29 @@ def written(charges: Charges, letter: str) -> Answer:
     return Answer(answer.output.unshifted, vanishing, answer.rigid or ("lookup" if between else None))
 
 
-LINEAR = {
-    aten._adaptive_avg_pool2d,
-    aten.copy,
-    aten.embedding,
-    aten.gather,
-    aten.index,
-    aten.index_select,
-    aten.mean,
-    aten.upsample_bilinear2d,
-    aten.upsample_nearest2d,
-}
-_MATRIX_PRODUCTS = {aten._grouped_mm, aten.bmm, aten.dot, aten.linalg_vecdot, aten.mm, aten.mv}
-PRODUCTS = _MATRIX_PRODUCTS | {aten.avg_pool1d, aten.avg_pool2d, aten.mul, aten.sum}
+LINEAR = packets("""
+    _adaptive_avg_pool2d _adaptive_avg_pool3d as_strided_copy embedding flip gather index index_select mean unfold
+    upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
+    view_as_complex_copy view_as_real_copy
+""")
+_MATRIX_PRODUCTS = packets("_grouped_mm bmm dot linalg_vecdot mm mv")
+_OF_ONE = packets("_fft_c2c _fft_c2r _fft_r2c avg_pool1d avg_pool2d avg_pool3d cumsum sum tril triu")
+PRODUCTS = _MATRIX_PRODUCTS | _OF_ONE | {aten.mul}
 CONTRACTIONS = _MATRIX_PRODUCTS | {aten.addmm, aten.convolution}
-NORMS = {
-    aten._native_batch_norm_legit,
-    aten._native_batch_norm_legit_functional,
-    aten._native_batch_norm_legit_no_training,
-    aten.native_batch_norm,
-    aten.native_group_norm,
-    aten.native_layer_norm,
-}
-WRITTEN = {aten.index_add, aten.index_put, aten.scatter_add}
-HOMOGENEOUS = {aten.amax, aten.amin, aten.leaky_relu, aten.max, aten.max_pool2d_with_indices, aten.min, aten.relu}
-ODD = {aten.asinh, aten.atan, aten.erf, aten.erfinv, aten.sin, aten.sinh, aten.tan, aten.tanh}
+NORMS = packets("""
+    _native_batch_norm_legit _native_batch_norm_legit_functional _native_batch_norm_legit_no_training native_batch_norm
+    native_group_norm native_layer_norm
+""")
+WRITTEN = packets("index_add index_put scatter_add")
+HOMOGENEOUS = packets("""
+    adaptive_max_pool2d adaptive_max_pool3d amax amin leaky_relu max max_pool2d_with_indices max_pool3d_with_indices min
+    relu
+""")
+ODD = packets("asinh atan erf erfinv sin sinh tan tanh")
 POWERS: Mapping[Any, Law] = {
     aten.abs: power(1, "even"),
     aten.reciprocal: power(-1, "odd"),
+    aten.sign: power(0, "odd"),
     aten.rsqrt: power(Fraction(-1, 2), "neither"),
     aten.sqrt: power(Fraction(1, 2), "neither"),
     aten.var: power(2, "even"),
@@ -315,6 +321,12 @@ def law_of(
             return multiple(-1)
         case aten.add if isinstance(args[1], (int, float)):
             return product if abs(args[1]) <= ROUNDING else nearly_unchanged if 0 < args[1] <= SMALL else neutral
+        case aten.ge | aten.gt | aten.le | aten.lt if n_tensors == 1 and args[1] == 0:
+            return power(0, "neither")
+        case aten._embedding_bag | aten._embedding_bag_forward_only if args[4] < 2:  # no maxima
+            return product
+        case aten.cos | aten.cosh:
+            return even
         case aten.eq | aten.ne if n_tensors == 1 and math.isinf(args[1]):
             return indifferent
         case aten.div if n_tensors == 2:
@@ -329,6 +341,8 @@ def law_of(
             return power(exponent, ("even", "odd")[exponent.numerator % 2] if whole else "neither")
         case aten.clamp if n_tensors == 1 and args[1] == 0 and (len(args) < 3 or args[2] is None):
             return power(1, "neither")
+        case aten.copy:
+            return overwritten
         case aten.cat | aten.select_scatter | aten.slice_scatter:
             return joint
         case aten.maximum | aten.minimum if n_tensors == 2:

@@ -44,6 +44,7 @@ def _described(leaf: str, axis: Axis, atom: Atom) -> str:
             fused = attention and len(segments) == 3
             words.append("".join("qkv"[k] for k in holding) if fused else "_".join(map(str, holding)))
         axis = resolve(segments[holding[0]])
+    axis = tuple(factor for factor in axis if atoms((factor,)))
     if len(axis) > 1:
         roles = _ATTENTION_ROLES if attention else _OTHER_ROLES
         place = next(k for k, factor in enumerate(axis) if isinstance(factor, Place) and factor.atom is atom)

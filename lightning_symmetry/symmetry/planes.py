@@ -2,7 +2,7 @@
 
 It turns each plane of two coordinates by an angle of its own at every position, and so tells planes apart, but commutes
 with the rotations within each. A rescaling of planes that moves two equal halves of an axis alike, the first
-coordinates and the second ones, shows them.
+coordinates and the second ones, shows them; or one that moves pairs of coordinates, where they stand side by side.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ T = TypeVar("T")
 def rotation_of_planes(rescaling: SymmetryGroup) -> SymmetryGroup | None:
     """The rotations within the planes that a group rescales; None where it does not move pairs of halves."""
     component = f"{rescaling.axis}.plane"
-    halves: defaultdict[tuple[object, ...], list[Action]] = defaultdict(list)
-    for action in rescaling.actions:
-        block = action.block
-        halves[block.tensor, block.views[:-1], block.axes, action.degrees].append(action)
-    pairs = [_pair(both[0], both[1], component) if len(both) == 2 else None for both in halves.values()]
-    if not all(pairs) or all(action.block.numel == rescaling.n_rows * rescaling.size for action in rescaling.actions):
+    pairs = [_side_by_side(action, component) for action in rescaling.actions]
+    if not all(pairs):
+        halves: defaultdict[tuple[object, ...], list[Action]] = defaultdict(list)
+        for action in rescaling.actions:
+            block = action.block
+            halves[block.tensor, block.views[:-1], block.axes, action.degrees].append(action)
+        pairs = [_pair(both[0], both[1], component) if len(both) == 2 else None for both in halves.values()]
+    if not all(pairs) or all(map(_is_of_vector, rescaling.actions)):
         return None  # gains multiply each coordinate by itself
     return replace(
         rescaling,
@@ -37,6 +39,23 @@ def rotation_of_planes(rescaling: SymmetryGroup) -> SymmetryGroup | None:
         actions=tuple(pair for pair in pairs if pair is not None),
         form="orthogonal",
     )
+
+
+def _is_of_vector(action: Action) -> bool:
+    """Whether what is moved is a parameter of one dimension."""
+    split = sum(len(view[1]) - 1 for view in action.block.views if len(view) == 2)
+    return len(action.block.axes) - split == 1
+
+
+def _side_by_side(action: Action, component: str) -> Action | None:
+    """Pairs of coordinates, each of which is moved by a number of its own; None where what is moved is no pair."""
+    axes, degrees = list(action.block.axes), list(action.degrees)
+    for view in action.block.views:
+        dim = view[0] + len(view[1]) - 2 if len(view) == 2 else -1
+        if dim >= 0 and degrees[dim] and view[1][-1] == 2:  # type: ignore[index]
+            axes[dim + 1], degrees[dim + 1], degrees[dim] = component, degrees[dim], 0
+            return Action(replace(action.block, axes=tuple(axes)), tuple(degrees))
+    return None
 
 
 def _pair(first: Action, second: Action, component: str) -> Action | None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 from typing import TypeVar
 
@@ -111,7 +112,7 @@ class _Model:
                 if planes is not None:
                     yield replace(planes, name=self._name("rotation", planes.axis, planes.parameters[0]))
         for degrees in _beyond(every, exact):
-            if not self._within_rows(atom, degrees):
+            if not self._within_rows(atom, degrees, partial(self._scalings, exact=False)):
                 yield from self._group("scale", atom, degrees, exact=False)
         for shift in self.shifts.get(atom, ()):
             apart = not shift.carried and self._within_rows(atom, shift.degrees, self._degrees_of_shifts)
@@ -268,7 +269,9 @@ class _Model:
     ) -> bool:
         """Whether it is what all positions of another axis go through alike, at each position along this one."""
         own = self._by_block(atom, degrees)
-        finer = [other for other in self._names if atom in self._rows.get(other, ()) and other is not atom]
+        order = list(self._names)
+        later = set(order[order.index(atom) :]).intersection(self._rows.get(atom, ()))  # rows of one another
+        finer = [o for o in order if atom in self._rows.get(o, ()) and o is not atom and o not in later]
         solutions = solutions or self._scalings
         spanned = [self._by_block(other, solution) for other in finer for solution in solutions(other)]
         return bool(spanned) and not _beyond([own], spanned)

@@ -106,7 +106,7 @@ def trace(step: Step) -> Tape:
             inputs = [{name: functional(tensor) for name, tensor in some.items()} for some in (parameters, buffers)]
             outputs = step(inputs[0], inputs[1], step.batch)
             returned = [recorder.value(plain(output)) for output in outputs.preserved]
-    operations = _with_lengths(_living(recorder.operations, returned))
+    operations = _with_lengths(_living(_with_picked_maps(recorder.operations), returned))
     read = {id(value) for operation in operations for value in operation.inputs}
     for name in moving:
         if id(leaves[name]) not in read:
@@ -123,6 +123,42 @@ def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Opera
             living.append(operation)
             needed.update(map(id, operation.inputs))
     return living[::-1]
+
+
+def _with_picked_maps(operations: list[Operation]) -> list[Operation]:
+    """Products of tokens, sorted by their experts, with the map of each expert as those with the map each picks."""
+    written: list[Operation] = []
+
+    def made(operation: OpOverload, args: tuple[Any, ...], *shape: int) -> Value:
+        value = Value(shape, rows.dtype)
+        value.source = Operation(operation, args, {}, [value])
+        written.append(value.source)
+        return value
+
+    for operation in operations:
+        experts = _experts(operation)
+        if experts is None:
+            written.append(operation)
+            continue
+        rows, maps = operation.inputs[:2]
+        (n_rows, width), (output,) = rows.shape, operation.outputs
+        picked = made(aten.index.Tensor, (maps, [experts]), n_rows, *maps.shape[1:])
+        row = made(aten.unsqueeze_copy.default, (rows, 1), n_rows, 1, width)
+        product = made(aten.bmm.default, (row, picked), n_rows, 1, maps.shape[-1])
+        written.append(Operation(aten.squeeze_copy.dim, (product, 1), {}, [output]))
+        output.source = written[-1]  # type: ignore[union-attr]
+    return written
+
+
+def _experts(operation: Operation) -> Value | None:
+    """The experts by which tokens are sorted, of which an operation multiplies each stretch with a map of its own."""
+    if "grouped_mm" not in operation.name or len(operation.inputs) != 3:
+        return None
+    value, way = operation.inputs[2], []
+    while value.source is not None and value.source.name in ("_to_copy", "cumsum", "histc"):
+        way.append(value.source.name)
+        value = value.source.args[0]
+    return value if [name for name in way if name != "_to_copy"] == ["cumsum", "histc"] else None
 
 
 def _with_lengths(operations: list[Operation]) -> list[Operation]:
@@ -167,40 +203,25 @@ def _squared(operation: Operation) -> Value | None:
     return first if is_square or (operation.operation == aten.mul.Tensor and first is second) else None
 
 
+def packets(names: str) -> frozenset[Any]:
+    """Operations of ATen, whatever their overloads."""
+    return frozenset(getattr(aten, name) for name in names.split())
+
+
 _SUMMED = {aten.sum.dim_IntList, aten.mean.dim}
-_KEPT_WHOLE = {
-    aten.native_batch_norm,
-    aten._native_batch_norm_legit,
-    aten._native_batch_norm_legit_functional,
-    aten._native_batch_norm_legit_no_training,
-    aten.native_layer_norm,
-    aten.native_group_norm,
-    aten.max_pool2d_with_indices,
-    aten.avg_pool1d,
-    aten.avg_pool2d,
-    aten._adaptive_avg_pool2d,
-    aten.upsample_bilinear2d,
-    aten.upsample_nearest2d,
-    aten.nll_loss_forward,
-    aten.nll_loss2d_forward,
-}
+_KEPT_WHOLE = packets("""
+    _adaptive_avg_pool2d _native_batch_norm_legit _native_batch_norm_legit_functional avg_pool1d avg_pool2d
+    _native_batch_norm_legit_no_training max_pool2d_with_indices native_batch_norm native_group_norm native_layer_norm
+    nll_loss2d_forward nll_loss_forward upsample_bilinear2d upsample_nearest2d
+""")
 _DECOMPOSITIONS = {
     operation: decomposition
     for operation, decomposition in core_aten_decompositions().items()
     if getattr(operation, "overloadpacket", None) not in _KEPT_WHOLE
 }
-_FROM_SHAPE_ALONE = {
-    aten.empty_like,
-    aten.full_like,
-    aten.new_empty,
-    aten.new_full,
-    aten.new_ones,
-    aten.new_zeros,
-    aten.ones_like,
-    aten.zeros_like,
-}
-_UNWRITTEN = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
-_NOISE = {aten.rand, aten.rand_like, aten.randn, aten.randn_like, aten.uniform, aten.normal_functional}
+_FROM_SHAPE_ALONE = packets("empty_like full_like new_empty new_full new_ones new_zeros ones_like zeros_like")
+_UNWRITTEN = packets("empty empty_like empty_strided new_empty new_empty_strided")
+_NOISE = packets("exponential normal_functional rand rand_like randn randn_like uniform")
 
 
 def _decomposition(operation: OpOverload) -> Callable[..., Any] | None:
@@ -284,7 +305,7 @@ class _Recorder(TorchDispatchMode):
 
     def _record(self, operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         given = tree_map(lambda leaf: self.value(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-        node = Operation(operation, *given)
+        node = _as_slice(Operation(operation, *given))
         if "batch_norm" in node.name:
             self._move_running_statistics(node)
         depends = operation.overloadpacket not in _FROM_SHAPE_ALONE and any(value.depends for value in node.inputs)
@@ -310,6 +331,21 @@ class _Recorder(TorchDispatchMode):
         for value in node.args[3:5]:
             if isinstance(value, Value) and value.name is not None:
                 value.constant = None
+
+
+def _as_slice(lookup: Operation) -> Operation:
+    """A lookup by constant indices that follow one another, as the slice that it is; any other as it is."""
+    given, indices = (*lookup.args, None, None)[:2]
+    if lookup.operation != aten.index.Tensor or len(lookup.inputs) != 2:
+        return lookup
+    last = lookup.inputs[1].constant
+    if last is None or last.dtype != torch.int64 or last.dim() != 1 or not len(last):
+        return lookup
+    dim = indices.index(lookup.inputs[1])
+    numbers = last % given.shape[dim]
+    start, stop = int(numbers[0]), int(numbers[0]) + len(numbers)
+    follow = torch.equal(numbers, torch.arange(start, stop, device=numbers.device))
+    return Operation(aten.slice_copy.Tensor, (given, dim, start, stop), {}) if follow else lookup
 
 
 def _with_memory(leaf: Any) -> Any:
@@ -341,6 +377,8 @@ def typical_draw(operation: OpOverload, args: tuple[Any, ...], kwargs: Mapping[s
             return _filled(operation, args[0], mean + deviation)
         case aten.normal if isinstance(args[0], Tensor) or isinstance(args[1], Tensor):
             return args[0] + args[1]
+        case aten.exponential | aten.exponential_:
+            return _filled(operation, args[0], 1 / (*args[1:], 1.0)[0])
         case aten.rand_like:
             return torch.full_like(args[0], 0.5)
         case aten.randn_like:

@@ -287,6 +287,16 @@ def lookups():
     yield Sample(aten.nll_loss2d_forward.default, (real(3, 5, 2, 4), integers(3, 2, 4, high=5), None, 1, -100))
 
 
+def bags():
+    for mode, scores in ((0, None), (1, None), (2, None), (0, between_zero_and_one(6))):
+        settings = (torch.tensor([0, 2, 3]), False, mode, False, scores)
+        for operation in (aten._embedding_bag.default, aten._embedding_bag_forward_only.default):
+            yield Sample(operation, (real(7, 5), integers(6, high=7), *settings))
+    yield Sample(aten.histc.default, (integers(9, high=5).double(),), {"bins": 5, "min": 0, "max": 4})
+    yield Sample(aten.histc.default, (integers(9, high=5).double(), 5, 0, 5))
+    yield Sample(aten.histc.default, (real(9), 3, -1, 1))
+
+
 def one_hots():
     yield Sample(aten.eq.Tensor, (integers(2, 3, 1, high=5), torch.arange(5)))
     yield Sample(aten.eq.Tensor, (integers(1, high=5), torch.arange(5)))
@@ -374,6 +384,7 @@ def spaces():
     yield Sample(aten.max_pool2d_with_indices.default, (real(3, 8, 10), [2, 2], [1, 1], [1, 1]))
     yield Sample(aten.avg_pool2d.default, (real(2, 3, 8, 10), [2, 3], [1, 2]))
     yield Sample(aten.avg_pool1d.default, (real(2, 3, 8), [2]))
+    yield Sample(aten.avg_pool2d.default, (real(2, 3, 8, 10), [2, 1], [2, 1]))
     yield Sample(aten.avg_pool1d.default, (real(3, 8), [3], [1]))
     yield Sample(aten._adaptive_avg_pool2d.default, (real(2, 3, 8, 10), [5, 4]))
     yield Sample(aten._adaptive_avg_pool2d.default, (real(3, 8, 10), [2, 4]))
@@ -396,7 +407,30 @@ def spaces():
         yield Sample(aten.constant_pad_nd.default, (real(2, 3, 7), pad, 0.5))
 
 
+def windows():
+    x = real(2, 3, 8, 5)
+    for size, stride in (
+        ((2, 3, 3, 4, 5), (120, 40, 10, 5, 1)),
+        ((2, 3, 8, 5), (120, 40, 5, 1)),
+        ((2, 5, 4, 5), (120, 20, 5, 1)),
+        ((2, 3, 8, 3, 2), (120, 40, 5, 1, 1)),
+    ):
+        yield Sample(aten.as_strided_copy.default, (x, size, stride))
+    yield Sample(aten.as_strided_copy.default, (x, (2, 3, 4, 5), (120, 40, 5, 1), 20))
+    for operation in (aten.unfold.default, aten.unfold_copy.default):
+        yield Sample(operation, (real(3, 8, 5), 1, 4, 2))
+        yield Sample(operation, (real(3, 5), -1, 2, 1))
+
+
+def losses():
+    scores, targets = real(8, 3, 6).log_softmax(-1), integers(3, 2, low=1, high=6)
+    yield Sample(aten._ctc_loss.default, (scores, targets, [8, 7, 6], [2, 1, 2]))
+    yield Sample(aten._ctc_loss.Tensor, (scores, targets, torch.tensor([8, 7, 6]), torch.tensor([2, 1, 2])))
+    yield Sample(aten._ctc_loss.default, (scores, integers(5, low=1, high=6), [8, 7, 6], [2, 1, 2]))
+
+
 def transforms():
+    yield Sample(aten.view_as_complex_copy.default, (real(3, 5, 2),))
     yield Sample(aten._fft_r2c.default, (real(3, 2, 5), [1], 0, True))
     yield Sample(aten._fft_c2c.default, (torch.complex(real(3, 2, 5), real(3, 2, 5)), [1, 2], 0, True))
     yield Sample(aten._fft_c2r.default, (torch.complex(real(3, 2, 5), real(3, 2, 5)), [2], 0, 9))
@@ -435,6 +469,9 @@ FAMILIES = (
     transforms,
     convolution_gradients,
     space_gradients,
+    bags,
+    windows,
+    losses,
 )
 
 

@@ -64,7 +64,8 @@ def axes_of(sample):
 def test_the_answer_never_contradicts_a_rule_written_by_hand(sample):
     answered = Asked(sample.operation, sample.args, sample.kwargs)
     if answered.rule is None:
-        refused = ("batch_norm", "_grouped_mm")  # writes to statistics, or has tensors without entries; has no float64
+        # write to statistics, leave memory as it was, or have tensors without entries; has no float64
+        refused = ("batch_norm", "_ctc_loss", "_embedding_bag", "_grouped_mm")
         assert any(name in str(sample) for name in refused)
         return
     assert axes_of(answered) <= axes_of(sample)

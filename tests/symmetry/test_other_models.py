@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 from lightning_symmetry.symmetry.find import find_symmetries
-from tests.zoo import Case, numbers, of_language
+from tests.zoo import Case, numbers, of_language, tokens
 
 
 def of_each(groups, *places):
@@ -67,6 +67,84 @@ def swin():
             image_size=32, patch_size=4, embed_dim=12, depths=[2, 1], num_heads=[2, 4], window_size=4, num_labels=5
         )
     )
+
+
+def falcon():
+    """One fused map for all, of which the last two heads, picked by a list of one index, are key and value."""
+    return transformers.FalconForCausalLM(transformers.FalconConfig(**SMALL))
+
+
+def cohere():
+    """Rotary embedding of coordinates that stand side by side, picked by slices with a step of two."""
+    return transformers.CohereForCausalLM(
+        transformers.CohereConfig(**SMALL, intermediate_size=34, num_key_value_heads=2)
+    )
+
+
+def qwen2_moe():
+    """Tokens sorted by their experts, whose maps are applied to one stretch of tokens each."""
+    return transformers.Qwen2MoeForCausalLM(
+        transformers.Qwen2MoeConfig(
+            **SMALL | {"hidden_size": 32, "num_hidden_layers": 1},
+            intermediate_size=34,
+            num_key_value_heads=2,
+            moe_intermediate_size=8,
+            shared_expert_intermediate_size=12,
+            num_experts=5,
+            num_experts_per_tok=2,
+        )
+    )
+
+
+def deepseek():
+    """Queries and keys by way of narrow maps, and experts in groups, of which some groups are chosen first."""
+    return transformers.DeepseekV3ForCausalLM(
+        transformers.DeepseekV3Config(
+            **SMALL | {"hidden_size": 32, "num_hidden_layers": 1},
+            intermediate_size=34,
+            num_key_value_heads=4,
+            q_lora_rank=9,
+            kv_lora_rank=8,
+            qk_nope_head_dim=6,
+            qk_rope_head_dim=4,
+            v_head_dim=5,
+            n_routed_experts=6,
+            num_experts_per_tok=2,
+            moe_intermediate_size=12,
+            n_group=2,
+            topk_group=1,
+            first_k_dense_replace=0,
+        )
+    )
+
+
+def longformer():
+    """Attention within windows that overlap in memory."""
+    return transformers.LongformerForMaskedLM(
+        transformers.LongformerConfig(**SMALL, intermediate_size=34, max_position_embeddings=40, attention_window=4)
+    )
+
+
+def funnel():
+    """A pool along the sequence alone, of a tensor of two dimensions."""
+    return transformers.FunnelForMaskedLM(
+        transformers.FunnelConfig(
+            vocab_size=31, block_sizes=[1, 1], num_decoder_layers=1, d_model=24, n_head=4, d_head=6, d_inner=34
+        )
+    )
+
+
+class PackedRecurrent(nn.Module):
+    """Sequences of several lengths, packed, both ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.recurrent = nn.LSTM(4, 8, batch_first=True, bidirectional=True)
+        self.readout = nn.Linear(16, 2)
+
+    def forward(self, sequence):
+        packed = nn.utils.rnn.pack_padded_sequence(sequence, [5, 4, 2], batch_first=True)
+        return self.readout(nn.utils.rnn.pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)[0])
 
 
 class ConvolutionalLSTM(nn.Module):
@@ -148,6 +226,83 @@ CASES = {
             name: (4, 6) if len(shape) == 2 else (96,) if shape == (48,) else (4,)
             for name, shape in of_each(SWIN_BLOCK, "1.blocks.0").items()
         },
+    ),
+    "falcon": (
+        of_language(falcon),
+        {"transformer.word_embeddings": (24,)}
+        | of_each(
+            {"{}.self_attention.query_key_value.0.heads": (4,), "{}.mlp.dense_h_to_4h": (96,)},
+            "transformer.h.0",
+            "transformer.h.1",
+        )
+        | of_each({"{}.self_attention.query_key_value.3": (6,)}, "transformer.h.0", "transformer.h.1"),
+    ),
+    "cohere": (of_language(cohere), {"model.embed_tokens": (24,)} | of_each(QWEN_BLOCK, 0, 1)),
+    "qwen2 moe": (
+        of_language(qwen2_moe),
+        {"model.embed_tokens": (32,)}
+        | of_each(
+            {
+                "{}.self_attn.q_proj.head_groups": (2,),
+                "{}.self_attn.q_proj.heads": (2, 2),
+                "{}.self_attn.v_proj.head_dims": (2, 8),
+                "{}.mlp.gate": (5,),
+                "{}.mlp.experts.gate_up_proj": (5, 8),
+                "{}.mlp.shared_expert.gate_proj": (12,),
+            },
+            "model.layers.0",
+        ),
+    ),
+    "deepseek": (
+        of_language(deepseek),
+        {"model.embed_tokens": (32,)}
+        | of_each(
+            {
+                "{}.self_attn.q_a_proj": (9,),
+                "{}.self_attn.q_b_proj.heads": (4,),
+                "{}.self_attn.q_b_proj.0": (4, 6),
+                "{}.self_attn.kv_a_proj_with_mqa.0": (8,),
+                "{}.self_attn.kv_b_proj.1": (4, 5),
+                "{}.mlp.experts.gate_up_proj.groups": (2,),
+                "{}.mlp.experts.gate_up_proj.units": (2, 3),
+                "{}.mlp.experts.gate_up_proj": (2, 3, 12),
+                "{}.mlp.shared_experts.gate_proj": (12,),
+            },
+            "model.layers.0",
+        ),
+    ),
+    "longformer": (
+        Case(longformer, lambda: {"input_ids": tokens(31, length=8), "labels": tokens(31, length=8)}),
+        {"longformer.embeddings.word_embeddings": (24,)}
+        | of_each(
+            {
+                "{}.attention.self.query.heads": (4,),
+                "{}.attention.self.query.head_dims": (4, 6),
+                "{}.attention.self.value.head_dims": (4, 6),
+                "{}.intermediate.dense": (34,),
+            },
+            "longformer.encoder.layer.0",
+            "longformer.encoder.layer.1",
+        ),
+    ),
+    "funnel": (
+        Case(funnel, lambda: {"input_ids": tokens(31, length=8), "labels": tokens(31, length=8)}),
+        {"funnel.embeddings.word_embeddings": (24,)}
+        | of_each(
+            {
+                "{}.attention.r_w": (4,),
+                "{}.attention.r_w.2": (4, 6),
+                "{}.attention.v_head.head_dims": (4, 6),
+                "{}.ffn.linear_1": (34,),
+            },
+            "funnel.encoder.blocks.0.0",
+            "funnel.encoder.blocks.1.0",
+            "funnel.decoder.layers.0",
+        ),
+    ),
+    "packed lstm": (
+        Case(PackedRecurrent, lambda: numbers(3, 5, 4)),
+        {"recurrent.weight_ih_l0": (8,), "recurrent.weight_ih_l0_reverse": (8,)},
     ),
     "convolutional lstm": (Case(ConvolutionalLSTM, lambda: numbers(2, 3, 3, 5, 5)), {"gates": (6,)}),
     "long convolution": (Case(LongConvolution, lambda: numbers(2, 9, 4)), {"filter": (12,)}),

@@ -133,3 +133,117 @@ def test_a_bias_that_all_heads_share_takes_up_no_shift_of_their_own():
     symmetries = find_symmetries(Heads(), torch.randn(6, 3))
     found = {(group.kind, group.n_rows, group.size) for group in symmetries}
     assert found == {("rotation", 4, 3), ("permutation", 1, 4), ("permutation", 1, 5), ("sign", 1, 5)}
+
+
+class OfEach(nn.Module):
+    """Two maps with something between."""
+
+    def __init__(self, between, first=None, second=None):
+        super().__init__()
+        self.first, self.second = first or nn.Linear(5, 8), second or nn.Linear(8, 3)
+        self.between = between
+
+    def forward(self, batch):
+        return self.second(self.between(self.first(batch)))
+
+
+class Shuffled(nn.Module):
+    """Grouped maps whose groups are shuffled between them, and a map of each channel by itself, as in ShuffleNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.each = nn.Conv2d(4, 12, 1, groups=2), nn.Conv2d(12, 12, 3, groups=12)
+        self.last = nn.Conv2d(12, 8, 1, groups=2)
+
+    def forward(self, image):
+        hidden = F.relu(F.channel_shuffle(F.relu(self.first(image)), 2))
+        return F.relu(self.last(F.relu(self.each(hidden)))).sum((1, 2, 3))
+
+
+def interpolated(hidden):
+    return F.interpolate(hidden.relu().mT, scale_factor=2.0, mode="linear").mT
+
+
+def rescaled(*sizes):
+    return [("permutation", size) for size in sizes] + [("rescaling", size) for size in sizes]
+
+
+FEW = {
+    "each unit has a slope of its own": (lambda: OfEach(nn.PReLU(8)), numbers(6, 5), rescaled(8)),
+    "zero where a mask says so": (
+        lambda: OfEach(lambda hidden: hidden.relu().masked_fill(torch.arange(6)[:, None] > 3, 0.0)),
+        numbers(6, 5),
+        rescaled(8),
+    ),
+    "sums along the sequence": (
+        lambda: OfEach(lambda hidden: hidden.relu().cumsum(1).flip(1)),
+        numbers(2, 6, 5),
+        rescaled(8),
+    ),
+    "laid over more positions": (lambda: OfEach(interpolated), numbers(2, 6, 5), rescaled(8)),
+    "windows of the sequence": (
+        lambda: OfEach(lambda hidden: hidden.relu().unfold(1, 3, 1).amax(-1)),
+        numbers(2, 6, 5),
+        rescaled(8),
+    ),
+    "even and odd": (
+        lambda: OfEach(lambda hidden: torch.cat([hidden.sin(), hidden.cos()], -1), second=nn.Linear(16, 3)),
+        numbers(6, 5),
+        [("permutation", 8), ("sign", 8)],
+    ),
+    "through frequencies": (
+        lambda: OfEach(lambda hidden: torch.fft.irfft(torch.fft.rfft(hidden.relu(), dim=1), n=6, dim=1)),
+        numbers(2, 6, 5),
+        rescaled(8),
+    ),
+    "a bag of rows": (
+        lambda: OfEach(torch.relu, nn.EmbeddingBag(9, 8), nn.Linear(8, 3)),
+        tokens(),
+        rescaled(8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_just_these_groups_are_found(name):
+    make, batch, expected = FEW[name]
+    torch.manual_seed(0)
+    symmetries = find_symmetries(generic(make()), batch())
+    assert sorted((group.kind, group.size) for group in symmetries) == sorted(expected)
+    assert not symmetries.rejected
+    assert not symmetries.without_rule
+
+
+def test_of_two_axes_that_are_rows_of_one_another_one_is_rescaled():
+    torch.manual_seed(0)
+    symmetries = find_symmetries(generic(Shuffled()), numbers(2, 4, 6, 6)())
+    rescalings = [
+        (*(length for _, length in group.rows), group.size) for group in symmetries if group.kind == "rescaling"
+    ]
+    assert sorted(rescalings) == [(2, 2, 3), (2, 2, 3)]
+
+
+def test_planes_of_coordinates_side_by_side_are_turned():
+    """Rotary embedding by multiplication with complex numbers, as the first Llama has it."""
+
+    class Rotary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key = nn.Linear(5, 6, bias=False), nn.Linear(5, 6, bias=False)
+
+        def forward(self, series):
+            angles = torch.outer(torch.arange(series.shape[1]), torch.tensor([1.0, 0.3, 0.1]))
+            turns = torch.polar(torch.ones_like(angles), angles)
+            query, key = (
+                torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (3, 2))) * turns).flatten(-2)
+                for x in (self.query(series), self.key(series))
+            )
+            return (query @ key.mT).softmax(-1)
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(generic(Rotary()), numbers(2, 4, 5)())
+    assert [(group.kind, group.size, group.n_rows) for group in symmetries] == [
+        ("rescaling", 3, 1),
+        ("rotation", 2, 3),
+        ("sign", 3, 1),
+    ]

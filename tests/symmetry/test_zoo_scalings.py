@@ -422,6 +422,7 @@ EXPECTED = {
         means(**{"read": (3, 4, 4), "blocks.0.channels.2": (13,), "blocks.1.channels.2": (14,)}),
         reads(**{"blocks.0.channels.0": (13,), "blocks.1.channels.0": (14,), "head": (5,)}),
         shifts("blocks.0.norm2", "blocks.1.norm2", "norm", size=10),
+        {"translation": {"blocks.0.patches.2": (2, 2), "blocks.1.patches.2": (2, 2)}},  # the same in all channels
     ),
     "graph convolution": {"rescaling": {"first": (11,), "second": (7,)}},
     "siamese": together({"rotation": {"tower.2": (7,)}}, wholes("tower.2")),  # cosines look at lengths and angles

@@ -16,13 +16,14 @@ from itertools import pairwise
 from lightning_symmetry.symmetry.axes import (
     Axis,
     Concatenation,
-    Place,
+    atoms,
     forbid,
     fresh,
     narrow,
     pin,
     places,
     recharged,
+    resolve,
     size,
     split,
     unify,
@@ -32,9 +33,11 @@ from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Charge, Hidden
 from lightning_symmetry.symmetry.laws import LENGTH, Law, length, neutral
 
 
-def _charge(held: Sequence[Place] | None, place: int) -> Charge | None:
+def _charge(axis: Axis | None, place: int) -> Charge | None:
     """The charge at a place of an axis; None where the axis is not held, or no better than broadcast."""
-    return None if held is None or held[place].charge is UNIFORM else held[place].charge
+    charge = None if axis is None else places(axis)[place].charge
+    in_part = any(isinstance(factor, Concatenation) for factor in resolve(axis or ()))
+    return charge if charge is not UNIFORM or in_part else None
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class Binding:
 
         Numbers that are no indices along a known axis tell positions apart. An axis may go on where no index reaches.
         """
+        if letter not in self._held and letter not in self._sizes:
+            self._pointed_at.setdefault(letter, axis or ())
         known = self.axis(letter)
         beyond = size(known) - size(axis) if axis is not None else -1
         if axis is None or beyond < 0:
@@ -216,9 +221,9 @@ class Binding:
 
     def _columns(self, letter: str | int) -> tuple[list[list[Charge | None]], list[Axis]]:
         """For each place on the axis of a letter its charge in every input, None where the input does not have it."""
-        holding = {number: places(axis) for number, axis in self._held[letter]}
-        first = next(iter(holding.values()))
-        if any([place.atom for place in other] != [place.atom for place in first] for other in holding.values()):
+        holding = dict(self._held[letter])
+        first = atoms(next(iter(holding.values())))
+        if any(atoms(other) != first for other in holding.values()):
             for _, axis in self._held[letter]:  # laid out in ways that cannot be compared place by place
                 forbid(axis)
             holding = {}

@@ -36,7 +36,7 @@ def _(rows, maps, offs=None, bias=None, out_dtype=None):
 
 @axis_rule(aten.convolution.default)
 def _(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
-    space = _space(weight, stride, padding)
+    space = over_space(weight.shape[2:], stride, padding)
     vector = "" if bias is None else ", (g o)"
     return f"n (g i){space}, {_kernel('i', weight, transposed)}{vector} -> n (g o){space}", {"g": groups}
 
@@ -44,7 +44,7 @@ def _(input, weight, bias, stride, padding, dilation, transposed, output_padding
 @axis_rule(aten.convolution_backward.default)
 def _(grad, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, output_mask):
     """The gradients of what is read, j, need the kernel alone; those of the kernel, what was read."""
-    space = _space(weight, stride, padding)
+    space = over_space(weight.shape[2:], stride, padding)
     read = f"n (g i){space}" if output_mask[1] else unread(input.shape, "u")
     kernel = _kernel("j", weight, transposed) if output_mask[0] else unread(weight.shape, "v")
     gradients = (f"n (g j){space}", _kernel("i", weight, transposed), "(g o)")
@@ -52,14 +52,11 @@ def _(grad, input, weight, bias_sizes, stride, padding, dilation, transposed, ou
     return f"n (g o){space}, {read}, {kernel} -> {wanted}", {"g": groups}
 
 
-def _space(weight, stride, padding):
+def over_space(kernel, stride, padding):
     """A kernel of one position acts on each position of what it reads by itself."""
-    n_space = len(weight.shape) - 2
-    steps, pads = (list(given) * (n_space // len(given)) for given in (stride, padding))  # one number for all, or each
-    return "".join(
-        f" s{k}" if setting == (1, 1, 0) else " _"
-        for k, setting in enumerate(zip(weight.shape[2:], steps, pads, strict=True))
-    )
+    settings = ([given] if isinstance(given, int) else given for given in (kernel, stride or kernel, padding or 0))
+    each = (list(given) * (len(kernel) // len(given)) for given in settings)  # one number for all, or each
+    return "".join(f" s{k}" if setting == (1, 1, 0) else " _" for k, setting in enumerate(zip(*each, strict=True)))
 
 
 def _kernel(read, weight, transposed):

@@ -1,13 +1,22 @@
 """Operations that look entries up, join tensors, or write into one."""
 
+import math
+
 import torch
 
-from lightning_symmetry.symmetry.axis_rules.language import joined
+from lightning_symmetry.symmetry.axis_rules.language import joined, unread
 from lightning_symmetry.symmetry.axis_rules.registry import axis_rule, axis_table
 
 aten = torch.ops.aten
 
 axis_table({aten.embedding.default: "e d, ... @ e -> ... d"})
+
+
+@axis_rule(aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
+def _(weight, indices, offsets, *settings, **more):
+    """Sums, means or maxima of the rows that are looked up, and what is needed for gradients."""
+    scores = [each for each in (*settings, *more.values()) if hasattr(each, "shape")]
+    return f"e d, _ @ e, _{', _' * len(scores)} -> _ d, _, _, {'_ d @ e' if settings[1] == 2 else '_'}"
 
 
 @axis_rule(aten.cat.default)
@@ -170,6 +179,38 @@ def _class_loss(scores, target, classes, weight, loss, ignore_index):
     if 0 <= ignore_index < classes:
         return f"{scores}, {target}{by_class} -> {loss}, ".replace("c", "_")
     return f"{scores}, {target} @ c{by_class} -> {loss}, "
+
+
+@axis_rule(aten.histc.default)
+def _(input, bins=100, min=0, max=0):
+    """How often each number occurs, as how many tokens are sent to each expert."""
+    each = min == 0 and max in (bins - 1, bins)
+    return (f"{unread(input.shape, 'u')} @ e -> e", {"e": bins}) if each else f"{unread(input.shape, 'u')} -> _"
+
+
+@axis_rule(aten.as_strided_copy.default)
+def _(input, size, stride, offset=0):
+    """Windows that may overlap: outer dimensions stay that none reaches beyond, and inner ones that all go over."""
+    old = [(length, math.prod(input.shape[k + 1 :])) for k, length in enumerate(input.shape)]
+    new = list(zip(size, stride, strict=True))
+    reach = [(offset or 0) + sum((length - 1) * step for length, step in new[k + 1 :]) for k in range(len(new))]
+    first = [was == now and far < was[1] for was, now, far in zip(old, new, reach, strict=False)]
+    steps = [[offset or 0, *stride[:k]] for k in range(len(new))][::-1]
+    last = [
+        was == now and not any(step % math.prod(was) for step in before)
+        for was, now, before in zip(old[::-1], new[::-1], steps, strict=False)
+    ]
+    outer = [*first, False].index(False)
+    inner = [*last[: len(old) - outer], False].index(False)
+    kept = [f"a{k}" for k in range(len(old))]
+    between = (["_"] * (len(dims) - outer - inner) for dims in (old, new))
+    return " -> ".join(" ".join([*kept[:outer], *some, *kept[len(old) - inner :]]) for some in between)
+
+
+@axis_rule(aten._ctc_loss.default, aten._ctc_loss.Tensor)
+def _(scores, targets, *lengths, **settings):
+    given = [targets, *(each for each in lengths if hasattr(each, "shape"))]
+    return f"_ _ _{''.join(', ' + ' '.join('_' * len(each.shape)) for each in given)} -> _, _ _ _"
 
 
 @axis_rule(aten.nonzero.default)

@@ -85,9 +85,13 @@ axis_table(
 
 @axis_rule(aten.sort.default)
 def _sorted(input, dim=-1, *settings, **more):
-    """Values in order of size, whatever the order in which they came, and where they came from."""
+    """Values in order of size, whatever the order in which they came, and where they came from.
+
+    Indices are sorted to bring those together that are the same, as tokens by their experts, in whatever order.
+    """
     after = _in_order(input, dim)
-    return f"{' '.join(_letters(input))} -> {after}, {after}{_index_along(input, dim)}"
+    along = " @ e" if input.dtype == torch.int64 else ""
+    return f"{' '.join(_letters(input))}{along} -> {after}{along}, {after}{_index_along(input, dim)}"
 
 
 @axis_rule(aten.topk.default)
@@ -108,6 +112,10 @@ def _(input, dims, *settings, **more):
     return "{0} -> {0}".format(_in_order(input, dims))
 
 
-@axis_rule(aten.view_as_real_copy.default)
-def _(input):
-    return "... -> ... _"
+@axis_rule(aten.unfold.default, aten.unfold_copy.default)
+def _(input, dim, size, step):
+    """Windows along a dimension, which may overlap."""
+    return "{0} -> {0} _".format(_in_order(input, dim))
+
+
+axis_table({aten.view_as_real_copy.default: "... -> ... _", aten.view_as_complex_copy.default: "... _ -> ..."})

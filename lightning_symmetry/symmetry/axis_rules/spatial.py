@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from lightning_symmetry.symmetry.axis_rules.contraction import over_space
 from lightning_symmetry.symmetry.axis_rules.language import joined, unread
 from lightning_symmetry.symmetry.axis_rules.registry import axis_rule
 
@@ -25,16 +26,18 @@ OVER_SPACE = {
 """Operations by how many dimensions space has: all that comes out is laid out as what comes in first."""
 
 
-def _over_space(n_space, n_outputs, input, *settings, **more):
+def _over_space(n_space, n_outputs, pools, input, *settings, **more):
     """Of another tensor, as of what a pool was of whose gradient this is, only the shape counts."""
-    pattern = " ".join([*(f"a{k}" for k in range(len(input.shape) - n_space)), *["_"] * n_space])
+    space = over_space(*(*settings, (), 0)[:3]) if pools else " _" * n_space
+    pattern = " ".join(f"a{k}" for k in range(len(input.shape) - n_space)) + space
     others = [unread(each.shape, "u") for each in settings if hasattr(each, "shape")]
     return f"{', '.join([pattern, *others])} -> {', '.join([pattern] * n_outputs)}"
 
 
 for _n_space, _names in OVER_SPACE.items():
-    for _operation in (getattr(aten, name).default for name in _names.split()):
-        axis_rule(_operation)(partial(_over_space, _n_space, len(_operation._schema.returns)))
+    for _name in _names.split():
+        _operation, _pools = getattr(aten, _name).default, _name.startswith("avg_pool") and "backward" not in _name
+        axis_rule(_operation)(partial(_over_space, _n_space, len(_operation._schema.returns), _pools))
 
 
 @axis_rule(aten.max_pool2d_with_indices_backward.default)

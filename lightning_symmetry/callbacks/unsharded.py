@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.distributed.fsdp import FSDPModule
 
-from lightning_symmetry.symmetry.step import Copying, deep_copy, silence, stand_in, uncompiled
+from lightning_symmetry.symmetry.silence import silence, stand_in
+from lightning_symmetry.symmetry.step import Copying, deep_copy, uncompiled
 
 _CPU = torch.device("cpu")
 

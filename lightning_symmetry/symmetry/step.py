@@ -18,21 +18,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Generator, Tensor, nn
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from lightning_symmetry.symmetry.silence import idle, lend_optimizers, nothing, silence, stand_in
 
 Tensors = dict[str, Tensor]
 _MAX_SHARED = 100
@@ -305,20 +304,20 @@ class _TrainingStep(nn.Module):
         module: Any
         if trainer is None:
             module = deep_copy(model, shared)
-            _lend_optimizers(module)
+            lend_optimizers(module)
         else:
             optimizers, schedulers = trainer.optimizers, trainer.lr_scheduler_configs
             states = {id(state): state for optimizer in optimizers for state in tree_leaves(dict(optimizer.state))}
             module, optimizers, schedulers = deep_copy(
                 (model, optimizers, schedulers), shared, {**states, id(trainer): silent}
             )
-            silence(silent, module, [_idle(optimizer) for optimizer in optimizers], schedulers)
+            silence(silent, module, [idle(optimizer) for optimizer in optimizers], schedulers)
             module.trainer = silent
         self.module = uncompiled(module)
         self._silent = silent
         self._forward: list[Any] = []
         for name in ("log", "log_dict", "print", "toggle_optimizer", "untoggle_optimizer", "clip_gradients"):
-            setattr(module, name, _nothing)
+            setattr(module, name, nothing)
         module.manual_backward = lambda loss, *args, **kwargs: loss.backward(*args, **kwargs)
         self._original_forward = module.forward
         module.forward = self._recorded_forward
@@ -338,58 +337,6 @@ class _TrainingStep(nn.Module):
         output = self._original_forward(*args, **kwargs)
         self._forward.append(output)
         return output
-
-
-def silence(trainer: Any, module: nn.Module, optimizers: list[Any], schedulers: list[Any]) -> None:
-    """Make of a stand-in for a trainer one that a step may read, and that it cannot reach the real one through."""
-    trainer.loggers = [DummyLogger() for _ in trainer.loggers]
-    trainer._accelerator_connector = stand_in(trainer._accelerator_connector)
-    strategy = trainer._accelerator_connector.strategy = stand_in(trainer.strategy)
-    strategy._lightning_module = strategy.model = module
-    strategy._optimizers = strategy._lightning_optimizers = optimizers
-    strategy.lr_scheduler_configs = schedulers
-    trainer.fit_loop = stand_in(trainer.fit_loop)
-    loop = trainer.fit_loop.epoch_loop = stand_in(trainer.fit_loop.epoch_loop)
-    loop._results = type(loop._results)(training=True)
-
-
-def stand_in(original: Any) -> Any:
-    """What is read as the original is, and keeps what is written to it to itself.
-
-    A shallow copy would do, but for this: whoever has looked at the dictionary of an object's attributes, as copying
-    does, leaves that object slower for good; those of a trainer are looked up a hundred times in each step.
-    """
-    kind = type(original)
-    answer = {"__getattr__": lambda self, name: getattr(original, name), "__module__": kind.__module__}
-    return object.__new__(type(kind.__name__, (kind,), answer))
-
-
-def _lend_optimizers(module: Any) -> None:
-    """Let a module without a trainer have its optimizers and schedulers, made when the step asks for them."""
-    configured: Callable[[], list[Any]] = cache(lambda: tree_leaves(module.configure_optimizers()))
-    module.optimizers = lambda *args, **kwargs: _one_or_all(
-        [_idle(leaf) for leaf in configured() if isinstance(leaf, Optimizer)]
-    )
-    module.lr_schedulers = lambda: _one_or_all(
-        [leaf for leaf in configured() if hasattr(leaf, "step") and not isinstance(leaf, Optimizer)] or [None]
-    )
-
-
-def _idle(optimizer: Any) -> Any:
-    """A copy of an optimizer as Lightning hands it out, made to move nothing."""
-    optimizer.step = lambda closure=None, **kwargs: None if closure is None else closure()
-    optimizer.zero_grad = _nothing
-    optimizer.toggle_model = lambda *args, **kwargs: nullcontext()
-    optimizer.optimizer = optimizer
-    return optimizer
-
-
-def _one_or_all(items: list[Any]) -> Any:
-    return items[0] if len(items) == 1 else items
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Do nothing."""
 
 
 def _identical(left: Tensor, right: Tensor) -> bool:

@@ -196,7 +196,7 @@ def train(name: str, contender: str, connection: Connection) -> None:
             enable_model_summary=False,
         )
         logger.log_hyperparams({})  # begins the run, the processes of which are free to run on any core
-        os.sched_setaffinity(0, {0})
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         trainer.fit(model)
         logger.experiment.finish()  # a process that was forked does not finish it when it ends
 
@@ -268,6 +268,9 @@ def take_turns(name: str, contenders: Sequence[str], results: Sequence[Result]) 
 
 def main(names: Sequence[str]) -> None:
     """Measure one model after the other, and print a table of each."""
+    unknown = set(names).difference(COURSES, CONTENDERS)
+    if unknown:
+        sys.exit(f"{', '.join(sorted(unknown))}: neither a model ({', '.join(COURSES)}) nor one of {CONTENDERS}")
     for name in [name for name in COURSES if name in names] or COURSES:
         print(
             f"{name:12}{'a step':>10}{'by the clock':>14}{'95 % bound':>12}{'by its work':>13}{'95 % bound':>12}",

@@ -33,11 +33,10 @@ from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Charge, Hidden
 from lightning_symmetry.symmetry.laws import LENGTH, Law, length, neutral
 
 
-def _charge(axis: Axis | None, place: int) -> Charge | None:
-    """The charge at a place of an axis; None where the axis is not held, or no better than broadcast."""
-    charge = None if axis is None else places(axis)[place].charge
-    in_part = any(isinstance(factor, Concatenation) for factor in resolve(axis or ()))
-    return charge if charge is not UNIFORM or in_part else None
+def _charges(axis: Axis) -> list[Charge | None]:
+    """The charges at the places of an axis; None for those of an axis that is no better than broadcast."""
+    in_part = any(isinstance(factor, Concatenation) for factor in resolve(axis))
+    return [place.charge if place.charge is not UNIFORM or in_part else None for place in places(axis)]
 
 
 @dataclass(frozen=True)
@@ -227,10 +226,10 @@ class Binding:
             for _, axis in self._held[letter]:  # laid out in ways that cannot be compared place by place
                 forbid(axis)
             holding = {}
-        columns = [
-            [_charge(holding.get(number), place) for number in range(self._n_inputs)] for place in range(len(first))
-        ]
-        return columns, [axis for _, axis in self._held[letter]]
+        charges = {number: _charges(axis) for number, axis in holding.items()}
+        none: list[Charge | None] = [None] * len(first)
+        columns = zip(*(charges.get(number, none) for number in range(self._n_inputs)), strict=True)
+        return [list(column) for column in columns], [axis for _, axis in self._held[letter]]
 
     def _read_letter(self, letter: str | int, axis: Axis) -> None:
         self._sizes.setdefault(letter, size(axis)) if isinstance(letter, str) else None

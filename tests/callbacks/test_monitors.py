@@ -76,10 +76,10 @@ def test_any_logger_gets_one_row_a_measurement(tmp_path):
 
 
 def test_the_budget_sets_the_interval(tmp_path):
-    """Without a fixed grid the first steps are timed, and then the cost decides: here it is dear, the run short."""
+    """Without a fixed grid the first steps are timed, and then the cost decides."""
     train(tmp_path, callbacks := monitors(every_n_train_steps=None, max_overhead=1e-6))
     assert callbacks[0].history.series("symmetry/broken_fraction")[0] == [0, 12]
-    train(tmp_path, callbacks := monitors(every_n_train_steps=None, max_overhead=0.99), epochs=24)
+    train(tmp_path, callbacks := monitors(every_n_train_steps=None, max_overhead=0.99), epochs=200)
     assert len(callbacks[0].history.series("symmetry/broken_fraction")[0]) > 3
 
 

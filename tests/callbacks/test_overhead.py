@@ -19,7 +19,7 @@ from lightning_symmetry.measurement import indicators, spectra
 from lightning_symmetry.measurement.schedule import WINDOW
 from tests.callbacks.trainings import monitors, train
 
-STEPS, SHARE = 600, 0.1
+STEPS, SHARE = 1200, 0.1
 LAVISH = 0.3
 
 

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
-from lightning_symmetry.callbacks.origin import line_of
-from lightning_symmetry.callbacks.telling import tell
+from lightning_symmetry.callbacks.telling import tell, tell_of_failure
 from lightning_symmetry.measurement.beside import Beside
 from lightning_symmetry.measurement.budget import Budget
 from lightning_symmetry.measurement.device import device_of
@@ -32,10 +32,10 @@ from lightning_symmetry.measurement.measure import (
 )
 from lightning_symmetry.measurement.plan import Plan
 from lightning_symmetry.measurement.schedule import Costs, Numbers
+from lightning_symmetry.measurement.slices import within_one
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.transitions import Transition, Transitions
 from lightning_symmetry.sinks.recorder import Recorder
-from lightning_symmetry.sinks.warning import warn
 
 PATIENCE = 2
 """How many failures a monitor is forgiven before it stands down."""
@@ -88,6 +88,7 @@ class Session:
         self._raise_errors = raise_errors
         self._host = device_of(ranks.device)
         self.beside = Beside(self._host, budget.measuring, lambda: self._fenced(self._step))
+        budget.in_slices = not self._host.lag
         self._lag = 0 if (budget.every_n_steps or math.inf) <= 2 * self._host.lag else self._host.lag
         self._memory = Memory(at_once=not self._host.lag)
         self._plan: Plan | None = None
@@ -205,7 +206,7 @@ class Session:
                     self._make(step, model, None)
                 if self._plan is not None:
                     if gathered:
-                        self._measurement = self._gathered = None
+                        self._drop()
                     self._measure((), step, model, due=True)
                     self._complete(step, model, lag=0)
         self.step_ends(None)
@@ -274,18 +275,23 @@ class Session:
         if due:
             pieces += tuple(number for number in self._measurement.left if number not in pieces)
             self._reached, self.awaits_loss = step, True
-        if pieces:
-            self._begin(self._measurement, pieces, model)
+        left = tuple(number for number in pieces if number not in self._measurement.begun)
+        if left:
+            self._begin(self._measurement, left, model)
+        elif pieces or due:
+            self.beside.go_on(math.inf if due else self._budget.at_once)
 
     def _begin(self, measurement: Measurement, pieces: Numbers, model: nn.Module) -> None:
         """Begin to measure pieces, beside the step where the device allows: what is spread all ranks gather in step."""
         assert self._plan is not None
+        cut = self._reached is None and self._budget.comes_again(pieces)
         besides, prepare = {**self._host.kept(model.named_buffers()), **(self._gathered or {})}, self._plan.prepare
+        read = partial(snapshot, model, self._ranks, besides)
 
         def work() -> None:
             measurement.measure(
                 pieces,
-                read=lambda: snapshot(model, self._ranks, besides),
+                read=lambda: within_one(read().copied) if cut else read(),
                 prepare=prepare,
                 frozen=lambda name: not model.get_parameter(name).requires_grad,
             )
@@ -293,7 +299,7 @@ class Session:
         if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
             work()
         else:
-            self.beside.begin(work)
+            self.beside.begin(work, self._budget.at_once if cut else math.inf)
 
     def _take_sums(self, step: int) -> Mapping[str, Tensor]:
         """What this rank has gathered; nothing where that fails, so that no rank waits for this one."""
@@ -342,7 +348,7 @@ class Session:
 
     def _drop(self) -> None:
         """Keep nothing of the measurement in the making."""
-        self.beside.join()
+        self.beside.give_up()
         self._measurement = self._gathered = self._read = self._reached = None
 
     def _hand_on(self) -> None:
@@ -390,10 +396,5 @@ class Session:
         self._failures += known
         self._failures_here += not known
         self._budget.due = max(self._budget.due, step + 1)
-        self._recorder.errors += 1
-        message = f"{type(error).__name__}: {error}{line_of(error)}"
-        told = {"where": self._name, "message": message}
-        self._recorder.events(step, "error", [told], alert="error" in self._alert_on)
-        if here_alone or self._ranks.rank == 0:
-            fate = "stands down" if self._standing_down else "goes on"
-            warn(f"{self._name} failed at step {step} and {fate}; training is not affected. {message}")
+        warned, goes_on = here_alone or self._ranks.rank == 0, not self._standing_down
+        tell_of_failure(step, error, self._name, self._recorder, "error" in self._alert_on, warned, goes_on)

@@ -1,4 +1,4 @@
-"""Whom transitions are told of: the history and the loggers, and who asked to be called."""
+"""Whom transitions and failures are told of: the history and the loggers, and who asked to be called or warned."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from typing import Any
 
+from lightning_symmetry.callbacks.origin import line_of
 from lightning_symmetry.measurement.transitions import Transition
 from lightning_symmetry.sinks.recorder import Recorder
 from lightning_symmetry.sinks.warning import warn
@@ -38,3 +39,25 @@ def tell(
             if raise_errors:
                 raise
             warn(f"on_transition failed at step {step}; training goes on. {type(error).__name__}: {error}")
+
+
+def tell_of_failure(
+    step: int, error: Exception, name: str, recorder: Recorder, alert: bool, warned: bool, goes_on: bool
+) -> None:
+    """Tell of a failure of a monitor.
+
+    Args:
+        step: The step at which it failed.
+        error: Why.
+        name: The name of the monitor.
+        recorder: Where failures are counted and recorded.
+        alert: Whether an alert is sent.
+        warned: Whether this process warns of it.
+        goes_on: Whether the monitor goes on.
+    """
+    message = f"{type(error).__name__}: {error}{line_of(error)}"
+    recorder.errors += 1
+    recorder.events(step, "error", [{"where": name, "message": message}], alert)
+    if warned:
+        fate = "goes on" if goes_on else "stands down"
+        warn(f"{name} failed at step {step} and {fate}; training is not affected. {message}")

@@ -1,11 +1,12 @@
 """What is measured beside a step: from its beginning until an optimizer changes the parameters that are read.
 
 Where the device lets a thread work beside the training, a piece may take as long as the forward and backward passes of
-a step before anything waits for it.
+a step before anything waits for it. Where it does not, what takes long is done in slices, at several steps, on copies.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from lightning_symmetry.measurement.device import Host
+from lightning_symmetry.measurement.slices import Slices
 
 _TRAINERS = ("lightning", "pytorch_lightning")
 
@@ -37,6 +39,7 @@ class Beside:
         self._timed = timed
         self._fenced = fenced
         self._wait: Callable[[], None] | None = None
+        self._slices: Slices | None = None
         self._watch: RemovableHandle | None = None
 
     @property
@@ -44,9 +47,19 @@ class Beside:
         """Whether something is at work, so that it must `join` before parameters change."""
         return self._wait is not None and self._host.lag > 0
 
-    def begin(self, work: Callable[[], None]) -> None:
-        """Begin to work, once what was begun before is done."""
+    def begin(self, work: Callable[[], None], seconds: float = math.inf) -> None:
+        """Begin to work, once what was begun before is done.
+
+        Args:
+            work: What to do.
+            seconds: After how many to pause, for work that need not `join`, since it reads copies.
+        """
         self.join()
+        self.go_on()
+        if seconds < math.inf:
+            self._slices = Slices(work)
+            self.go_on(seconds)
+            return
         self._wait = self._host.beside(work)
         if self.works and self._watch is None:  # to be removed in the end: torch goes through its hooks as they are
             self._watch = register_optimizer_step_pre_hook(self._before_a_step)
@@ -58,10 +71,22 @@ class Beside:
             with self._timed():
                 wait()
 
+    def go_on(self, seconds: float = math.inf) -> None:
+        """Go on for so long with work that has paused, or until it is done."""
+        if self._slices is not None and self._slices.go_on(seconds):
+            self._slices = None
+
+    def give_up(self) -> None:
+        """Do not go on with work that has paused, and wait for the end of any other."""
+        slices, self._slices = self._slices, None
+        if slices is not None:
+            slices.give_up()
+        self.join()
+
     def close(self) -> None:
-        """Wait for the end of the work, and leave no thread."""
+        """Give up, and leave no thread."""
         try:
-            self.join()
+            self.give_up()
         finally:
             self._host.close()
             if self._watch is not None:

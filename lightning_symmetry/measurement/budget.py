@@ -8,6 +8,7 @@ do not talk: each plans by itself from what all were told at the end of the last
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from lightning_symmetry.measurement.schedule import (
     earliest,
     ladder,
     next_multiple,
+    sliced,
     stretched,
 )
 
@@ -34,6 +36,9 @@ TIMED = 5
 
 LEAST = 0.25
 """The least part of what may be spent that is left for measuring, however short steps are."""
+
+SLICES = 4
+"""How many slices of a bundle that costs more than a window earns are measured within one."""
 
 WARM_UP = 5
 """How many steps are timed before the first interval is planned."""
@@ -51,11 +56,13 @@ class Budget:
         idle: The seconds that a step costs where nothing is measured; they are paid first.
 
     Attributes:
+        in_slices: Whether a bundle that costs more than a window earns may be measured in slices.
         due: The next step at which a measurement is complete, or at which to plan.
         planned: Whether that step was planned from the cost of a measurement; until then `due` is the end of the
             warm-up.
         costs: What a measurement costs, the same on all ranks.
         gather_at: The step at which what was gathered is taken, before anything is measured.
+        at_once: The most seconds that a bundle takes at one step: what is left of it then waits for its next slice.
     """
 
     def __init__(
@@ -73,6 +80,8 @@ class Budget:
         self.planned = True
         self.costs = Costs()
         self.gather_at = 0
+        self.at_once = math.inf
+        self.in_slices = False
         self._world_size = world_size
         self._others = others
         self._agenda: deque[tuple[int, Numbers]] = deque()
@@ -171,7 +180,7 @@ class Budget:
             self._agenda.append((self.due, tuple(number for bundle in bundles for number in bundle.pieces)))
             return
         earned = self.earned(step_time)
-        bundles = bundles_of(costs, self._world_size, least=earned)
+        bundles = self._bundles(earned, least=earned)
         paid = _paid(costs, bundles)
         steps = earliest(paid, earned, since, self._recent)
         self.due = next_multiple(steps[-1], ladder(steps[-1] - step))
@@ -181,6 +190,11 @@ class Budget:
         """The seconds that a step of so many earns for measuring."""
         whole = self.share * step_time
         return max(whole - self.idle, LEAST * whole)
+
+    def _bundles(self, rate: float, least: float = 0.0) -> list[Bundle]:
+        """The bundles of the next measurement, in slices of which a window holds several, where so much is earned."""
+        self.at_once = rate * WINDOW / SLICES if self.in_slices else math.inf
+        return sliced(bundles_of(self.costs, self._world_size, least), self.at_once)
 
     def wait_until(self, step: int) -> None:
         """Let the warm-up last until a step, at the least."""
@@ -194,6 +208,10 @@ class Budget:
         self._agenda.extend(zip(steps[len(steps) - len(pieces) :], pieces, strict=True))
         placed = [*self._recent, *zip(steps, paid, strict=True)]
         self._recent = [(at, cost) for at, cost in placed if at > self.due - WINDOW]
+
+    def comes_again(self, pieces: Numbers) -> bool:
+        """Whether pieces that were taken are measured in slices, of which there are more to come."""
+        return any(set(pieces) <= set(others) for _, others in self._agenda)
 
     def measures_at(self, step: int) -> bool:
         """Whether a bundle is to be measured at a step."""
@@ -240,9 +258,10 @@ class Budget:
         if n_pieces is not None and n_pieces != len(costs.pieces):
             self.costs = Costs()
         elif n_pieces and self.planned and self.every_n_steps is None and step < self.due:
-            bundles = bundles_of(costs, self._world_size)
+            rate = max(sum(_paid(costs, bundles_of(costs, self._world_size))), 1e-9) / (self.due - step)
+            bundles = self._bundles(rate)
             paid = _paid(costs, bundles)
-            steps = earliest(paid, max(sum(paid), 1e-9) / (self.due - step), step)
+            steps = earliest(paid, rate, step)
             self._place(stretched(steps, step, self.due), step, paid, bundles)
 
 

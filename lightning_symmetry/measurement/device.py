@@ -12,13 +12,14 @@ to wait for, and a step of work lies ahead in the stream.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_symmetry.measurement.slices import clock
 
 Stopwatch = Callable[[], float]
 
@@ -46,10 +47,10 @@ class Host:
 
     def stopwatch(self) -> Callable[[], Stopwatch]:
         """Start timing; what is returned stops it, and what that returns tells the seconds."""
-        started = time.perf_counter()
+        started = clock()
 
         def stop() -> Stopwatch:
-            seconds = time.perf_counter() - started
+            seconds = clock() - started
             return lambda: seconds
 
         return stop

@@ -6,7 +6,6 @@ and plans the same.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,6 +17,7 @@ from lightning_symmetry.measurement.device import Host, Stopwatch
 from lightning_symmetry.measurement.frozen import Memory, digest_of
 from lightning_symmetry.measurement.indicators import Piece, Tensors, nonfinite
 from lightning_symmetry.measurement.schedule import Costs
+from lightning_symmetry.measurement.slices import clock
 from lightning_symmetry.measurement.snapshot import attend, snapshot
 
 T = TypeVar("T")
@@ -174,7 +174,7 @@ class Measurement:
             prepare: Finds what the pieces share.
             frozen: Whether a parameter is frozen.
         """
-        started = time.perf_counter()
+        started = clock()
         self.begun.update(numbers)
         own = [number for place, number in enumerate(numbers) if self._is_own(place, number)]
         stop = self._host.stopwatch()
@@ -201,7 +201,7 @@ class Measurement:
                     self._fail([number], error)
                 self._costs[number] = stop()
             attend(tensors)
-        self.seconds += time.perf_counter() - started
+        self.seconds += clock() - started
 
     def joined(
         self, step_time: float, gathering: float = 0.0, rest: float = 0.0, failed: int = 0

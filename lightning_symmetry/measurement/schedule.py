@@ -6,8 +6,8 @@ preparing it, and as one step earns. Nothing here reads a clock: ranks that know
 
 A bundle of cost c is earned in c / rate steps, where rate is what may be spent for each step. It comes at the first
 step at which it and all before it are earned, and at which the bundles of the last `WINDOW` steps together cost no more
-than so many steps earn: then what is spent keeps to its share over every window, and not on average alone. Only a
-bundle that costs more than a window earns by itself is on average within its share.
+than so many steps earn: then what is spent keeps to its share over every window, and not on average alone. A bundle
+that costs more than that by itself is measured in slices; where it cannot be, it is on average within its share.
 """
 
 from __future__ import annotations
@@ -81,6 +81,17 @@ def bundles_of(costs: Costs, world_size: int, least: float = 0.0) -> list[Bundle
         last = bundles.pop() if bundles else Bundle((), costs.preparation)
         bundles.append(Bundle(last.pieces + pieces, last.cost + cost))
     return bundles
+
+
+def sliced(bundles: Iterable[Bundle], most: float) -> list[Bundle]:
+    """Bundles with those that cost more than `most` cut in equal slices: the same pieces, several times.
+
+    Example:
+        >>> sliced([Bundle((1,), 0.5), Bundle((0, 2), 0.1)], most=0.2)[1:]
+        [Bundle(pieces=(1,), cost=0.1666...), Bundle(pieces=(1,), cost=0.1666...), Bundle(pieces=(0, 2), cost=0.1)]
+    """
+    counts = ((bundle, max(math.ceil(bundle.cost / most), 1)) for bundle in bundles)
+    return [Bundle(bundle.pieces, bundle.cost / count) for bundle, count in counts for _ in range(count)]
 
 
 def earliest(

@@ -71,6 +71,11 @@ class Snapshot(Mapping[str, Tensor]):
         """What this process holds itself: of a tensor that is spread its own part, which may be empty."""
         return {**self._tensors, **{name: tensor.to_local() for name, tensor in self._spread.items()}}
 
+    def copied(self) -> Snapshot:
+        """The same, of copies of what is held whole."""
+        copies = {name: tensor.clone() for name, tensor in self._tensors.items() if name not in self._spread}
+        return Snapshot({**self._tensors, **copies}, self._ranks)
+
     def attend(self) -> None:
         """Take part in gathering what other ranks ask for, until none does."""
         while self._spread and self._round(None):

@@ -21,6 +21,7 @@ from tests.callbacks.trainings import monitors, train
 
 STEPS, SHARE = 1200, 0.1
 LAVISH = 0.3
+SLICED = 1500
 
 
 class Deep(LightningModule):
@@ -119,6 +120,32 @@ def test_all_that_all_monitors_do_keeps_to_the_share_over_any_window_of_200_step
         for start in range(first + 2, STEPS - WINDOW - callbacks[2].window)
     ]
     assert 0 < max(shares) < LAVISH
+
+
+def test_a_group_that_costs_more_than_200_steps_earn_is_measured_in_slices(tmp_path):
+    """Its order parameters are those of one moment: at a learning rate of zero the same each time."""
+    seed_everything(0, verbose=False)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 400), nn.Tanh(), nn.Linear(400, 3))
+
+    class Wide(Deep):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    wide = Wide()
+    wide.layers, wide.activation = model, lambda features: features
+    monitor, spent = SymmetryMonitor(max_overhead=0.02, on_error="raise"), Spent()
+    train(tmp_path, [spent, monitor], wide, epochs=SLICED // 6)
+    each = [later - before for before, later in pairwise(spent.spent)]
+    slices = [step for step in range(10, SLICED - 1) if each[step] > 2e-4]
+    rows = monitor.history.series("symmetry/relative_distance/layers_1")
+    assert len(slices) > 10 * (len(rows[0]) - 2)
+    assert max(each[step] for step in slices) < each[0] / 4
+    assert len(rows[0]) > 2 and len(set(rows[1])) == 1
+    shares = [
+        (spent.spent[start + WINDOW] - spent.spent[start]) / (spent.began[start + WINDOW] - spent.began[start])
+        for start in range(10, SLICED - WINDOW)
+    ]
+    assert 0 < max(shares) < 0.02
 
 
 def test_the_overhead_that_is_logged_keeps_to_the_share(all_told):

@@ -1,6 +1,8 @@
 """One monitor during one fit, without a Trainer."""
 
 import math
+import statistics
+import threading
 import warnings
 
 import pytest
@@ -125,3 +127,57 @@ def test_where_training_fails_what_ranks_have_joined_is_handed_on_and_nothing_el
         run.step(step)
     run.session.stop(last, run.model)
     assert [step for step, _, _ in run.rows] == steps
+
+
+def dear(tensors):
+    """The sum of the weights, read again and again, each time after some work."""
+    total, ones = torch.zeros(()), torch.ones(64, 64)
+    for _ in range(300):
+        total = total + tensors["weight"].sum() * (ones @ ones)[0, 0] / 64
+    return [total / 300]
+
+
+@pytest.fixture
+def one_thread():
+    """What takes how long is the same whatever else the machine does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_piece_that_costs_more_than_a_window_earns_is_measured_in_slices_and_of_one_moment():
+    """The weights are the number of the step: a mean over several moments would be no whole number, or of no slice."""
+    recorder, model = Recorder(None, [], 0.1), nn.Linear(2, 2)
+    budget = Budget(0.05)
+    monitor = Session(
+        name="Monitor",
+        make_plan=lambda model, batch: Plan([Piece(("weight",), dear)], dict),
+        aggregates=("weight",),
+        budget=budget,
+        ranks=Ranks(),
+        recorder=recorder,
+        transitions=Transitions(),
+        alert_on=(),
+        on_transition=None,
+        raise_errors=True,
+    )
+    spent, slices, threads = [], [], threading.active_count()
+    for step in range(20_000):
+        with torch.no_grad():
+            model.weight.fill_(step / 4)
+        before = budget.spent
+        monitor.step_begins(step, model, None)
+        monitor.step_ends(torch.zeros(()))
+        spent.append(budget.spent - before)
+        if threading.active_count() > threads:
+            slices.append(step)
+        if len(recorder.history.series("weight")[0]) == 2:
+            break
+        torch.ones(50, 50).matrix_exp()
+    steps, values = recorder.history.series("weight")
+    assert values[0] == 0 and len(steps) == 2
+    assert values[1] in slices and len(slices) > 3 and slices[-1] < steps[1]
+    assert statistics.median(spent[step] for step in slices) < spent[0] / 4
+    assert threading.active_count() == threads

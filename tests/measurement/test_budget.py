@@ -1,12 +1,13 @@
 """When the next measurement is due, and what is measured at which step until then."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_symmetry.measurement.budget import WARM_UP, Budget
+from lightning_symmetry.measurement.budget import SLICES, WARM_UP, Budget
 from lightning_symmetry.measurement.schedule import WINDOW, Costs, ladder
 
 SECONDS = st.floats(1e-5, 1.0)
@@ -101,7 +102,7 @@ def spent_at(budget, costs, step_time):
     after=st.integers(1, 3 * WINDOW - 1),
 )
 def test_what_is_spent_keeps_to_its_share_over_any_window(costs, scale, step_time, share, after):
-    """As long as no part alone costs more than a window earns: then it cannot."""
+    """As long as no part alone costs more than a window earns: then it cannot, but in slices."""
     earned = share * step_time * WINDOW
     largest = max(costs.gathering, max(costs.pieces) + 2 * costs.preparation + costs.rest)
     factor = scale * earned / largest
@@ -111,6 +112,64 @@ def test_what_is_spent_keeps_to_its_share_over_any_window(costs, scale, step_tim
     )
     spent = list(spent_at(Budget(share), costs, step_time))
     assert sum(spent[after : after + WINDOW]) <= earned * (1 + 1e-9)
+
+
+def spent_in_slices(budget, costs, step_time):
+    """The seconds spent at each step, where what was begun goes on for `at_once`, and at the due step to its end."""
+    budget.plan(0, costs, step_time)
+    left, begun = 0.0, set()
+    for step in range(8 * WINDOW):
+        due = step == budget.due
+        spent = costs.gathering if step == budget.gather_at < budget.due else 0.0
+        pieces = set(budget.take(step))
+        if pieces - begun:
+            left += costs.preparation + sum(costs.pieces[number] for number in pieces - begun)
+            begun |= pieces
+        if pieces:
+            now = left if due else min(left, budget.at_once)
+            spent, left = spent + now, left - now
+        if due:
+            assert begun == set(range(len(costs.pieces))) and left == 0.0
+            spent, begun = spent + costs.rest, set()
+            budget.plan(step, costs, step_time)
+        yield spent
+
+
+@settings(max_examples=200)
+@given(
+    costs=COSTS,
+    times=st.floats(0.1, 20.0),
+    step_time=st.floats(1e-3, 1.0),
+    share=st.floats(1e-3, 0.2),
+    after=st.integers(1, 7 * WINDOW - 1),
+)
+def test_pieces_that_cost_many_windows_keep_to_the_share_in_slices(costs, times, step_time, share, after):
+    earned = share * step_time * WINDOW
+    factor = times * earned / (max(costs.pieces) + costs.preparation)
+    few = 0.2 * earned / max(costs.gathering + costs.rest, 1e-12)
+    costs = Costs(
+        tuple(factor * piece for piece in costs.pieces),
+        factor * costs.preparation,
+        few * costs.gathering,
+        few * costs.rest,
+    )
+    budget = Budget(share)
+    budget.in_slices = True
+    spent = list(spent_in_slices(budget, costs, step_time))
+    assert sum(spent[after : after + WINDOW]) <= earned * (1 + 1e-9)
+    assert max(spent[1:]) <= earned / SLICES + (few * costs.gathering + 0.2 * earned) + 1e-9
+
+
+def test_a_dear_piece_comes_again_until_its_last_slice():
+    """200 steps earn 0.04 s, of which a slice is a quarter; a piece of 0.2 s has twenty, and a cheap one comes last."""
+    budget = Budget(share=0.01)
+    budget.in_slices = True
+    budget.plan(0, Costs((0.01, 0.2)), step_time=0.02)
+    taken = [(step, pieces, budget.comes_again(pieces)) for step in range(2001) if (pieces := budget.take(step))]
+    assert budget.at_once == pytest.approx(0.01)
+    assert [pieces for _, pieces, _ in taken] == [(1,)] * 20 + [(0,)]
+    assert [again for *_, again in taken] == [True] * 19 + [False] * 2
+    assert all(later - step >= 40 for (step, *_), (later, *_) in pairwise(taken))
 
 
 def test_before_any_step_is_timed_the_warm_up_is_waited_for():

@@ -84,14 +84,20 @@ def bundles_of(costs: Costs, world_size: int, least: float = 0.0) -> list[Bundle
 
 
 def sliced(bundles: Iterable[Bundle], most: float) -> list[Bundle]:
-    """Bundles with those that cost more than `most` cut in equal slices: the same pieces, several times.
+    """Bundles with those that cost more than `most` cut in slices: the same pieces, several times.
+
+    There are slices for twice the cost: each begins with cold caches, and what is left at the last is done at once.
 
     Example:
-        >>> sliced([Bundle((1,), 0.5), Bundle((0, 2), 0.1)], most=0.2)[1:]
-        [Bundle(pieces=(1,), cost=0.1666...), Bundle(pieces=(1,), cost=0.1666...), Bundle(pieces=(0, 2), cost=0.1)]
+        >>> sliced([Bundle((1,), 0.25), Bundle((0, 2), 0.1)], most=0.2)[1:]
+        [Bundle(pieces=(1,), cost=0.16...), Bundle(pieces=(1,), cost=0.16...), Bundle(pieces=(0, 2), cost=0.1)]
     """
-    counts = ((bundle, max(math.ceil(bundle.cost / most), 1)) for bundle in bundles)
-    return [Bundle(bundle.pieces, bundle.cost / count) for bundle, count in counts for _ in range(count)]
+    slices: list[Bundle] = []
+    for bundle in bundles:
+        count = math.ceil(2 * bundle.cost / most)
+        dear = bundle.cost > most
+        slices += [Bundle(bundle.pieces, 2 * bundle.cost / count)] * count if dear else [bundle]
+    return slices
 
 
 def earliest(

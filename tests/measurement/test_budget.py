@@ -161,14 +161,14 @@ def test_pieces_that_cost_many_windows_keep_to_the_share_in_slices(costs, times,
 
 
 def test_a_dear_piece_comes_again_until_its_last_slice():
-    """200 steps earn 0.04 s, of which a slice is a quarter; a piece of 0.2 s has twenty, and a cheap one comes last."""
+    """200 steps earn 0.04 s, a slice is a quarter of it: twenty for a piece of 0.2 s, and as many to spare."""
     budget = Budget(share=0.01)
     budget.in_slices = True
     budget.plan(0, Costs((0.01, 0.2)), step_time=0.02)
-    taken = [(step, pieces, budget.comes_again(pieces)) for step in range(2001) if (pieces := budget.take(step))]
+    taken = [(step, pieces, budget.comes_again(pieces)) for step in range(5001) if (pieces := budget.take(step))]
     assert budget.at_once == pytest.approx(0.01)
-    assert [pieces for _, pieces, _ in taken] == [(1,)] * 20 + [(0,)]
-    assert [again for *_, again in taken] == [True] * 19 + [False] * 2
+    assert [pieces for _, pieces, _ in taken] == [(1,)] * 40 + [(0,)]
+    assert [again for *_, again in taken] == [True] * 39 + [False] * 2
     assert all(later - step >= 40 for (step, *_), (later, *_) in pairwise(taken))
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -71,19 +72,18 @@ class SharedGauge:
     def __init__(self, symmetries: Symmetries) -> None:
         self.symmetries = symmetries
         self._gauge: Gauge | None = None
-        self._found_at: tuple[Tensors, tuple[int, ...]] | None = None
+        self._found_at: list[ref[Tensor]] = []  # not held: they may be copies of the whole model
+        self._versions: list[int] = []
 
     def at(self, tensors: Tensors) -> Gauge:
         """The gauge of a model's parameters, found once for these tensors as they are."""
-        versions = tuple(tensor._version for tensor in held(tensors).values())
-        if (
-            self._gauge is None
-            or self._found_at is None
-            or self._found_at[0] is not tensors
-            or self._found_at[1] != versions
-        ):
+        now = tuple(held(tensors).values())
+        versions = [tensor._version for tensor in now]
+        found = [tensor() for tensor in self._found_at]
+        same = len(found) == len(now) and all(one is other for one, other in zip(found, now, strict=True))
+        if self._gauge is None or not same or self._versions != versions:
             self._gauge = find_gauge(self.symmetries, tensors, self._gauge)
-            self._found_at = (tensors, versions)
+            self._found_at, self._versions = [ref(tensor) for tensor in now], versions
         return self._gauge
 
 

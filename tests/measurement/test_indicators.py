@@ -1,6 +1,7 @@
 """Indicators of whole models with states made by hand."""
 
 import math
+from weakref import ref
 
 import pytest
 import torch
@@ -217,3 +218,21 @@ def test_a_nan_gives_nan_values_and_is_traced_to_its_parameter():
     assert math.isnan(values["symmetry/broken_fraction/0"])
     assert math.isnan(values["symmetry/broken_fraction"])
     assert nonfinite(snapshot(model)) == ["2.weight"]
+
+
+def test_the_gauge_is_found_once_and_keeps_none_of_the_tensors():
+    """They may be copies of a whole model."""
+    model, inputs = trained_mlp()
+    shared = SharedGauge(find_symmetries(model, inputs))
+    copies = snapshot(model).copied()
+    first = shared.at(copies)
+    assert shared.at(copies) is first
+    held = [ref(tensor) for tensor in copies.values()]
+    del copies
+    assert all(tensor() is None for tensor in held)
+    again = snapshot(model)
+    assert shared.at(again) is not first
+    with torch.no_grad():
+        model[0].weight.mul_(2.0)
+    second = shared.at(again)
+    assert shared.at(again) is second is not first

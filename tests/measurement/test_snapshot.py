@@ -107,3 +107,12 @@ def test_parameters_of_which_no_process_knows_the_shape_are_refused(mark, value,
     setattr(model.bias, mark, value)
     with pytest.raises(NotImplementedError, match=f"{strategy}.*this monitor stands down"):
         refuse_flattened(model)
+
+
+def test_copies_stay_as_they_are_when_the_model_changes():
+    model = nn.BatchNorm1d(2)
+    live, copied = snapshot(model), snapshot(model).copied()
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+    assert set(copied) == set(live)
+    assert live["weight"].tolist() == [3.0, 3.0] and copied["weight"].tolist() == [1.0, 1.0]

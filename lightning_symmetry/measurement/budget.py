@@ -27,6 +27,7 @@ from lightning_symmetry.measurement.schedule import (
     earliest,
     ladder,
     next_multiple,
+    slice_of,
     sliced,
     stretched,
 )
@@ -36,9 +37,6 @@ TIMED = 5
 
 LEAST = 0.25
 """The least part of what may be spent that is left for measuring, however short steps are."""
-
-SLICES = 4
-"""How many slices of a bundle that costs more than a window earns are measured within one."""
 
 WARM_UP = 5
 """How many steps are timed before the first interval is planned."""
@@ -192,9 +190,11 @@ class Budget:
         return max(whole - self.idle, LEAST * whole)
 
     def _bundles(self, rate: float, least: float = 0.0) -> list[Bundle]:
-        """The bundles of the next measurement, in slices of which a window holds several, where so much is earned."""
-        self.at_once = rate * WINDOW / SLICES if self.in_slices else math.inf
-        return sliced(bundles_of(self.costs, self._world_size, least), self.at_once)
+        """The bundles of the next measurement, those in slices that cost about as much as a window earns, or more."""
+        earned = rate * WINDOW if self.in_slices else math.inf
+        bundles = bundles_of(self.costs, self._world_size, least)
+        self.at_once = slice_of(bundles, earned)
+        return sliced(bundles, earned, self.at_once)
 
     def wait_until(self, step: int) -> None:
         """Let the warm-up last until a step, at the least."""

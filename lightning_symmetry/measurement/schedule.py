@@ -7,7 +7,7 @@ preparing it, and as one step earns. Nothing here reads a clock: ranks that know
 A bundle of cost c is earned in c / rate steps, where rate is what may be spent for each step. It comes at the first
 step at which it and all before it are earned, and at which the bundles of the last `WINDOW` steps together cost no more
 than so many steps earn: then what is spent keeps to its share over every window, and not on average alone. A bundle
-that costs more than that by itself is measured in slices; where it cannot be, it is on average within its share.
+that costs half of that by itself is measured in slices; where it cannot be, it is on average within its share.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from dataclasses import dataclass
 
 WINDOW = 200
 """Over how many steps, at the least, what is spent keeps to its share."""
+
+SLICES = 4
+"""How many slices of a bundle that costs more than a window earns are measured within one."""
+
+MOST_SLICES = 200
+"""The most slices of a bundle: beyond them it is on average alone within its share."""
 
 Numbers = tuple[int, ...]
 
@@ -83,19 +89,30 @@ def bundles_of(costs: Costs, world_size: int, least: float = 0.0) -> list[Bundle
     return bundles
 
 
-def sliced(bundles: Iterable[Bundle], most: float) -> list[Bundle]:
-    """Bundles with those that cost more than `most` cut in slices: the same pieces, several times.
+def slice_of(bundles: Sequence[Bundle], earned: float) -> float:
+    """The most seconds of a slice, where a window earns so many: a part of them, but of no bundle too many slices."""
+    return max(earned / SLICES, 2 * max((bundle.cost for bundle in bundles), default=0.0) / MOST_SLICES)
+
+
+def sliced(bundles: Iterable[Bundle], earned: float, most: float) -> list[Bundle]:
+    """Bundles with those that cost more than half of what a window earns cut in slices: the same pieces, several times.
 
     There are slices for twice the cost: each begins with cold caches, and what is left at the last is done at once.
 
+    Args:
+        bundles: The bundles.
+        earned: What a window earns.
+        most: The most seconds of a slice.
+
     Example:
-        >>> sliced([Bundle((1,), 0.25), Bundle((0, 2), 0.1)], most=0.2)[1:]
-        [Bundle(pieces=(1,), cost=0.16...), Bundle(pieces=(1,), cost=0.16...), Bundle(pieces=(0, 2), cost=0.1)]
+        >>> slices = sliced([Bundle((1,), 0.25), Bundle((0, 2), 0.1)], earned=0.2, most=0.05)
+        >>> len(slices), slices[0], slices[-1]
+        (11, Bundle(pieces=(1,), cost=0.05), Bundle(pieces=(0, 2), cost=0.1))
     """
     slices: list[Bundle] = []
     for bundle in bundles:
-        count = math.ceil(2 * bundle.cost / most)
-        dear = bundle.cost > most
+        count = math.ceil(2 * bundle.cost / most * (1 - 1e-12))
+        dear = bundle.cost > earned / 2
         slices += [Bundle(bundle.pieces, 2 * bundle.cost / count)] * count if dear else [bundle]
     return slices
 

@@ -54,7 +54,7 @@ class Budget:
         idle: The seconds that a step costs where nothing is measured; they are paid first.
 
     Attributes:
-        in_slices: Whether a bundle that costs more than a window earns may be measured in slices.
+        in_slices: Whether a bundle that costs more than half of what a window earns may be measured in slices.
         due: The next step at which a measurement is complete, or at which to plan.
         planned: Whether that step was planned from the cost of a measurement; until then `due` is the end of the
             warm-up.
@@ -190,7 +190,7 @@ class Budget:
         return max(whole - self.idle, LEAST * whole)
 
     def _bundles(self, rate: float, least: float = 0.0) -> list[Bundle]:
-        """The bundles of the next measurement, those in slices that cost about as much as a window earns, or more."""
+        """The bundles of the next measurement, in slices where they are dear."""
         earned = rate * WINDOW if self.in_slices else math.inf
         bundles = bundles_of(self.costs, self._world_size, least)
         self.at_once = slice_of(bundles, earned)

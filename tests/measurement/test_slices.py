@@ -11,7 +11,7 @@ from lightning_symmetry.measurement.slices import Slices, clock, within_one
 
 
 class Sum:
-    """Adds numbers up, one at a time, and notes the thread and the time of each."""
+    """Adds numbers up, one at a time, and notes the time of each."""
 
     def __init__(self, numbers=20, act=lambda: None):
         self.total, self.times, self.numbers, self.act = torch.zeros(()), [], numbers, act

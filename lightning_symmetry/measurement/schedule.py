@@ -7,7 +7,8 @@ preparing it, and as one step earns. Nothing here reads a clock: ranks that know
 A bundle of cost c is earned in c / rate steps, where rate is what may be spent for each step. It comes at the first
 step at which it and all before it are earned, and at which the bundles of the last `WINDOW` steps together cost no more
 than so many steps earn: then what is spent keeps to its share over every window, and not on average alone. A bundle
-that costs more than half of that by itself is measured in slices; where it cannot be, it is on average within its share.
+that costs more than half of what a window earns is measured in slices; where it cannot be, it is on average within its
+share.
 """
 
 from __future__ import annotations

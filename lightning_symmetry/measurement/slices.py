@@ -1,45 +1,47 @@
 """Work that takes longer than one step may: done a while at each of several steps, without changing a line of it.
 
-It is done by a thread of its own, which runs only while the training waits for it. Before each of torch's functions
-that it calls it looks whether its time is up, and if so waits for the next step. So a slice is longer than it should be
-by one function at the most. What it reads must not change in between: it reads copies.
+It has a stack of its own, a greenlet, in the thread of the training: a thread would come with threads of its own for
+torch's products, and these would slow the training's down for as long as it is there. Before each of torch's functions
+that the work calls it looks whether its time is up, and if so leaves the stack until the next step. So a slice is
+longer than it should be by one function at the most. What it reads must not change in between: it reads copies.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
+import torch
+from greenlet import getcurrent, greenlet
 from torch.overrides import TorchFunctionMode
 
 T = TypeVar("T")
 
-_OF_THREAD = threading.local()
+# What follows is of a greenlet: each has a context of its own.
+_WAITED = ContextVar("_WAITED", default=0.0)
+_WITHIN_ONE = ContextVar("_WITHIN_ONE", default=False)
 
 
 def clock() -> float:
-    """Seconds that pass while the thread that asks is at work, and not while its work waits for the next slice."""
-    return time.perf_counter() - float(getattr(_OF_THREAD, "waited", 0.0))
+    """Seconds that pass while the work that asks is done, and not while it waits for its next slice."""
+    return time.perf_counter() - _WAITED.get()
 
 
 def within_one(act: Callable[[], T]) -> T:
     """Act within one slice, however long it takes: to copy what is about to change."""
-    _OF_THREAD.within_one = True
+    before = _WITHIN_ONE.set(True)
     try:
         return act()
     finally:
-        _OF_THREAD.within_one = False
-
-
-class _GivenUp(BaseException):
-    """Ends the work: no failure, which it might catch."""
+        _WITHIN_ONE.reset(before)
 
 
 class Slices:
-    """Work that is done in slices. It has to be done, or given up, in the end.
+    """Work that is done in slices, all in one thread. It has to be done, or given up, in the end.
 
     Args:
         work: What to do, once.
@@ -56,12 +58,8 @@ class Slices:
 
     def __init__(self, work: Callable[[], object]) -> None:
         self._work = work
-        self._turn, self._pause = threading.Semaphore(0), threading.Semaphore(0)
         self._until = -math.inf
-        self._given_up = self._done = False
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="lightning_symmetry", daemon=True)
-        self._thread.start()
+        self._stack = greenlet(self._run)
 
     def go_on(self, seconds: float = math.inf) -> bool:
         """Work for so long, or until it is done; returns whether it is.
@@ -70,45 +68,35 @@ class Slices:
             Exception: What the work raised.
         """
         self._until = time.perf_counter() + seconds
-        self._turn.release()
-        self._pause.acquire()
-        if self._done:
-            self._thread.join()
-            if self._error is not None:
-                raise self._error
-        return self._done
+        self._enter(self._stack.switch)
+        return self._stack.dead
 
     def give_up(self) -> None:
-        """End the work where it is, and its thread; also where an interrupt has come while it was waited for."""
-        self._given_up, self._until = True, -math.inf
-        self._turn.release()
-        self._thread.join()
+        """End the work where it is."""
+        self._until = math.inf  # what tidies up does not wait for another slice
+        self._enter(self._stack.throw)
+
+    def _enter(self, stack: Callable[[], object]) -> None:
+        self._stack.parent = getcurrent()
+        with _same_gradient_mode():
+            stack()
 
     def _run(self) -> None:
-        _OF_THREAD.waited = 0.0
-        try:
-            self._wait()
-            with _Pauses(self._look):
-                self._work()
-        except _GivenUp:
-            pass
-        except BaseException as error:
-            self._error = error
-        self._done = True
-        self._pause.release()
+        with _Pauses(self._look):
+            self._work()
 
     def _look(self) -> None:
-        if time.perf_counter() >= self._until and not getattr(_OF_THREAD, "within_one", False):
-            self._pause.release()
-            self._wait()
+        if time.perf_counter() >= self._until and not _WITHIN_ONE.get():
+            began, outside = time.perf_counter(), self._stack.parent
+            assert outside is not None
+            with _same_gradient_mode():
+                outside.switch()
+            _WAITED.set(_WAITED.get() + time.perf_counter() - began)
 
-    def _wait(self) -> None:
-        began = time.perf_counter()
-        self._turn.acquire()
-        _OF_THREAD.waited += time.perf_counter() - began
-        if self._given_up:
-            self._until = math.inf  # what tidies up does not wait for another slice
-            raise _GivenUp
+
+def _same_gradient_mode() -> AbstractContextManager[object]:
+    """Leaves the gradient mode as it is, which is of the thread, and not of a stack."""
+    return torch.set_grad_enabled(torch.is_grad_enabled())
 
 
 class _Pauses(TorchFunctionMode):

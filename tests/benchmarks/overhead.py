@@ -14,8 +14,9 @@ does slows both alike. The other one is
 Both run on the same core. A turn begins with the caches of the other training: its first steps are not counted, and
 either goes first as often. Pairs of turns, with and without, give the mean overhead and the upper end of its one-sided
 95 % interval: by the clock, and by the work of the training's thread, which other processes on the machine do not blur.
-Two processes that do the same differ by where their memory lies; so both begin again and again in new processes. The
-steps before are left out: the search for symmetries and the first measurement are paid once, and told apart. A stall is
+Two processes that do the same differ by where their memory lies, the MLP's by 2 % of a step; so both begin again and
+again in new processes, and a pair is of several. All log a row every 50 steps, as a Trainer does by default. The steps
+before are left out: the search for symmetries and the first measurement are paid once, and told apart. A stall is
 what a step took longer than the median of its training; those of the plain training are what the machine does by
 itself.
 
@@ -129,8 +130,8 @@ class Course:
         build: Makes the model.
         steps: The steps of a turn, a prime number, so that no due step is always among those that are left out.
         cold: How many of them are left out.
-        turns: How many turns of each training make up one side of a pair.
-        processes: How often both begin in new processes; the pairs are shared out among these.
+        turns: How many turns each training takes in a process.
+        processes: How often both begin in new processes; all their turns are shared out among the pairs.
     """
 
     build: Callable[[], LightningModule]
@@ -139,11 +140,16 @@ class Course:
     turns: int
     processes: int
 
+    @property
+    def turns_of_pair(self) -> int:
+        """How many turns of each training make up one side of a pair."""
+        return self.turns * self.processes // PAIRS
+
 
 COURSES = {
-    "mlp": Course(mlp, 53, 3, 48, processes=20),
-    "cnn": Course(cnn, 13, 1, 16, processes=20),
-    "gpt2": Course(LanguageModel, 7, 1, 4, processes=5),
+    "mlp": Course(mlp, 53, 3, 48, processes=60),
+    "cnn": Course(cnn, 13, 1, 16, processes=60),
+    "gpt2": Course(LanguageModel, 7, 1, 16, processes=5),
 }
 
 
@@ -158,6 +164,8 @@ class Paced(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == USED_AT and not self.fresh:
             self.kept = some_of_many_blocks(random.Random(os.getpid()))
+        if batch_idx % trainer.log_every_n_steps == 0:
+            trainer.logger.log_metrics({"loss": 0.0}, step=trainer.global_step)
         self.began.append((time.perf_counter(), time.thread_time()))
         if batch_idx >= LEFT_OUT and (batch_idx - LEFT_OUT) % self.steps == 0:
             pairs = zip(self.began, self.began[1:], strict=False)
@@ -251,13 +259,13 @@ def measure(name: str, contender: str) -> tuple[Result, Result]:
     """Let a plain training of a model and another one take turns."""
     os.environ.update(KEPT_MEMORY)
     results = Result(), Result()
-    for _ in range(COURSES[name].processes):
-        take_turns(name, ("fresh" if contender == "used" else "plain", contender), results)
+    for number in range(COURSES[name].processes):
+        take_turns(name, ("fresh" if contender == "used" else "plain", contender), results, number)
     return results
 
 
-def take_turns(name: str, contenders: Sequence[str], results: Sequence[Result]) -> None:
-    """Begin every training in a process of its own, and let them take turns."""
+def take_turns(name: str, contenders: Sequence[str], results: Sequence[Result], before: int = 0) -> None:
+    """Begin every training in a process of its own, after so many before, and let them take turns."""
     course = COURSES[name]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__spec__.name if __spec__ is not None else __name__])
@@ -269,11 +277,11 @@ def take_turns(name: str, contenders: Sequence[str], results: Sequence[Result]) 
         ends.append(end)
         result.first.extend(end.recv())
     both = list(zip(ends, results, strict=True))
-    for number in range(PAIRS // course.processes * course.turns):
+    for number in range(before * course.turns, (before + 1) * course.turns):
         for end, result in both if number % 2 else reversed(both):
             end.send(True)
             steps = end.recv()
-            if number % course.turns == 0:
+            if number % course.turns_of_pair == 0:
                 result.pairs.append([])
             result.pairs[-1] += steps[course.cold :]
             result.all.extend(steps)

@@ -26,36 +26,43 @@ GOOD = Piece(("good",), lambda tensors: [torch.ones(())])
 BAD = Piece(("bad",), fails)
 
 
-def session(rank, others, pieces):
-    """The monitor of one of two ranks, which measures every second piece; the other rank's slots are given."""
+def session(plan, aggregates, budget, raises=True, ranks=None, recorder=None):
+    """A monitor that measures by a plan."""
     return Session(
         name="Monitor",
-        make_plan=lambda model, batch: Plan(pieces, aggregates=lambda values: {"mean": values["good"]}),
-        aggregates=("mean", "unknown"),
-        budget=Budget(0.01, every_n_steps=1),
-        ranks=Ranks(rank=rank, world_size=2, sum=lambda tensor: tensor + (others if len(tensor) == len(others) else 0)),
-        recorder=Recorder(None, [], 0.1),
+        make_plan=lambda model, batch: plan,
+        aggregates=aggregates,
+        budget=budget,
+        ranks=ranks or Ranks(),
+        recorder=recorder or Recorder(None, [], 0.1),
         transitions=Transitions(),
         alert_on=(),
         on_transition=None,
-        raise_errors=False,
+        raise_errors=raises,
     )
+
+
+def one_of_two(rank, others, pieces):
+    """The monitor of one of two ranks, which measures every second piece; the other rank's slots are given."""
+    ranks = Ranks(rank=rank, world_size=2, sum=lambda tensor: tensor + (others if len(tensor) == len(others) else 0))
+    plan = Plan(pieces, aggregates=lambda values: {"mean": values["good"]})
+    return session(plan, ("mean", "unknown"), Budget(0.01, every_n_steps=1), raises=False, ranks=ranks)
 
 
 def test_the_rank_that_failed_says_why_and_rank_zero_that_it_did():
     nothing = torch.zeros(14, dtype=torch.float64)
     one_failure = torch.zeros(14, dtype=torch.float64).index_fill(0, torch.tensor(12), 1.0)
     with pytest.warns(UserWarning, match=r"at step 0 and goes on; .* FloatingPointError: no \(.*session.py, line .*\)"):
-        session(1, nothing, [GOOD, BAD]).step_begins(0, nn.Linear(2, 2), None)
+        one_of_two(1, nothing, [GOOD, BAD]).step_begins(0, nn.Linear(2, 2), None)
     with pytest.warns(UserWarning, match="another rank failed; its log says why"):
-        session(0, one_failure, [GOOD, BAD]).step_begins(0, nn.Linear(2, 2), None)
+        one_of_two(0, one_failure, [GOOD, BAD]).step_begins(0, nn.Linear(2, 2), None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        session(1, one_failure, [BAD, GOOD]).step_begins(0, nn.Linear(2, 2), None)
+        one_of_two(1, one_failure, [BAD, GOOD]).step_begins(0, nn.Linear(2, 2), None)
 
 
 def test_an_aggregate_that_a_measurement_does_not_know_is_nan():
-    told = session(0, torch.zeros(14), [GOOD, BAD]).step_begins(0, nn.Linear(2, 2), None)
+    told = one_of_two(0, torch.zeros(14), [GOOD, BAD]).step_begins(0, nn.Linear(2, 2), None)
     assert told["mean"] == 1.0
     assert math.isnan(told["unknown"])
 
@@ -67,18 +74,8 @@ class Behinds:
         self.host, self.recorder = Behind(), Recorder(None, [], 0.1)
         monkeypatch.setattr(session_module, "device_of", lambda device: self.host)
         self.model, self.sums = nn.Linear(2, 2), 0
-        self.session = Session(
-            name="Monitor",
-            make_plan=lambda model, batch: Plan([Piece(("weight",), lambda tensors: [tensors["weight"].sum()])], dict),
-            aggregates=("weight",),
-            budget=Budget(0.01, every_n_steps),
-            ranks=Ranks(),
-            recorder=self.recorder,
-            transitions=Transitions(),
-            alert_on=(),
-            on_transition=None,
-            raise_errors=True,
-        )
+        plan = Plan([Piece(("weight",), lambda tensors: [tensors["weight"].sum()])], dict)
+        self.session = session(plan, ("weight",), Budget(0.01, every_n_steps), recorder=self.recorder)
 
     def step(self, step):
         """The weights are the number of the step, and its loss is ten times that."""
@@ -153,18 +150,7 @@ def test_a_piece_that_costs_more_than_a_window_earns_is_measured_in_slices_and_o
     budget = Budget(0.05)
     worked: set[int] = set()
     piece = Piece(("weight",), lambda tensors: dear(tensors, lambda: worked.add(step)))
-    monitor = Session(
-        name="Monitor",
-        make_plan=lambda model, batch: Plan([piece], dict),
-        aggregates=("weight",),
-        budget=budget,
-        ranks=Ranks(),
-        recorder=recorder,
-        transitions=Transitions(),
-        alert_on=(),
-        on_transition=None,
-        raise_errors=True,
-    )
+    monitor = session(Plan([piece], dict), ("weight",), budget, recorder=recorder)
     spent = []
     for step in range(20_000):
         with torch.no_grad():

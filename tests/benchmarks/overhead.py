@@ -149,7 +149,7 @@ class Course:
 COURSES = {
     "mlp": Course(mlp, 53, 3, 48, processes=60),
     "cnn": Course(cnn, 13, 1, 16, processes=60),
-    "gpt2": Course(LanguageModel, 7, 1, 16, processes=5),
+    "gpt2": Course(LanguageModel, 7, 1, 16, processes=10),
 }
 
 

@@ -112,9 +112,11 @@ def sliced(bundles: Iterable[Bundle], earned: float, most: float) -> list[Bundle
     """
     slices: list[Bundle] = []
     for bundle in bundles:
-        count = math.ceil(2 * bundle.cost / most * (1 - 1e-12))
-        dear = bundle.cost > earned / 2
-        slices += [Bundle(bundle.pieces, 2 * bundle.cost / count)] * count if dear else [bundle]
+        if bundle.cost > earned / 2:
+            count = math.ceil(2 * bundle.cost / most * (1 - 1e-12))
+            slices += [Bundle(bundle.pieces, 2 * bundle.cost / count)] * count
+        else:
+            slices.append(bundle)
     return slices
 
 

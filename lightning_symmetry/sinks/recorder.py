@@ -171,7 +171,8 @@ class Recorder:
         sinks = [sink for sink in self._sinks if sink.shows_media]
         if sinks:
             with self._heatmap_upkeep.at_work():
-                drawing = Thread(target=self._fenced, args=(self._draw_and_send, key, sinks, step))
+                parts = (self._draw_and_send, key, sinks, step)
+                drawing = Thread(target=self._fenced, args=parts, name="lightning_symmetry")
                 drawing.start()
                 drawing.join()
 

@@ -15,10 +15,10 @@ Both run on the same core. A turn begins with the caches of the other training: 
 either goes first as often. Pairs of turns, with and without, give the mean overhead and the upper end of its one-sided
 95 % interval: by the clock, and by the work of the training's thread, which other processes on the machine do not blur.
 Two processes that do the same differ by where their memory lies, the MLP's by 2 % of a step; so both begin again and
-again in new processes, and a pair is of several. All log a row every 50 steps, as a Trainer does by default. The steps
-before are left out: the search for symmetries and the first measurement are paid once, and told apart. A stall is
-what a step took longer than the median of its training; those of the plain training are what the machine does by
-itself.
+again in new processes, where a step is short three for each pair. All log a row every 50 steps, as a Trainer does by
+default. The steps before are left out: the search for symmetries and the first measurement are paid once, and told
+apart. A stall is what a step took longer than the median of its training; those of the plain training are what the
+machine does by itself.
 
 Where blocks of memory lie matters as much as what is measured here, so all trainings keep their memory and have a used
 heap. By default glibc learns from the largest block ever freed which blocks to give back to the system: whoever has
@@ -264,7 +264,7 @@ def measure(name: str, contender: str) -> tuple[Result, Result]:
     return results
 
 
-def take_turns(name: str, contenders: Sequence[str], results: Sequence[Result], before: int = 0) -> None:
+def take_turns(name: str, contenders: Sequence[str], results: Sequence[Result], before: int) -> None:
     """Begin every training in a process of its own, after so many before, and let them take turns."""
     course = COURSES[name]
     context = multiprocessing.get_context("forkserver")

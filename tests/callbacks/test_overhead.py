@@ -141,6 +141,11 @@ def test_a_group_that_costs_more_than_200_steps_earn_is_measured_in_slices(tmp_p
     assert len(values) > 1 and len(set(values)) == 1
     assert len(slices) > 5
     assert statistics.median(slices) < each[0] / 4
+    shares = [
+        (spent.spent[start + WINDOW] - spent.spent[start]) / (spent.began[start + WINDOW] - spent.began[start])
+        for start in range(10, SLICED - WINDOW)
+    ]
+    assert 0 < max(shares) < 0.05
 
 
 def test_the_overhead_that_is_logged_keeps_to_the_share(all_told):

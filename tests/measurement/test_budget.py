@@ -1,6 +1,7 @@
 """When the next measurement is due, and what is measured at which step until then."""
 
 import json
+import math
 from itertools import pairwise
 
 import pytest
@@ -115,18 +116,20 @@ def test_what_is_spent_keeps_to_its_share_over_any_window(costs, scale, step_tim
 
 
 def spent_in_slices(budget, costs, step_time):
-    """The seconds spent at each step, where what was begun goes on for `at_once`, and at the due step to its end."""
+    """The seconds spent at each step, where work that comes again is cut, and all before it is done first."""
     budget.plan(0, costs, step_time)
     left, begun = 0.0, set()
     for step in range(8 * WINDOW):
         due = step == budget.due
         spent = costs.gathering if step == budget.gather_at < budget.due else 0.0
-        pieces = set(budget.take(step))
-        if pieces - begun:
-            left += costs.preparation + sum(costs.pieces[number] for number in pieces - begun)
-            begun |= pieces
+        pieces = budget.take(step)
+        at_most = math.inf if due else budget.at_once
+        if new := set(pieces) - begun:
+            spent, left = spent + left, costs.preparation + sum(costs.pieces[number] for number in new)
+            at_most = at_most if budget.comes_again(pieces) else math.inf
+            begun |= new
         if pieces:
-            now = left if due else min(left, budget.at_once)
+            now = min(left, at_most)
             spent, left = spent + now, left - now
         if due:
             assert begun == set(range(len(costs.pieces))) and left == 0.0
@@ -157,6 +160,7 @@ def test_pieces_that_cost_many_windows_keep_to_the_share_in_slices(costs, times,
     budget.in_slices = True
     spent = list(spent_in_slices(budget, costs, step_time))
     assert sum(spent[after : after + WINDOW]) <= earned * (1 + 1e-9)
+    assert max(spent) <= (earned / 2 + costs.gathering + costs.rest) * (1 + 1e-9)  # no step takes more than one bundle
 
 
 def test_a_dear_piece_comes_again_until_its_last_slice():

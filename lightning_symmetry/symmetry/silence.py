@@ -49,11 +49,15 @@ def lend_optimizers(module: Any) -> None:
 
 
 def idle(optimizer: Any) -> Any:
-    """A copy of an optimizer as Lightning hands it out, made to move nothing."""
+    """A copy of an optimizer as Lightning hands it out, made to move nothing; one that it wraps likewise."""
     optimizer.step = lambda closure=None, **kwargs: None if closure is None else closure()
     optimizer.zero_grad = nothing
     optimizer.toggle_model = lambda *args, **kwargs: nullcontext()
-    optimizer.optimizer = optimizer
+    wrapped = getattr(optimizer, "optimizer", None)
+    if wrapped is None:
+        optimizer.optimizer = optimizer
+    elif wrapped is not optimizer:
+        idle(wrapped)
     return optimizer
 
 

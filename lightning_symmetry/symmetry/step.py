@@ -107,9 +107,10 @@ class Step:
         out here.
 
         Raises:
-            RuntimeError: The step changed buffers of the model itself; they have their values again.
+            RuntimeError: The step changed parameters or buffers of the model itself; they have their values again.
         """
-        before = cloned(self.buffers)
+        kept = {**self.parameters, **self.buffers}
+        before = cloned(kept)
         try:
             try:
                 given = self._try(before)
@@ -117,24 +118,28 @@ class Step:
                 self.gradients = True
                 given = self._try(before)
         finally:
-            changed = [name for name, buffer in self.buffers.items() if not _identical(buffer, before[name])]
+            changed = [name for name, tensor in kept.items() if not _identical(tensor, before[name])]
             for name in changed:
-                self.buffers[name].copy_(before[name])
+                kept[name].copy_(before[name])
         if changed:
             raise RuntimeError(
-                f"one step of {type(self._model).__name__} changed buffers of the model itself, not of the copy that "
-                f"it was run on: {', '.join(changed)}. They have their values again. Something in the model refers to "
-                "it from outside, as `self.f = lambda x: self.net(x)` does; make it a method"
+                f"one step of {type(self._model).__name__} changed parameters or buffers of the model itself, not of "
+                f"the copy that it was run on: {', '.join(changed)}. They have their values again. Something in the "
+                "model refers to it from outside, as `self.f = lambda x: self.net(x)` does, which should be a method; "
+                "or the step calls a method of an optimizer that changes parameters, beside `step`"
             )
-        was = {**self.parameters, **before}
-        self.written = frozenset(name for name, tensor in given.items() if not _identical(tensor, was[name]))
+        self.written = frozenset(name for name, tensor in given.items() if not _identical(tensor, before[name]))
 
-    def _try(self, buffers: Tensors) -> Tensors:
+    def _try(self, tensors: Tensors) -> Tensors:
         """Run the step, and return the parameters and buffers that it was given, as it left them."""
-        parameters, buffers = cloned(self.parameters), cloned(buffers)
+        given = cloned(tensors)
         with self.alone():
-            self(parameters, buffers, self.batch)
-        return {**parameters, **buffers}
+            self(
+                {name: given[name] for name in self.parameters},
+                {name: given[name] for name in self.buffers},
+                self.batch,
+            )
+        return given
 
 
 def cloned(tensors: Mapping[str, Tensor]) -> Tensors:
@@ -233,6 +238,27 @@ class _Differentiating(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+@contextmanager
+def _steps_as_they_are() -> Iterator[None]:
+    """Leaves the `step` of every class of optimizers as it is.
+
+    A copy has torch call hooks in the steps of its class, which those that wrap another optimizer may not have.
+    """
+    kinds = [torch.optim.Optimizer]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    before = {kind: vars(kind).get("step") for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, step in before.items():
+            if step is None and "step" in vars(kind):
+                del kind.step
+            elif vars(kind).get("step") is not step:
+                kind.step = step  # type: ignore[assignment]
+
+
+@_steps_as_they_are()
 def deep_copy(original: Any, shared: dict[int, Any], swapped: Mapping[int, Any] | None = None) -> Any:
     """A deep copy, but for what is shared, or swapped, by its id.
 

@@ -5,6 +5,7 @@ optimizers in test_training_steps, and `fast_dev_run` in test_monitors.
 """
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -221,6 +222,11 @@ def whole():
     return torch.compile(Compilable(), backend="aot_eager")
 
 
+def by_inductor():
+    """As users do: to C++."""
+    return torch.compile(Compilable())
+
+
 def in_place():
     model = Compilable()
     model.compile(backend="aot_eager")
@@ -239,7 +245,10 @@ def layer():
     return model
 
 
-@pytest.mark.parametrize("build", [whole, in_place, inner, layer])
+COMPILES = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor asks for a C++ compiler")
+
+
+@pytest.mark.parametrize("build", [whole, pytest.param(by_inductor, marks=COMPILES), in_place, inner, layer])
 def test_what_is_compiled_is_compiled_once_and_has_no_more_breaks(tmp_path, build):
     left, counts = [], []
     for monitored in (False, True):

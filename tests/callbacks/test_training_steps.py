@@ -104,6 +104,46 @@ class Manual(Net):
         return loss
 
 
+class Lookahead(torch.optim.Optimizer):
+    """Wraps another optimizer, which has what it hands out, and has no hooks: many are written like this."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+    defaults = property(lambda self: self.optimizer.defaults)
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none=True):
+        self.optimizer.zero_grad(set_to_none)
+
+    def __getstate__(self):
+        return vars(self)
+
+    def state_dict(self):
+        return self.optimizer.state_dict()
+
+
+class Wrapped(Manual):
+    """Optimizes by hand, by an optimizer that wraps another, and by that one too."""
+
+    def configure_optimizers(self):
+        return Lookahead(Net.configure_optimizers(self))
+
+    def training_step(self, batch, batch_idx):
+        loss = Net.training_step(self, batch, batch_idx)
+        self.manual_backward(loss)
+        optimizer = self.optimizers()
+        self.log("lr", optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        self.trainer.optimizers[0].optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+
 class Counting(Net):
     """Weighs its loss by a count of its own."""
 
@@ -250,7 +290,8 @@ UNITS = [("conv", 6), ("hidden", 8)]
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        *((build, UNITS) for build in (caching, InPlace, StepsSchedulers, Manual, Counting, Drawing, KeepsLog)),
+        *((build, UNITS) for build in (caching, InPlace, StepsSchedulers, Manual, Wrapped, Counting)),
+        *((build, UNITS) for build in (Drawing, KeepsLog)),
         *((build, UNITS) for build in (Locking, Casting, WithNumPy, WithMetrics, Frozen)),
         *((build, UNITS) for build in (WeightNormed, SpectrallyNormed)),
         (Orthogonal, [("conv", 6)]),
@@ -294,8 +335,34 @@ def test_a_step_that_reaches_its_model_past_the_copy_is_found_out_and_its_statis
             return self.head(torch.tanh(self.hidden(self.features(images).flatten(1))))
 
     without, _, _ = outcome(tmp_path / "without", 0, False, Closure)
-    with pytest.warns(UserWarning, match=r"changed buffers of the model itself.*: norm.running_mean, norm.running_var"):
+    with pytest.warns(UserWarning, match=r"buffers of the model itself.*: norm.running_mean, norm.running_var"):
         with_monitors, _, _ = outcome(tmp_path / "with", 0, True, Closure, on_error="warn")
+    assert_identical(with_monitors, without)
+
+
+def test_parameters_that_a_method_of_an_optimizer_changes_in_a_step_are_put_back(tmp_path):
+    """As one that trains by averages changes them at the beginning of an epoch."""
+
+    class Averaging(torch.optim.SGD):
+        def train(self):
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data.mul_(0.9)
+
+    class Averaged(Wrapped):
+        def configure_optimizers(self):
+            return Averaging(self.head.parameters(), lr=0.1)
+
+        def training_step(self, batch, batch_idx):
+            self.trainer.optimizers[0].train()
+            loss = Net.training_step(self, batch, batch_idx)
+            self.manual_backward(loss)
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+            return loss
+
+    without, _, _ = outcome(tmp_path / "without", 0, False, Averaged)
+    with pytest.warns(UserWarning, match=r"changed parameters .* of the model itself.*: head.weight, head.bias\."):
+        with_monitors, _, _ = outcome(tmp_path / "with", 0, True, Averaged, on_error="warn")
     assert_identical(with_monitors, without)
 
 

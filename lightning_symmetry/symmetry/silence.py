@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
@@ -48,16 +49,36 @@ def lend_optimizers(module: Any) -> None:
     )
 
 
+def with_wrapped(optimizers: Iterable[Any]) -> list[Any]:
+    """The optimizers, and after them those that one of them wraps."""
+    found = list(optimizers)
+    for optimizer in found:
+        wrapped = getattr(optimizer, "optimizer", None)
+        if hasattr(wrapped, "step") and all(wrapped is not other for other in found):
+            found.append(wrapped)
+    return found
+
+
+def attributes_of(optimizer: Any) -> dict[str, Any]:
+    """What a copy of an optimizer is to have that moves nothing: all but its hooks.
+
+    Torch's own copy has three attributes, and makes its class call hooks that one that wraps another may not have.
+    """
+    return {
+        name: OrderedDict() if name.startswith("_optimizer_") and name.endswith("_hooks") else value
+        for name, value in vars(optimizer).items()
+        if name not in ("step", "zero_grad")
+    }
+
+
 def idle(optimizer: Any) -> Any:
-    """A copy of an optimizer as Lightning hands it out, made to move nothing; one that it wraps likewise."""
-    optimizer.step = lambda closure=None, **kwargs: None if closure is None else closure()
-    optimizer.zero_grad = nothing
-    optimizer.toggle_model = lambda *args, **kwargs: nullcontext()
-    wrapped = getattr(optimizer, "optimizer", None)
-    if wrapped is None:
-        optimizer.optimizer = optimizer
-    elif wrapped is not optimizer:
-        idle(wrapped)
+    """A copy of an optimizer as Lightning hands it out, made to move nothing; those that it wraps likewise."""
+    for each in with_wrapped([optimizer]):
+        each.step = lambda closure=None, **kwargs: None if closure is None else closure()
+        each.zero_grad = nothing
+        each.toggle_model = lambda *args, **kwargs: nullcontext()
+        if not hasattr(each, "optimizer"):
+            each.optimizer = each
     return optimizer
 
 

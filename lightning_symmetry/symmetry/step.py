@@ -31,7 +31,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_symmetry.symmetry.silence import idle, lend_optimizers, nothing, silence, stand_in
+from lightning_symmetry.symmetry.silence import (
+    attributes_of,
+    idle,
+    lend_optimizers,
+    nothing,
+    silence,
+    stand_in,
+    with_wrapped,
+)
 
 Tensors = dict[str, Tensor]
 _MAX_SHARED = 100
@@ -272,7 +280,7 @@ def deep_copy(original: Any, shared: dict[int, Any], swapped: Mapping[int, Any] 
             return copy.deepcopy(original, {**shared, **(swapped or {})})
         except Exception as error:
             stuck = _last_deepcopied(error)
-            if isinstance(stuck, (Iterator, Tensor, nn.Module)):
+            if isinstance(stuck, (Iterator, Tensor, nn.Module, torch.optim.Optimizer)):
                 raise RuntimeError(
                     f"the module keeps a {type(stuck).__name__}, which cannot be copied, so that a step run beside the "
                     f"training would change it ({error}). Make it anew in each step; to draw numbers, keep a "
@@ -332,12 +340,18 @@ class _TrainingStep(nn.Module):
             module = deep_copy(model, shared)
             lend_optimizers(module)
         else:
-            optimizers, schedulers = trainer.optimizers, trainer.lr_scheduler_configs
-            states = {id(state): state for optimizer in optimizers for state in tree_leaves(dict(optimizer.state))}
-            module, optimizers, schedulers = deep_copy(
-                (model, optimizers, schedulers), shared, {**states, id(trainer): silent}
+            optimizers = with_wrapped(trainer.optimizers)
+            attributes = list(map(attributes_of, optimizers))
+            large = {id(leaf): leaf for leaf in tree_leaves(attributes) if isinstance(leaf, Tensor)}  # not to be copied
+            copies = {id(optimizer): object.__new__(type(optimizer)) for optimizer in optimizers}
+            module, attributes, schedulers = deep_copy(
+                (model, attributes, trainer.lr_scheduler_configs),
+                shared,
+                {**large, **shared, **copies, id(trainer): silent},
             )
-            silence(silent, module, [idle(optimizer) for optimizer in optimizers], schedulers)
+            for copied, its in zip(copies.values(), attributes, strict=True):
+                vars(copied).update(its)
+            silence(silent, module, [idle(copies[id(optimizer)]) for optimizer in trainer.optimizers], schedulers)
             module.trainer = silent
         self.module = uncompiled(module)
         self._silent = silent

@@ -108,11 +108,10 @@ class Lookahead(torch.optim.Optimizer):
     """Wraps another optimizer, which has what it hands out, and has no hooks: many are written like this."""
 
     def __init__(self, optimizer):
-        self.optimizer = optimizer
+        self.optimizer, self.defaults = optimizer, optimizer.defaults
 
     param_groups = property(lambda self: self.optimizer.param_groups)
     state = property(lambda self: self.optimizer.state)
-    defaults = property(lambda self: self.optimizer.defaults)
 
     def step(self, closure=None):
         return self.optimizer.step(closure)
@@ -120,18 +119,24 @@ class Lookahead(torch.optim.Optimizer):
     def zero_grad(self, set_to_none=True):
         self.optimizer.zero_grad(set_to_none)
 
-    def __getstate__(self):
-        return vars(self)
-
     def state_dict(self):
         return self.optimizer.state_dict()
+
+
+class Averaging(Lookahead):
+    """Cannot be copied by `copy.deepcopy`: torch asks the copy for its defaults."""
+
+    def __getstate__(self):
+        return {"optimizer": self.optimizer}
 
 
 class Wrapped(Manual):
     """Optimizes by hand, by an optimizer that wraps another, and by that one too."""
 
+    kind = Lookahead
+
     def configure_optimizers(self):
-        return Lookahead(Net.configure_optimizers(self))
+        return self.kind(Net.configure_optimizers(self))
 
     def training_step(self, batch, batch_idx):
         loss = Net.training_step(self, batch, batch_idx)
@@ -142,6 +147,10 @@ class Wrapped(Manual):
         self.trainer.optimizers[0].optimizer.step()
         optimizer.zero_grad()
         return loss
+
+
+class Averaged(Wrapped):
+    kind = Averaging
 
 
 class Counting(Net):
@@ -290,7 +299,7 @@ UNITS = [("conv", 6), ("hidden", 8)]
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        *((build, UNITS) for build in (caching, InPlace, StepsSchedulers, Manual, Wrapped, Counting)),
+        *((build, UNITS) for build in (caching, InPlace, StepsSchedulers, Manual, Wrapped, Averaged, Counting)),
         *((build, UNITS) for build in (Drawing, KeepsLog)),
         *((build, UNITS) for build in (Locking, Casting, WithNumPy, WithMetrics, Frozen)),
         *((build, UNITS) for build in (WeightNormed, SpectrallyNormed)),
@@ -343,14 +352,14 @@ def test_a_step_that_reaches_its_model_past_the_copy_is_found_out_and_its_statis
 def test_parameters_that_a_method_of_an_optimizer_changes_in_a_step_are_put_back(tmp_path):
     """As one that trains by averages changes them at the beginning of an epoch."""
 
-    class Averaging(torch.optim.SGD):
+    class Swapping(torch.optim.SGD):
         def train(self):
             for parameter in self.param_groups[0]["params"]:
                 parameter.data.mul_(0.9)
 
-    class Averaged(Wrapped):
+    class Swapped(Wrapped):
         def configure_optimizers(self):
-            return Averaging(self.head.parameters(), lr=0.1)
+            return Swapping(self.head.parameters(), lr=0.1)
 
         def training_step(self, batch, batch_idx):
             self.trainer.optimizers[0].train()
@@ -360,9 +369,9 @@ def test_parameters_that_a_method_of_an_optimizer_changes_in_a_step_are_put_back
             self.optimizers().zero_grad()
             return loss
 
-    without, _, _ = outcome(tmp_path / "without", 0, False, Averaged)
+    without, _, _ = outcome(tmp_path / "without", 0, False, Swapped)
     with pytest.warns(UserWarning, match=r"changed parameters .* of the model itself.*: head.weight, head.bias\."):
-        with_monitors, _, _ = outcome(tmp_path / "with", 0, True, Averaged, on_error="warn")
+        with_monitors, _, _ = outcome(tmp_path / "with", 0, True, Swapped, on_error="warn")
     assert_identical(with_monitors, without)
 
 

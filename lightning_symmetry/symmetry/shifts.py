@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 
 from lightning_symmetry.symmetry.charges import Image, Key, Unknown, eliminate
 
@@ -25,20 +26,21 @@ Form = dict[Unknown, Fraction]
 
 
 def shifts(
-    equations: Iterable[Mapping[Unknown, Fraction]], leaves: Sequence[Key]
+    equations: Iterable[Mapping[Unknown, Fraction]], leaves: Sequence[Key], hidden: Iterable[Mapping[Unknown, Fraction]]
 ) -> dict[Key, dict[Key, list[tuple[Fraction, Path]]]]:
     """Every way to shift leaves so that nothing changes.
 
     Args:
         equations: Forms in shifts, each of which is to vanish.
         leaves: The unknowns of leaves; the first possible are those that others make up for.
+        hidden: More forms, that were of an axis as a whole: where it was split later, each part of them is to vanish.
 
     Returns:
         For each leaf that may be shifted by any vector, the leaves that are shifted with it, itself first: how often,
         and through which linear maps.
     """
     system = _System(leaves)
-    for equation in equations:
+    for equation in chain(equations, *map(system.by_part, hidden)):
         system.add(dict(equation))
     return system.solutions()
 
@@ -76,6 +78,12 @@ class _System:
                 self._note(other, form)
         self._rows[pivot] = form
         self._note(pivot, form)
+
+    def by_part(self, form: Mapping[Unknown, Fraction]) -> list[Mapping[Unknown, Fraction]]:
+        """A form once for each part of the axis of its leaves, where all of them were split alike."""
+        parts = [self._final(key) for key in form]
+        alike = len(set(map(len, parts))) == 1
+        return [dict(zip(some, form.values(), strict=True)) for some in zip(*parts, strict=True)] if alike else [form]
 
     def solutions(self) -> dict[Key, dict[Key, list[tuple[Fraction, Path]]]]:
         """What is left free, with all that follows it."""

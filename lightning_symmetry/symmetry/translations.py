@@ -61,9 +61,9 @@ def shifts_along(blocks: Blocks, atoms: Iterable[Atom]) -> dict[Atom, list[Shift
         for form in atom.vanishing
     ]
     means = (key for atom in atoms for form in atom.vanishing for key in form.mean)
-    equations += [dict(key.shift) for key in means if isinstance(key, Hidden)]
+    hidden = [dict(key.shift) for key in means if isinstance(key, Hidden)]
     found: dict[Atom, list[Shift]] = {}
-    for leaf, followers in shifts(equations, list(axes)).items():
+    for leaf, followers in shifts(equations, list(axes), hidden).items():
         degree = _degrees(share for shares in followers.values() for share, _ in shares)
         degrees: dict[Unknown, float] = {
             key: degree(share) for key, shares in followers.items() for share, path in shares if not path

@@ -138,8 +138,11 @@ class Binding:
                 if letter in self._contraction.letters and len(held) == 2:
                     left, right = held
                     place.atom.vanishing.append((held[left] + held[right]).unshifted)
-                    place.atom.vanishing.append(self._not_free(left, right, held[left]))
-                    place.atom.vanishing.append(self._not_free(right, left, held[right]))
+                    for number, other in ((left, right), (right, left)):
+                        place.atom.vanishing.append(self._not_free(number, other, held[number]))
+                        if self._is_centred(number, other):  # along the whole of the letter, and no part of it
+                            alone = place.atom.vanishing if len(columns) > 1 else place.atom.alone
+                            alone.append(held[number].of_mean)
                 elif self._law is length:
                     place.atom.vanishing.extend(
                         charge.of_scale + charge.of_shift + charge.of_mean for charge in held.values()
@@ -153,10 +156,14 @@ class Binding:
         """What must not be added to one factor of a product along an axis that is summed over."""
         self.read_by_maps.extend(charge.shift if number in self._contraction.picked else ())
         shift = NEUTRAL if number in self._carried else charge.of_shift
-        if number in self._contraction.maps and other in self._contraction.centred:
+        if self._is_centred(number, other):
             self.read_centred.extend((key, other) for key in charge.mean)
             return shift
         return shift + charge.of_mean
+
+    def _is_centred(self, number: int, other: int) -> bool:
+        """Whether one factor maps another whose sum is zero."""
+        return number in self._contraction.maps and other in self._contraction.centred
 
     def _goes_on(self, letter: str | int, place: int) -> Charge:
         """What the shifts along the axes summed over add along an axis that one of two factors alone has."""

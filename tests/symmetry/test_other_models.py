@@ -333,3 +333,39 @@ def test_a_repeated_axis_is_a_product_with_the_axis_that_was_repeated(times):
     moved = {"first.weight", "first.bias", "second.weight"}
     assert groups[("permutation", 8)] == groups[("sign", 8)] == moved
     assert not symmetries.rejected
+
+
+class Ghost(nn.Module):
+    """Its stream is one axis where a convolution reads it, and two that are one, end to end, where it is added to."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.reads, self.norm = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1, bias=False), nn.BatchNorm2d(5)
+        self.primary, self.cheap = nn.Conv2d(5, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, images):
+        stream = self.stem(images).relu()
+        primary = self.primary(self.norm(self.reads(stream)).relu())
+        return self.head(stream + torch.cat([primary, self.cheap(primary)], 1))
+
+
+class Halved(nn.Module):
+    """A LayerNorm along two halves end to end: neither half has a mean of zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.norm = nn.Linear(3, 4), nn.Linear(3, 4), nn.LayerNorm(8)
+        self.maps, self.head = nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, inputs):
+        joined = torch.cat([self.left(inputs).tanh(), self.right(inputs).tanh()], -1)
+        return self.head(self.maps(self.norm(joined)).tanh())
+
+
+@pytest.mark.parametrize(("build", "shape"), [(Ghost, (2, 3, 6, 6)), (Halved, (5, 3))])
+def test_what_holds_along_an_axis_as_a_whole_is_not_proposed_of_a_part(build, shape):
+    torch.manual_seed(0)
+    found = find_symmetries(build(), torch.randn(shape))
+    assert not found.rejected
+    assert {"permutation", "translation"} <= {group.kind for group in found}

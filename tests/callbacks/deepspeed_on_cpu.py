@@ -7,7 +7,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import deepspeed
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies import DeepSpeedStrategy
@@ -21,6 +20,8 @@ class OnCPU(DeepSpeedStrategy):
     root_device = torch.device("cpu", 0)
 
     def setup_environment(self):
+        import deepspeed  # where it is not installed, this file is read all the same
+
         self._set_node_environment_variables()
         deepspeed.init_distributed(dist_backend="gloo", distributed_port=self.cluster_environment.main_port)
         self._format_config()

@@ -149,6 +149,7 @@ class Seen(Callback):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what runs in the background
     ended = {}
     for name in sys.argv[2:]:
         folder = Path(sys.argv[1]) / name

@@ -1,5 +1,7 @@
 """What a proposed group is put to, and at which parameters."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -11,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
-from lightning_symmetry.symmetry.verification import _InFloat64, _make_generic
+from lightning_symmetry.symmetry.step import Step
+from lightning_symmetry.symmetry.verification import _InFloat64, _make_generic, verify
 
 
 class Complex(nn.Module):
@@ -37,6 +40,16 @@ def test_complex_parameters_are_perturbed_and_their_groups_verified_in_double_pr
     difference = generic - model.inner.detach()
     assert difference.real.abs().min() > 0
     assert difference.imag.abs().min() > 0
+
+
+def test_a_proposal_that_fits_no_tensor_is_rejected_and_the_others_pass():
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)), torch.randn(6, 5)
+    groups = find_symmetries(model, batch).groups
+    misfit = replace(groups[0], name="misfit", size=8)
+    verified = verify(Step(model, batch), [*groups, misfit])
+    assert verified.groups == list(groups)
+    assert verified.rejected == [misfit]
 
 
 class Recurrent(nn.Module):

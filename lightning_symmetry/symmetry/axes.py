@@ -51,6 +51,10 @@ class Atom:
     alone: list[Charge] = field(default_factory=list)
     bound: Axis | None = None
 
+    def vanishing_apart(self, several: bool) -> list[Charge]:
+        """Where charges go that must vanish where an axis is several, of which this is one, or turns out to be."""
+        return self.vanishing if several else self.alone
+
 
 @dataclass(frozen=True)
 class Place:
@@ -204,7 +208,7 @@ def _bind(atom: Atom, axis: Axis) -> None:
             place.atom.nearly.append(place.charge)
     for form in atom.alone:
         for place in places((Place(atom, form),)):
-            (place.atom.vanishing if len(parts) > 1 else place.atom.alone).append(place.charge)
+            place.atom.vanishing_apart(len(parts) > 1).append(place.charge)
 
 
 def unify(left: Axis, right: Axis) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cache
@@ -57,18 +56,6 @@ def with_wrapped(optimizers: Iterable[Any]) -> list[Any]:
         if hasattr(wrapped, "step") and all(wrapped is not other for other in found):
             found.append(wrapped)
     return found
-
-
-def attributes_of(optimizer: Any) -> dict[str, Any]:
-    """What a copy of an optimizer is to have that moves nothing: all but its hooks.
-
-    Torch's own copy has three attributes, and makes its class call hooks that one that wraps another may not have.
-    """
-    return {
-        name: OrderedDict() if name.startswith("_optimizer_") and name.endswith("_hooks") else value
-        for name, value in vars(optimizer).items()
-        if name not in ("step", "zero_grad")
-    }
 
 
 def idle(optimizer: Any) -> Any:

@@ -15,6 +15,7 @@ import copy
 import inspect
 import traceback
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,19 +28,12 @@ from torch._ops import OpOverload
 from torch._subclasses import FakeTensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_symmetry.symmetry.silence import (
-    attributes_of,
-    idle,
-    lend_optimizers,
-    nothing,
-    silence,
-    stand_in,
-    with_wrapped,
-)
+from lightning_symmetry.symmetry.silence import idle, lend_optimizers, nothing, silence, stand_in, with_wrapped
 
 Tensors = dict[str, Tensor]
 _MAX_SHARED = 100
@@ -246,41 +240,45 @@ class _Differentiating(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-@contextmanager
-def _steps_as_they_are() -> Iterator[None]:
-    """Leaves the `step` of every class of optimizers as it is.
+def _copied_whole(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """A copy of an optimizer with all but its hooks, and with the `step` and `zero_grad` of its class.
 
-    A copy has torch call hooks in the steps of its class, which those that wrap another optimizer may not have.
+    Torch's own has three attributes, which is too few of one that wraps another, and makes the class itself call hooks.
     """
-    kinds = [torch.optim.Optimizer]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    before = {kind: vars(kind).get("step") for kind in kinds}
+    copied = memo[id(optimizer)] = object.__new__(type(optimizer))
+    attributes = {name: value for name, value in vars(optimizer).items() if name not in ("step", "zero_grad")}
+    hooks: dict[str, Any] = {
+        name: OrderedDict() for name in attributes if name.startswith("_optimizer_") and name.endswith("_hooks")
+    }
+    vars(copied).update(copy.deepcopy({**attributes, **hooks}, memo))
+    return copied
+
+
+@contextmanager
+def _optimizers_copied_whole() -> Iterator[None]:
+    """Lets `copy.deepcopy` copy every optimizer so, whoever keeps it."""
+    Optimizer.__deepcopy__ = _copied_whole  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        for kind, step in before.items():
-            if step is None and "step" in vars(kind):
-                del kind.step
-            elif vars(kind).get("step") is not step:
-                kind.step = step  # type: ignore[assignment]
+        del Optimizer.__deepcopy__  # type: ignore[attr-defined]
 
 
-@_steps_as_they_are()
+@_optimizers_copied_whole()
 def deep_copy(original: Any, shared: dict[int, Any], swapped: Mapping[int, Any] | None = None) -> Any:
     """A deep copy, but for what is shared, or swapped, by its id.
 
     What cannot be copied, as a lock, is shared from then on.
 
     Raises:
-        RuntimeError: What cannot be copied would be changed by being used.
+        RuntimeError: What cannot be copied would be changed by being used, as an optimizer would.
     """
     for _ in range(_MAX_SHARED):
         try:
             return copy.deepcopy(original, {**shared, **(swapped or {})})
         except Exception as error:
             stuck = _last_deepcopied(error)
-            if isinstance(stuck, (Iterator, Tensor, nn.Module, torch.optim.Optimizer)):
+            if isinstance(stuck, (Iterator, Tensor, nn.Module)) or hasattr(stuck, "param_groups"):
                 raise RuntimeError(
                     f"the module keeps a {type(stuck).__name__}, which cannot be copied, so that a step run beside the "
                     f"training would change it ({error}). Make it anew in each step; to draw numbers, keep a "
@@ -340,18 +338,12 @@ class _TrainingStep(nn.Module):
             module = deep_copy(model, shared)
             lend_optimizers(module)
         else:
-            optimizers = with_wrapped(trainer.optimizers)
-            attributes = list(map(attributes_of, optimizers))
-            large = {id(leaf): leaf for leaf in tree_leaves(attributes) if isinstance(leaf, Tensor)}  # not to be copied
-            copies = {id(optimizer): object.__new__(type(optimizer)) for optimizer in optimizers}
-            module, attributes, schedulers = deep_copy(
-                (model, attributes, trainer.lr_scheduler_configs),
-                shared,
-                {**large, **shared, **copies, id(trainer): silent},
+            held = tree_leaves([vars(optimizer) for optimizer in with_wrapped(trainer.optimizers)])
+            large = {id(leaf): leaf for leaf in held if isinstance(leaf, Tensor) and id(leaf) not in shared}
+            module, optimizers, schedulers = deep_copy(
+                (model, trainer.optimizers, trainer.lr_scheduler_configs), shared, {**large, id(trainer): silent}
             )
-            for copied, its in zip(copies.values(), attributes, strict=True):
-                vars(copied).update(its)
-            silence(silent, module, [idle(copies[id(optimizer)]) for optimizer in trainer.optimizers], schedulers)
+            silence(silent, module, [idle(optimizer) for optimizer in optimizers], schedulers)
             module.trainer = silent
         self.module = uncompiled(module)
         self._silent = silent

@@ -4,14 +4,13 @@
 """
 
 import sys
-import warnings
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
-from tests.callbacks.trainings import Losses, Net, data, monitors
+from tests.callbacks.trainings import Losses, monitors, train
 
 
 class OnCPU(DeepSpeedStrategy):
@@ -30,23 +29,10 @@ class OnCPU(DeepSpeedStrategy):
 
 def main(folder, stage, monitored):
     """Train, and leave the losses, the groups found and the steps measured."""
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
     seed_everything(0, verbose=False)
     torch.set_num_threads(1)
     losses, watching = Losses(), monitors(on_error="warn") if monitored == "True" else []
-    trainer = Trainer(
-        max_epochs=2,
-        strategy=OnCPU(stage=int(stage)),
-        accelerator="cpu",
-        devices=2,
-        callbacks=[losses, *watching],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
-    trainer.fit(Net(), data())
+    _, trainer = train(folder, [losses, *watching], strategy=OnCPU(stage=int(stage)), devices=2)
     left = {
         "losses": losses.values,
         "groups": [group.name for monitor in watching[:1] for group in monitor.symmetries or ()],

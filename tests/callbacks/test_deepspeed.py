@@ -10,6 +10,8 @@ import sys
 import pytest
 import torch
 
+from tests.callbacks.test_untouched_training import assert_identical
+
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 
 
@@ -30,9 +32,8 @@ def trained(request, tmp_path_factory):
 def test_the_losses_are_what_they_are_without_monitors(trained):
     _, without, monitored, _ = trained
     for rank in range(2):
-        assert without[rank]["losses"] and torch.equal(
-            *map(torch.stack, (without[rank]["losses"], monitored[rank]["losses"]))
-        )
+        assert without[rank]["losses"]
+        assert_identical(monitored[rank]["losses"], without[rank]["losses"])
 
 
 def test_models_that_are_whole_are_measured_and_of_others_each_monitor_says_that_it_stands_down(trained):

@@ -153,6 +153,22 @@ class Averaged(Wrapped):
     kind = Averaging
 
 
+class KeepsOptimizer(Wrapped):
+    """Steps an optimizer too that its trainer does not know."""
+
+    def configure_optimizers(self):
+        self.own = Averaging(torch.optim.SGD(self.conv.parameters(), lr=0.1))
+        return torch.optim.SGD(self.head.parameters(), lr=0.1)
+
+    def training_step(self, batch, batch_idx):
+        loss = Net.training_step(self, batch, batch_idx)
+        self.manual_backward(loss)
+        for optimizer in (self.optimizers(), self.own):
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss
+
+
 class Counting(Net):
     """Weighs its loss by a count of its own."""
 
@@ -300,7 +316,7 @@ UNITS = [("conv", 6), ("hidden", 8)]
     ("build", "expected"),
     [
         *((build, UNITS) for build in (caching, InPlace, StepsSchedulers, Manual, Wrapped, Averaged, Counting)),
-        *((build, UNITS) for build in (Drawing, KeepsLog)),
+        *((build, UNITS) for build in (KeepsOptimizer, Drawing, KeepsLog)),
         *((build, UNITS) for build in (Locking, Casting, WithNumPy, WithMetrics, Frozen)),
         *((build, UNITS) for build in (WeightNormed, SpectrallyNormed)),
         (Orthogonal, [("conv", 6)]),

@@ -141,8 +141,7 @@ class Binding:
                     for number, other in ((left, right), (right, left)):
                         place.atom.vanishing.append(self._not_free(number, other, held[number]))
                         if self._is_centred(number, other):  # along the whole of the letter, and no part of it
-                            alone = place.atom.vanishing if len(columns) > 1 else place.atom.alone
-                            alone.append(held[number].of_mean)
+                            place.atom.vanishing_apart(len(columns) > 1).append(held[number].of_mean)
                 elif self._law is length:
                     place.atom.vanishing.extend(
                         charge.of_scale + charge.of_shift + charge.of_mean for charge in held.values()
@@ -213,8 +212,9 @@ class Binding:
                 for place, answer in zip(places(axes[0]), answers, strict=True):
                     place.atom.vanishing.extend(answer.vanishing)
                     place.atom.nearly.extend(answer.nearly)
-                    alone = place.atom.vanishing if len(answers) > 1 else place.atom.alone
-                    alone.extend(Charge(mean=form.mean - everywhere) for form in answer.alone)
+                    place.atom.vanishing_apart(len(answers) > 1).extend(
+                        Charge(mean=form.mean - everywhere) for form in answer.alone
+                    )
                     place.atom.rigid = place.atom.rigid or answer.rigid
                     place.atom.keeps |= answer.keeps
                 self._output[letter] = recharged(

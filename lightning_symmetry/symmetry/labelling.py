@@ -57,7 +57,7 @@ from lightning_symmetry.symmetry.layout import (
     sliced,
     viewed,
 )
-from lightning_symmetry.symmetry.loops import Loop, Loops, Positions
+from lightning_symmetry.symmetry.loops import Loop, Loops, Positions, walked_beside
 from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
 
 aten = torch.ops.aten
@@ -103,7 +103,7 @@ class Labelling:
     def _label(self, tape: Tape, walked: Mapping[Dimension, int]) -> None:
         """Follow the operations; along the dimensions named the first so many positions are walked by a loop."""
         self.without_rule: Counter[str] = Counter()
-        self.within: list[Axes] = []
+        self._within: list[tuple[Axes, Positions]] = []
         self.read_by_maps: set[Unknown] = set()
         self.read_centred: defaultdict[Unknown, list[Operation | None]] = defaultdict(list)
         self._axes: dict[Value, Axes] = {}
@@ -134,8 +134,9 @@ class Labelling:
         and one that a loop made at one position of an axis has that axis.
         """
         known = dict.fromkeys(indices for indices in self._indices.values() if indices is not None)
-        tensors = [[*axes, *_walked_beside(self._standing(value))] for value, axes in self._axes.items()]
-        return [[*axes, *_indexed_beside(axes, known)] for axes in (*tensors, *self.within)]
+        standing = [(axes, self._standing(value)) for value, axes in self._axes.items()]
+        tensors = [[*axes, *walked_beside(positions)] for axes, positions in (*standing, *self._within)]
+        return [[*axes, *_indexed_beside(axes, known)] for axes in tensors]
 
     def leaf(self, value: Value) -> Axes:
         """The axes of a parameter or buffer; those that no operation read are told apart."""
@@ -196,7 +197,7 @@ class Labelling:
         standing = self._loops.meet([at, *map(self._standing, operation.inputs)], operation.name in _IN_ANY_ORDER)
         self._positions.update(dict.fromkeys(outputs, standing))
         for pattern in rule.within:
-            self.within.append([*binding.write(pattern, [1] * len(pattern)), *_walked_beside(standing)])
+            self._within.append((binding.write(pattern, [1] * len(pattern)), standing))
 
     def _asked(self, operation: Operation) -> tuple[Rule, dict[str, int]]:
         """The rule of a call of an operation that has none registered: what an experiment tells, or all told apart."""
@@ -302,20 +303,17 @@ class Labelling:
         ]
 
 
-def _walked_beside(positions: Positions) -> Axes:
-    """The axes of which a tensor stands at one position."""
-    return [loop.axis for loop, position in positions.items() if position is not None]
-
-
 def _indexed_beside(axes: Axes, known: Iterable[Indices]) -> Axes:
-    """The axes that indices at every position of a tensor pick a position of: those without a rival."""
+    """The axes that indices at every position of a tensor pick a position of: those without a rival, each once."""
     present = {atom for axis in axes for atom in atoms(axis)}
     picked = [
         indices.axis for indices in known if present.issuperset(atom for axis in indices.places for atom in atoms(axis))
     ]
-    named = [atoms(axis) for axis in picked]
+    named = [set(atoms(axis)) for axis in picked]
     return [
-        axis for axis, found in zip(picked, named, strict=True) if named.count(found) == 1 and present.isdisjoint(found)
+        axis
+        for axis, found in zip(picked, named, strict=True)
+        if sum(found <= other for other in named) == 1 and present.isdisjoint(found)
     ]
 
 

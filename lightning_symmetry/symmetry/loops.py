@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 
-from lightning_symmetry.symmetry.axes import Axis, pin, size, unify
+from lightning_symmetry.symmetry.axes import Axis, atoms, pin, size, unify
 
 
 @dataclass(eq=False)
@@ -67,3 +67,9 @@ class Loops:
         for loop in self._loops:
             if loop.ordered or loop not in joined:
                 pin(loop.axis, "walked in order")
+
+
+def walked_beside(positions: Positions) -> list[Axis]:
+    """The axes of which a tensor stands at one position, each once."""
+    axes = [loop.axis for loop, position in positions.items() if position is not None]
+    return list({tuple(atoms(axis)): axis for axis in axes}.values())

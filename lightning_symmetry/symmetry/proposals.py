@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
+from functools import cache
 from itertools import chain
 from typing import TypeVar
 
@@ -86,18 +86,23 @@ class _Model:
         everywhere: Iterable[Atom],
     ) -> None:
         self.blocks = blocks
+        self._places: dict[Atom, dict[int, list[Place]]] = {}
+        for number, (_, places) in enumerate(blocks):
+            for place in filter(None, places):
+                self._places.setdefault(place.atom, {}).setdefault(number, []).append(place)
         self.shifts = shifts_along(blocks, everywhere)
         self._shapes = shapes
         self._names = names
         self._rows = rows
         self._parameters = parameters
         self._taken: set[str] = set()
+        self._spanned = cache(self._solutions_by_block)
 
     def groups_on(self, atom: Atom, kinds: Collection[str]) -> Iterator[SymmetryGroup]:
         """The groups that act on an axis, none of which is within another of these kinds."""
         unknowns = self._unknowns(atom)
         exact = self._scalings(atom)
-        every = self._scalings(atom, exact=False)
+        every = self._nearly_scalings(atom)
         exact = [degrees for degrees in exact if not self._within_rows(atom, degrees)]
         linear = [
             degrees for degrees in exact if not atom.rigid and not atom.keeps and set(degrees.values()) <= {1, -1}
@@ -112,7 +117,7 @@ class _Model:
                 if planes is not None:
                     yield replace(planes, name=self._name("rotation", planes.axis, planes.parameters[0]))
         for degrees in _beyond(every, exact):
-            if not self._within_rows(atom, degrees, partial(self._scalings, exact=False)):
+            if not self._within_rows(atom, degrees, self._nearly_scalings):
                 yield from self._group("scale", atom, degrees, exact=False)
         for shift in self.shifts.get(atom, ()):
             apart = not shift.carried and self._within_rows(atom, shift.degrees, self._degrees_of_shifts)
@@ -159,8 +164,8 @@ class _Model:
         """The scales of whole tensors that are no scales of all positions along some axis alike."""
         known: Span[int] = Span()
         for atom in atoms:
-            for solution in self._scalings(atom, exact=False):
-                known.add(self._by_block(atom, solution))
+            for solution in self._spanned(atom, self._nearly_scalings):
+                known.add(solution)
         for wholes, holds_exactly in ((exact, True), (every, False)):
             for degrees in map(_whole, wholes):
                 scaled = {
@@ -245,9 +250,10 @@ class _Model:
 
     def _unknowns(self, atom: Atom) -> list[Unknown]:
         """The unknown charges of an axis, those of vectors first: a norm's gain goes with all that reads it."""
-        vectors_first = sorted(self.blocks, key=lambda block: len(block[0].axes) > 1)
-        places = (place for _, places in vectors_first for place in places if place is not None and place.atom is atom)
-        return list(dict.fromkeys(unknown for place in places for unknown in place.charge.scale))
+        places = self._places.get(atom, {})
+        vectors_first = sorted(places, key=lambda number: len(self.blocks[number][0].axes) > 1)
+        charges = (place.charge for number in vectors_first for place in places[number])
+        return list(dict.fromkeys(unknown for charge in charges for unknown in charge.scale))
 
     def _degrees_of_shifts(self, atom: Atom) -> list[Degrees]:
         return [shift.degrees for shift in self.shifts.get(atom, ()) if not shift.carried]
@@ -260,9 +266,15 @@ class _Model:
         others = (place for place in self.blocks[moved[0]][1] if place is not None and place.atom is not atom)
         return any(map(mean_is_free, others))
 
-    def _scalings(self, atom: Atom, exact: bool = True) -> list[Degrees]:
-        forms = [form.scale for form in (*atom.vanishing, *(atom.nearly if exact else ()))]
+    def _scalings(self, atom: Atom) -> list[Degrees]:
+        forms = [form.scale for form in (*atom.vanishing, *atom.nearly)]
         return [_whole(solution) for solution in scalings(forms, self._unknowns(atom))]
+
+    def _nearly_scalings(self, atom: Atom) -> list[Degrees]:
+        """Those too that hold up to the small constant of a norm."""
+        return [
+            _whole(solution) for solution in scalings((form.scale for form in atom.vanishing), self._unknowns(atom))
+        ]
 
     def _within_rows(
         self, atom: Atom, degrees: Degrees, solutions: Callable[[Atom], list[Degrees]] | None = None
@@ -272,19 +284,21 @@ class _Model:
         order = list(self._names)
         later = set(order[order.index(atom) :]).intersection(self._rows.get(atom, ()))  # rows of one another
         finer = [o for o in order if atom in self._rows.get(o, ()) and o is not atom and o not in later]
-        solutions = solutions or self._scalings
-        spanned = [self._by_block(other, solution) for other in finer for solution in solutions(other)]
+        spanned = list(chain.from_iterable(self._spanned(other, solutions or self._scalings) for other in finer))
         return bool(spanned) and not _beyond([own], spanned)
 
     def _flips(self, atom: Atom) -> list[Degrees]:
         solutions = signs((form.sign for form in atom.vanishing), self._unknowns(atom))
         return [dict.fromkeys(solution, 1) for solution in solutions]
 
+    def _solutions_by_block(self, atom: Atom, solutions: Callable[[Atom], list[Degrees]]) -> list[Mapping[int, float]]:
+        return [self._by_block(atom, degrees) for degrees in solutions(atom)]
+
     def _by_block(self, atom: Atom, degrees: Degrees) -> dict[int, float]:
         """The degree in each block as a whole."""
         sums = {
             number: sum(_degree(place, atom, degrees) for place in places)
-            for number, (_, places) in enumerate(self.blocks)
+            for number, places in self._places.get(atom, {}).items()
         }
         return {number: degree for number, degree in sums.items() if degree}
 

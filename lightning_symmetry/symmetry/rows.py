@@ -2,11 +2,14 @@
 
 A unit within a head may be permuted differently in each head, since every tensor that holds it also tells which head it
 is in. So axis a is a row of axis b exactly when a is there in every tensor that holds b, those within operations
-included: the mean that a norm takes, the sum that a softmax takes.
+included: the mean that a norm takes, the sum that a softmax takes. It is to be there once, in the dimension of b or
+else in the others: of a matrix of units by units, one for each head, the heads may be permuted, but not in each unit by
+itself, as it is not told which of the two.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 
@@ -20,10 +23,11 @@ def rows_of(tensors: Iterable[list[Axis]], leaves: Iterable[list[Axis]]) -> dict
         per_dim = [list(_alternatives(axis)) for axis in axes]
         always = [set.intersection(*map(set, alternatives)) for alternatives in per_dim]
         for dim, alternatives in enumerate(per_dim):
-            elsewhere = set().union(*always[:dim], *always[dim + 1 :])
+            elsewhere = Counter(chain(*always[:dim], *always[dim + 1 :]))
             for together in alternatives:
+                counts = {**elsewhere, **Counter(together)}
                 for atom in together:
-                    beside = (set(together) - {atom}) | elsewhere - {atom}
+                    beside = {other for other, count in counts.items() if count == 1} - {atom}
                     known = rows[atom] if atom in rows else _in_order(axes)
                     rows[atom] = {other: None for other in known if other in beside}
     return {atom: list(found) for atom, found in rows.items()}

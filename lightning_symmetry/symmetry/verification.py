@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_symmetry.symmetry.actions import Misfit, transform
 from lightning_symmetry.symmetry.groups import SymmetryGroup
-from lightning_symmetry.symmetry.laws import SMALL
+from lightning_symmetry.symmetry.laws import ROUNDING, SMALL
 from lightning_symmetry.symmetry.second_batch import second_batches
 from lightning_symmetry.symmetry.step import Outputs, Step, Tensors
 from lightning_symmetry.symmetry.tracing import typical_draw
@@ -55,17 +55,18 @@ def verify(step: Step, groups: Sequence[SymmetryGroup], seed: int = 0) -> Verifi
     """Sort proposed groups into those that leave the step as it was, and those that do not.
 
     All are tried jointly; only where that fails, halves are tried until the culprits are alone. Groups that hold only
-    as far as the small constant of a norm is zero are tried with that constant at zero, and translations that may
-    change what `forward` returns, though not the loss, apart from all others.
+    as far as the small constant of a norm is zero are tried with that constant as good as zero, and translations that
+    may change what `forward` returns, though not the loss, apart from all others. Culprits tend to be of one kind, so
+    that sorted by kind fewer halves hold one.
     """
     trials = _Trials(step, seed)
     passed: dict[str, SymmetryGroup] = {}
     one_batch = None
     for exact in (True, False):
-        some = [group for group in groups if group.exact is exact]
+        some = sorted((group for group in groups if group.exact is exact), key=lambda group: group.kind)
         if some:
             one_batch = trials.begin(exact) or one_batch
-            for suspect in (True, False):
+            for suspect in (True, False) if trials.preserves_itself() else ():
                 kept = _passing(
                     [group for group in some if trials.may_move_forward(group) is suspect], trials.preserves
                 )
@@ -100,7 +101,7 @@ class _Trials:
         """Run the step as it is, on the batch given and on the first second one that it accepts.
 
         Args:
-            exact: False to take the small constants of norms for zero.
+            exact: False to take the small constants of norms as good as zero.
 
         Returns:
             Why there is no second batch; None where there is one.
@@ -124,6 +125,10 @@ class _Trials:
         self._batches = [self._step.batch]
         self._reference = self._run_generic()
         return why
+
+    def preserves_itself(self) -> bool:
+        """Whether the step as it is passes; not where it returns no number at all, and no group could."""
+        return all(_same(reference.preserved, reference.preserved) for reference in self._reference)
 
     def preserves(self, groups: Sequence[SymmetryGroup]) -> bool:
         """Whether random elements of all groups move their tensors, and leave what the step returns as it was."""
@@ -246,15 +251,22 @@ def _passing_of_halves(
 
 
 def relative_change(moved: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    """The largest change of a tensor relative to its largest entry; infinite where shapes or infinities differ."""
+    """The largest change of a tensor relative to its largest entry.
+
+    Infinite where shapes, infinities or what is no number differ, and where a tensor holds nothing that is a number.
+    """
     worst = 0.0
     for left, right in zip(moved, reference, strict=True):
         if left.shape != right.shape:
             return torch.inf
         if right.numel() == 0:
             continue
-        change = torch.where(left == right, 0.0, (left - right).abs())
-        scale = right[right.isfinite()].abs().max() if right.isfinite().any() else torch.ones(())
+        finite = right[right.isfinite()]
+        same = left == right
+        if len(finite):
+            same |= left.isnan() & right.isnan()
+        change = torch.where(same, 0.0, (left - right).abs())
+        scale = finite.abs().max() if len(finite) else torch.ones(())
         change = change.max() / scale if bool(scale > 0) else change.max()
         worst = max(worst, float(change)) if bool(change.isfinite()) else torch.inf
     return worst
@@ -293,7 +305,7 @@ class _InFloat64(TorchDispatchMode):
     """Computes in float64 whatever floating type is given or asked for; random operations act by their mean.
 
     Args:
-        exact: False to take the small constants of norms for zero.
+        exact: False to take the small constants of norms as good as zero.
     """
 
     def __init__(self, exact: bool = True) -> None:
@@ -308,7 +320,7 @@ class _InFloat64(TorchDispatchMode):
             return by_expert(*args, **kwargs)
         drawn = typical_draw(operation, args, kwargs)
         if drawn is None:
-            drawn = operation(*(args if self._exact else _without_small_constant(operation, args)), **kwargs)
+            drawn = operation(*(args if self._exact else _with_least_constant(operation, args)), **kwargs)
         return tree_map(_lifted, drawn)
 
 
@@ -324,13 +336,14 @@ def by_expert(rows: Tensor, maps: Tensor, offs: Tensor, bias: Tensor | None = No
     return product if bias is None else product + bias
 
 
-def _without_small_constant(operation: OpOverload, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _with_least_constant(operation: OpOverload, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with the small constant of a norm as good as zero, at which a norm of zeros still is zero."""
     names = [argument.name for argument in operation._schema.arguments]
     if operation.overloadpacket in (torch.ops.aten.add, torch.ops.aten.add_):
         small = isinstance(args[1], float) and 0 < args[1] <= SMALL
-        return (args[0], 0.0, *args[2:]) if small else args
+        return (args[0], ROUNDING, *args[2:]) if small else args
     place = names.index("eps") if "eps" in names and "norm" in operation.name() else len(args)
-    return (*args[:place], 0.0, *args[place + 1 :]) if place < len(args) else args
+    return (*args[:place], ROUNDING, *args[place + 1 :]) if place < len(args) else args
 
 
 def _lifted(leaf: Any) -> Any:

@@ -369,3 +369,24 @@ def test_what_holds_along_an_axis_as_a_whole_is_not_proposed_of_a_part(build, sh
     found = find_symmetries(build(), torch.randn(shape))
     assert not found.rejected
     assert {"permutation", "translation"} <= {group.kind for group in found}
+
+
+class Factorized(nn.Module):
+    """Linear attention whose queries meet the values unit by unit too: each head has a matrix of units by units."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(5, 3 * 2 * 4), nn.Linear(2 * 4, 3)
+
+    def forward(self, tokens):
+        queries, keys, values = self.qkv(tokens).unflatten(-1, (3, 2, 4)).movedim(-3, 0).transpose(-2, -3)
+        met = queries @ (keys.softmax(-2).mT @ values) + queries * values.tanh()
+        return self.out(met.transpose(-2, -3).flatten(-2))
+
+
+def test_heads_with_a_matrix_of_units_by_units_are_permuted_and_their_units_within_each():
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Factorized(), torch.randn(2, 6, 5))
+    moved = {(group.kind, *(length for _, length in group.rows), group.size) for group in symmetries}
+    assert {("permutation", 2), ("permutation", 2, 4)} <= moved
+    assert not symmetries.rejected

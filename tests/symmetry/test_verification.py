@@ -104,6 +104,77 @@ def test_the_reason_for_one_batch_is_told(step, reason):
     assert symmetries.one_batch == reason
 
 
+class Padded(nn.Module):
+    """Norms what it reads with zeros beside it, as windows have that reach over the edge of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.norm, self.out = nn.Linear(5, 7, bias=False), nn.LayerNorm(7), nn.Linear(7, 3)
+
+    def forward(self, inputs):
+        return self.out(F.gelu(self.norm(F.pad(self.read(inputs), (0, 0, 1, 2)))))
+
+
+def test_scales_are_verified_where_a_norm_divides_zeros_by_its_small_constant():
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Padded(), torch.randn(6, 5))
+    scales = [(group.name, group.verified, group.exact) for group in symmetries if group.kind == "scale"]
+    assert scales == [("read.scale", True, False)]
+    assert not symmetries.rejected
+
+
+class Logarithms(nn.Module):
+    """The logarithms of numbers, of which half are negative; of their mean it is told where asked."""
+
+    def __init__(self, mean):
+        super().__init__()
+        self.read, self.out, self.mean = nn.Linear(5, 7), nn.Linear(7, 3), mean
+
+    def forward(self, inputs):
+        logarithms = self.out(F.gelu(self.read(inputs))).log()
+        return logarithms.mean() if self.mean else logarithms
+
+
+def test_what_is_no_number_is_to_stay_so_and_hides_no_change_of_the_numbers():
+    torch.manual_seed(0)
+    model, batch = Logarithms(mean=False), torch.randn(6, 5)
+    symmetries = find_symmetries(model, batch)
+    assert [(group.kind, group.name) for group in symmetries] == [("permutation", "read")]
+    false = replace(symmetries.groups[0], actions=symmetries.groups[0].actions[:2], name="false")
+    assert verify(Step(model, batch), [*symmetries, false]).rejected == [false]
+
+
+class CountedStep(Step):
+    """Counts how often it is run."""
+
+    runs = 0
+
+    def __call__(self, parameters, buffers, batch):
+        self.runs += 1
+        return super().__call__(parameters, buffers, batch)
+
+
+def test_a_step_that_gives_no_number_at_all_is_not_rerun_for_each_group():
+    torch.manual_seed(0)
+    batch = torch.randn(6, 5)
+    (group,) = find_symmetries(Logarithms(mean=False), batch).groups
+    groups, step = [replace(group, name=str(number)) for number in range(20)], CountedStep(Logarithms(True), batch)
+    assert verify(step, groups).rejected == groups
+    assert step.runs <= 3
+
+
+def test_culprits_of_one_kind_are_found_together_wherever_they_stand():
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(*(nn.Tanh() if k % 2 else nn.Linear(4, 4) for k in range(33))), torch.randn(6, 4)
+    true = [group for group in find_symmetries(model, batch) if group.kind in ("permutation", "sign")]
+    assert len(true) == 32
+    false = [replace(group, kind="rescaling", name=f"{group.name}.false") for group in true if group.kind == "sign"]
+    mixed = [group for three in zip(true[::2], false, true[1::2], strict=True) for group in three]
+    step = CountedStep(model, batch)
+    assert verify(step, mixed).rejected == false
+    assert step.runs < 100  # 83; 161 where they are tried in the order given
+
+
 class Live(TorchDispatchMode):
     """Counts the bytes of the tensors that are made and alive."""
 

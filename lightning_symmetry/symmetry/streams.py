@@ -7,7 +7,7 @@ rotated by ``Q``, all that reads it by ``Q^T``. A map behind a gain ``g`` become
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_symmetry.symmetry.actions import Action, Block, Fold
@@ -63,15 +63,15 @@ def streams(
                 (same[row], row.size) for row in beside[atom] if all(_has(each.block, same[row]) for each in actions)
             )
             vectors = [b for b, _ in blocks_before if same[atom] in b.axes and b.numel == atom.size]
-            own = _folds(folds, actions, {vector.tensor: vector for vector in vectors})
+            own = _folds(folds, actions, vectors)
             if own is not None:
                 yield Stream(same[atom], atom.size, rows, tuple(actions), tuple(own), MEAN in atom.keeps)
 
 
-def _folds(folds: list[Affine], actions: list[Action], gains: Mapping[str, Block]) -> list[Fold] | None:
+def _folds(folds: list[Affine], actions: list[Action], vectors: Sequence[Block]) -> list[Fold] | None:
     """The folds of gains into the maps that read the stream behind them, and out of the biases after them.
 
-    None where a gain is no vector along the stream.
+    A norm of several positions of the stream end to end has a gain for each. None where a gain is no vector along it.
     """
     found = []
     for fold in folds:
@@ -79,11 +79,18 @@ def _folds(folds: list[Affine], actions: list[Action], gains: Mapping[str, Block
         biases = [
             Action(each.block, tuple(-d for d in each.degrees)) for each in actions if each.block.tensor == fold.bias
         ]
-        if reads and fold.gain not in gains:
+        gains = [vector for vector in vectors if vector.tensor == fold.gain]
+        if reads and not gains:
             return None
-        if reads:
-            found.append(Fold("rescaling", gains[fold.gain], (*reads, *biases)))
+        for gain in gains if reads else ():
+            folded = tuple(each for each in (*reads, *biases) if _is_of_part(each.block, gain))
+            found.append(Fold("rescaling", gain, folded))
     return found
+
+
+def _is_of_part(block: Block, vector: Block) -> bool:
+    """Whether a block is of the part of its tensor that a vector is of its own."""
+    return {view[1:] for view in vector.views} <= {view[1:] for view in block.views}
 
 
 def _read(action: Action) -> Action:

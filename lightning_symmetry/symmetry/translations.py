@@ -25,6 +25,10 @@ def _outer(blocks: Blocks) -> set[Key]:
     return outer
 
 
+def _without_images_along(outer: set[Key], form: Iterable[tuple[Unknown, Fraction]]) -> dict[Unknown, Fraction]:
+    return {key: value for key, value in form if not _is_along(key, outer)}
+
+
 def _is_along(key: Unknown, outer: set[Key]) -> bool:
     """Whether a shift is an image along one of these axes."""
     return isinstance(key, Image) and (key.write in outer or _is_along(key.of, outer))
@@ -55,13 +59,10 @@ def shifts_along(blocks: Blocks, atoms: Iterable[Atom]) -> dict[Atom, list[Shift
     axes = {key_of(place): place.atom for _, places in vectors_first for place in places if place is not None}
     atoms = dict.fromkeys((*axes.values(), *atoms))
     outer = _outer(blocks)
-    equations = [
-        {key: value for key, value in form.shift.items() if not _is_along(key, outer)}
-        for atom in atoms
-        for form in atom.vanishing
-    ]
-    means = (key for atom in atoms for form in atom.vanishing for key in form.mean)
-    hidden = [dict(key.shift) for key in means if isinstance(key, Hidden)]
+    forms = [form for atom in atoms for form in atom.vanishing]
+    equations = [_without_images_along(outer, form.shift.items()) for form in forms]
+    means = (key for form in forms for key in form.mean)
+    hidden = [_without_images_along(outer, key.shift) for key in means if isinstance(key, Hidden)]
     found: dict[Atom, list[Shift]] = {}
     for leaf, followers in shifts(equations, list(axes), hidden).items():
         degree = _degrees(share for shares in followers.values() for share, _ in shares)
@@ -111,14 +112,19 @@ def _carried(
         for share, path in taken[keys[-1]] if keys else ():  # the other dimensions of the block follow
             maps = tuple(each for each in (_map(blocks, *each) for each in path) if each is not None)
             written = {maps[-1].block.axes[dim] for dim in maps[-1].writes} if len(maps) == len(path) else None
-            if written is None or not written <= set(block.axes):
+            if written is None or not written <= set(block.axes) or not _is_followed(block, places):
                 return None
             carried.append(Carried(block, degree(share), maps))
     return tuple(carried)
 
 
+def _is_followed(block: Block, places: Iterable[Place | None]) -> bool:
+    """Whether every dimension has a place; not where positions were singled out, as of the two of a rotary pair."""
+    return block.numel == math.prod(place.size for place in places if place is not None)
+
+
 def _map(blocks: Blocks, read: Key, write: Key) -> Map | None:
-    """The one block that maps an axis to another; None where more do, or where a part is written to one position."""
+    """The one block that maps an axis to another; None where more do, or where it is not followed to every position."""
     found = []
     sides = (root(read), root(write))
     for block, places in blocks:
@@ -126,7 +132,7 @@ def _map(blocks: Blocks, read: Key, write: Key) -> Map | None:
         reads, writes = (tuple(dim for dim, parts in keys.items() if parts[-1] == side) for side in sides)
         if any(read in parts for parts in keys.values()) and {parts[-1] for parts in keys.values()} >= {sides[0]}:
             here = any(write in parts for parts in keys.values())
-            found.append((here, Map(block, reads, writes)))
+            found.append((here and _is_followed(block, places), Map(block, reads, writes)))
     mapping = [each for here, each in found if here]
     whole = {len(each.writes) for _, each in found}
     return mapping[0] if len(mapping) == 1 and len(whole) == 1 else None

@@ -390,3 +390,70 @@ def test_heads_with_a_matrix_of_units_by_units_are_permuted_and_their_units_with
     moved = {(group.kind, *(length for _, length in group.rows), group.size) for group in symmetries}
     assert {("permutation", 2), ("permutation", 2, 4)} <= moved
     assert not symmetries.rejected
+
+
+class Decoder(nn.Module):
+    """A map's bias may be taken up by the next on a stream in groups, which a padded convolution reads in the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.norm, self.last = nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 3, 3, padding=1)
+        self.inner, self.outer = nn.Conv2d(8, 5, 1), nn.Conv2d(5, 8, 1)
+        self.second, self.narrow, self.wide = nn.GroupNorm(2, 8), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 3, padding=1)
+
+    def forward(self, images):
+        stream = self.read(images)
+        stream = stream + self.outer(self.inner(self.norm(stream).tanh()))
+        return self.last(stream + self.wide(self.narrow(self.second(stream)).tanh()))
+
+
+class InterleavedRotary(nn.Module):
+    """What is added to all tokens goes on through a map whose outputs are turned in pairs, one beside the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.added = nn.Linear(5, 7), nn.Parameter(torch.randn(7))
+        self.queries, self.keys, self.out = nn.Linear(7, 8), nn.Linear(7, 8), nn.Linear(7, 3)
+        self.register_buffer("angles", torch.randn(6, 4))
+
+    def turned(self, heads):
+        left, right = heads.unflatten(-1, (4, 2)).unbind(-1)
+        cos, sin = self.angles.cos(), self.angles.sin()
+        return torch.stack([left * cos - right * sin, left * sin + right * cos], -1).flatten(-2)
+
+    def forward(self, tokens):
+        read = self.read(tokens).tanh()
+        queries, keys = (self.turned(map_(read + self.added)) for map_ in (self.queries, self.keys))
+        return self.out((queries @ keys.mT).softmax(-1) @ read)
+
+
+@pytest.mark.parametrize(("build", "shape"), [(Decoder, (2, 3, 5, 5)), (InterleavedRotary, (2, 6, 5))])
+def test_no_false_shift_is_proposed_along_an_axis_that_is_a_product(build, shape):
+    torch.manual_seed(0)
+    assert not find_symmetries(build(), torch.randn(shape)).rejected
+
+
+def test_the_shift_through_two_maps_of_a_stream_in_groups_is_found():
+    torch.manual_seed(0)
+    through = {group.parameters for group in find_symmetries(Decoder(), torch.randn(2, 3, 5, 5)) if group.carried}
+    assert through == {("inner.bias", "outer.bias"), ("second.bias", "narrow.bias")}
+
+
+class PatchMerging(nn.Module):
+    """Every second position beside its neighbour, which a LayerNorm reads together: it takes the mean of both away."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.norm, self.reduce = nn.Linear(3, 6), nn.LayerNorm(12), nn.Linear(12, 5)
+
+    def forward(self, tokens):
+        stream = self.read(tokens)
+        return self.reduce(self.norm(torch.cat([stream[:, ::2], stream[:, 1::2]], -1)))
+
+
+def test_a_stream_that_is_normed_at_two_positions_together_is_rotated_and_has_no_mean_of_its_own():
+    torch.manual_seed(0)
+    symmetries = find_symmetries(PatchMerging(), torch.randn(2, 6, 3))
+    (rotation,) = (group for group in symmetries if group.kind == "rotation")
+    assert (rotation.size, len(rotation.folds)) == (6, 2)
+    assert not symmetries.rejected

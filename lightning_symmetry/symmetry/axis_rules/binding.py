@@ -206,9 +206,9 @@ class Binding:
                 columns, axes = self._columns(letter)
                 name = letter if isinstance(letter, str) else "..."
                 answers = [self._law(charges, name) for charges in columns]
-                everywhere = (
-                    frozenset.intersection(*(_hidden(answer.alone) for answer in answers)) if answers else frozenset()
-                )
+                everywhere: frozenset[Unknown] = frozenset()
+                if answers and len(set(atoms(axes[0]))) == len(answers):  # not of one axis at several positions
+                    everywhere = frozenset.intersection(*(_hidden(answer.alone) for answer in answers))
                 for place, answer in zip(places(axes[0]), answers, strict=True):
                     place.atom.vanishing.extend(answer.vanishing)
                     place.atom.nearly.extend(answer.nearly)

@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_symmetry.symmetry.step import undisturbed
-from lightning_symmetry.symmetry.tracing import Operation, Value
+from lightning_symmetry.symmetry.tape import Operation, Value
 
 Dimension = tuple[int, int]
 """The number of a tensor, outputs counted on after inputs, and one of its dimensions."""

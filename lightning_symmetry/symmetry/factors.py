@@ -8,7 +8,7 @@ import torch
 
 from lightning_symmetry.symmetry.axis_rules import Contraction
 from lightning_symmetry.symmetry.layout import LAYOUT, REARRANGED, SLICED, rearranged, sliced
-from lightning_symmetry.symmetry.tracing import Operation, Value
+from lightning_symmetry.symmetry.tape import Operation, Value
 
 aten = torch.ops.aten
 PICKED = {"index", "index_select"}

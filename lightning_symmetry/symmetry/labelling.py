@@ -58,7 +58,7 @@ from lightning_symmetry.symmetry.layout import (
     viewed,
 )
 from lightning_symmetry.symmetry.loops import Loop, Loops, Positions, walked_beside
-from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
+from lightning_symmetry.symmetry.tape import Operation, Tape, Value
 
 aten = torch.ops.aten
 Axes = list[Axis]
@@ -330,6 +330,8 @@ def _axes_of_constant(value: Value) -> Axes:
     """New axes for a constant, which tell positions apart but where the next ones hold the same entries."""
     tensor = value.constant
     assert tensor is not None
+    if tensor.layout != torch.strided:
+        return [fresh(length, "sparse") for length in tensor.shape]
     key = (id(tensor), tensor._version)
     if key not in _STRETCHES:
         _STRETCHES[key] = [_stretches(tensor.movedim(dim, 0)) for dim in range(tensor.dim())]
@@ -395,4 +397,4 @@ def law_of_call(operation: Operation, used: set[Value]) -> Law:
 
 def is_zero(tensor: Tensor) -> bool:
     """Whether a constant is zero, and so stays what it is however it is scaled."""
-    return tensor.is_floating_point() and tensor.numel() > 0 and not bool(tensor.any())
+    return tensor.is_floating_point() and tensor.layout == torch.strided and bool(tensor.numel()) and not tensor.any()

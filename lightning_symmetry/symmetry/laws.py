@@ -19,7 +19,7 @@ import torch
 from torch._ops import OpOverload
 
 from lightning_symmetry.symmetry.charges import NEUTRAL, Charge
-from lightning_symmetry.symmetry.tracing import packets
+from lightning_symmetry.symmetry.tape import packets
 
 aten = torch.ops.aten
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_symmetry.symmetry.axes import Axis, fresh, split
 from lightning_symmetry.symmetry.charges import UNIFORM
-from lightning_symmetry.symmetry.tracing import Operation, Value
+from lightning_symmetry.symmetry.tape import Operation, Value
 
 SAME = {"_to_copy", "alias", "clone", "contiguous", "detach", "lift_fresh", "view_of"}
 VIEWED = {"view", "_unsafe_view", "reshape", "_reshape"}

@@ -14,10 +14,10 @@ from lightning_symmetry.symmetry.actions import Action, Block, Fold
 from lightning_symmetry.symmetry.axes import Atom, Place
 from lightning_symmetry.symmetry.charges import Key
 from lightning_symmetry.symmetry.factors import leaf_of
-from lightning_symmetry.symmetry.labelling import Labelling
+from lightning_symmetry.symmetry.labelling import Labelling, is_zero
 from lightning_symmetry.symmetry.layout import LAYOUT
 from lightning_symmetry.symmetry.shifts import wholes
-from lightning_symmetry.symmetry.tracing import Operation, Tape, Value
+from lightning_symmetry.symmetry.tape import Operation, Tape, Value
 from lightning_symmetry.symmetry.translations import Blocks, Shift, key_of
 
 Mean = tuple[Block, int, tuple[Fold, ...]]
@@ -54,10 +54,11 @@ class Means:
         norms = [norm for whole in wholes(key) for norm in self._read_centred.get(whole, ())]
         if not norms:
             return ()
-        affine = {tuple(map(leaf_of, _affine(norm))) for norm in norms}
-        if len(norms) != self._uses[block.tensor] or len(affine) != 1:
-            return None
+        affine = {_affine(norm) for norm in norms}
         gain, bias = affine.pop()
+        moved = {None, *(other.tensor for other, _ in self._blocks)}
+        if len(norms) != self._uses[block.tensor] or affine or not {gain, bias} <= moved:
+            return None
         degrees = tuple(int(place == dim) for place in range(len(block.axes)))
         folds = []
         if bias is not None:
@@ -97,8 +98,15 @@ def mean_is_free(place: Place | None) -> bool:
     return all(place.charge.mean.isdisjoint(form.mean) for form in place.atom.vanishing)
 
 
-def _affine(norm: Operation | None) -> tuple[Value | None, Value | None]:
-    """The gain and the bias of a LayerNorm."""
+def _affine(norm: Operation | None) -> tuple[str | None, str | None]:
+    """The names of the gain and the bias of a LayerNorm, as far as it has them."""
     assert norm is not None
     gain, bias = norm.args[2:4]
-    return gain, bias
+    if bias is not None and bias.constant is not None and is_zero(bias.constant):
+        bias = None
+    return _name(gain), _name(bias)
+
+
+def _name(value: Value | None) -> str | None:
+    """The name of a leaf, or of what is computed, which has none."""
+    return None if value is None else leaf_of(value) or "computed"

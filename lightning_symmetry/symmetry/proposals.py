@@ -26,7 +26,7 @@ from lightning_symmetry.symmetry.naming import axis_names
 from lightning_symmetry.symmetry.planes import rotation_of_planes
 from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.streams import Stream, streams
-from lightning_symmetry.symmetry.tracing import Tape
+from lightning_symmetry.symmetry.tape import Tape
 from lightning_symmetry.symmetry.translations import Blocks, Shift, blocks_of_leaves, shifts_along
 from lightning_symmetry.symmetry.whole import scales_of_whole_tensors
 

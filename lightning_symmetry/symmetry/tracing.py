@@ -1,4 +1,4 @@
-"""The tape: the operations of one real step, in order, and which of their tensors depend on the parameters.
+"""Tracing: the operations of one real step, and which of their tensors depend on the parameters.
 
 Operations run as they are, on real tensors, so that Python control flow and `.item()` work; they are decomposed to core
 ATen, but for norms and pooling, which are ruled whole. Views and mutations are made functional. A random operation acts
@@ -7,10 +7,7 @@ by its mean, so that dropout is the identity: the mask that it would draw tells 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,66 +21,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_symmetry.symmetry.functionalization import functional, functional_copy, functionalized, plain, written_by
+from lightning_symmetry.symmetry.rewriting import with_lengths, with_picked_maps
 from lightning_symmetry.symmetry.step import Step
+from lightning_symmetry.symmetry.tape import Operation, Tape, Value, packets
 
 aten = torch.ops.aten
-
-
-@dataclass(eq=False)
-class Value:
-    """A tensor on the tape.
-
-    Attributes:
-        shape: Its shape.
-        dtype: Its type.
-        constant: The tensor itself where no parameter reaches it, else None.
-        name: The name of the parameter or buffer that it is.
-        source: The operation that made it.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    constant: Tensor | None = None
-    name: str | None = None
-    source: Operation | None = None
-
-    @property
-    def depends(self) -> bool:
-        """Whether a symmetry may move it: it is a parameter, a running statistic, noise, or made from one.
-
-        Noise has neither name nor source. Its law is the same at all of its positions, so that they may be permuted.
-        """
-        return self.constant is None
-
-
-@dataclass(eq=False)
-class Operation:
-    """One call of an operation, with values in place of tensors."""
-
-    operation: OpOverload
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    outputs: list[Value | None] = field(default_factory=list)
-
-    @cached_property
-    def inputs(self) -> list[Value]:
-        """The tensors among the arguments, in order."""
-        return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Value)]
-
-    @property
-    def name(self) -> str:
-        """The operation's name without its overload, and without the mark of a functional view."""
-        name = self.operation._schema.name.split("::")[1]
-        return name if name == "_to_copy" else name.removesuffix("_copy")
-
-
-@dataclass
-class Tape:
-    """The operations that lead to the outputs, in order; the parameters and buffers they start from, by name."""
-
-    operations: list[Operation]
-    leaves: dict[str, Value]
-    outputs: list[Value]
 
 
 def trace(step: Step) -> Tape:
@@ -106,7 +48,7 @@ def trace(step: Step) -> Tape:
             inputs = [{name: functional(tensor) for name, tensor in some.items()} for some in (parameters, buffers)]
             outputs = step(inputs[0], inputs[1], step.batch)
             returned = [recorder.value(plain(output)) for output in outputs.preserved]
-    operations = _with_lengths(_living(_with_picked_maps(recorder.operations), returned))
+    operations = with_lengths(_living(with_picked_maps(recorder.operations), returned))
     read = {id(value) for operation in operations for value in operation.inputs}
     for name in moving:
         if id(leaves[name]) not in read:
@@ -125,90 +67,6 @@ def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Opera
     return living[::-1]
 
 
-def _with_picked_maps(operations: list[Operation]) -> list[Operation]:
-    """Products of tokens, sorted by their experts, with the map of each expert as those with the map each picks."""
-    written: list[Operation] = []
-
-    def made(operation: OpOverload, args: tuple[Any, ...], *shape: int) -> Value:
-        value = Value(shape, rows.dtype)
-        value.source = Operation(operation, args, {}, [value])
-        written.append(value.source)
-        return value
-
-    for operation in operations:
-        experts = _experts(operation)
-        if experts is None:
-            written.append(operation)
-            continue
-        rows, maps = operation.inputs[:2]
-        (n_rows, width), (output,) = rows.shape, operation.outputs
-        picked = made(aten.index.Tensor, (maps, [experts]), n_rows, *maps.shape[1:])
-        row = made(aten.unsqueeze_copy.default, (rows, 1), n_rows, 1, width)
-        product = made(aten.bmm.default, (row, picked), n_rows, 1, maps.shape[-1])
-        written.append(Operation(aten.squeeze_copy.dim, (product, 1), {}, [output]))
-        output.source = written[-1]  # type: ignore[union-attr]
-    return written
-
-
-def _experts(operation: Operation) -> Value | None:
-    """The experts by which tokens are sorted, of which an operation multiplies each stretch with a map of its own."""
-    if "grouped_mm" not in operation.name or len(operation.inputs) != 3:
-        return None
-    value, way = operation.inputs[2], []
-    while value.source is not None and value.source.name in ("_to_copy", "cumsum", "histc"):
-        way.append(value.source.name)
-        value = value.source.args[0]
-    return value if [name for name in way if name != "_to_copy"] == ["cumsum", "histc"] else None
-
-
-def _with_lengths(operations: list[Operation]) -> list[Operation]:
-    """Sums and means of squares by way of lengths, and those of products as contractions.
-
-    What is summed over all of an axis at once is looked at together.
-    """
-    uses = Counter(id(value) for operation in operations for value in operation.inputs)
-    written: list[Operation] = []
-    for operation in operations:
-        alone = operation.operation in _SUMMED and operation.inputs and uses[id(operation.inputs[0])] == 1
-        product = operation.inputs[0].source if alone else None
-        instead = _in_one(product, operation) if product is not None and operation.outputs[0] is not None else []
-        if instead:
-            written.remove(product)  # type: ignore[arg-type]
-        written += instead or [operation]
-    return written
-
-
-def _in_one(product: Operation, total: Operation) -> list[Operation]:
-    """A product and its sum or mean as a length or a contraction; empty where it is neither."""
-    (output,) = total.outputs
-    assert output is not None
-    square = _squared(product)
-    if square is not None and square.depends:
-        length = Value(output.shape, output.dtype)
-        length.source = Operation(aten.linalg_vector_norm.default, (square, 2, *total.args[1:3]), {}, [length])
-        output.source = Operation(aten.pow.Tensor_Scalar, (length, 2), {}, [output])
-        return [length.source, output.source]
-    factors = product.inputs if product.operation == aten.mul.Tensor else []
-    alike = len(factors) == 2 and factors[0].shape == factors[1].shape and all(value.depends for value in factors)
-    if alike and total.args[1] in ([-1], [len(factors[0].shape) - 1]) and not total.args[2:]:
-        output.source = Operation(aten.linalg_vecdot.default, tuple(factors), {}, [output])
-        return [output.source]
-    return []
-
-
-def _squared(operation: Operation) -> Value | None:
-    """The tensor that an operation squares."""
-    first, second = (*operation.args, None, None)[:2]
-    is_square = operation.operation == aten.pow.Tensor_Scalar and second == 2
-    return first if is_square or (operation.operation == aten.mul.Tensor and first is second) else None
-
-
-def packets(names: str) -> frozenset[Any]:
-    """Operations of ATen, whatever their overloads."""
-    return frozenset(getattr(aten, name) for name in names.split())
-
-
-_SUMMED = {aten.sum.dim_IntList, aten.mean.dim}
 _KEPT_WHOLE = packets("""
     _adaptive_avg_pool2d _native_batch_norm_legit _native_batch_norm_legit_functional avg_pool1d avg_pool2d
     _native_batch_norm_legit_no_training max_pool2d_with_indices native_batch_norm native_group_norm native_layer_norm
@@ -219,8 +77,17 @@ _DECOMPOSITIONS = {
     for operation, decomposition in core_aten_decompositions().items()
     if getattr(operation, "overloadpacket", None) not in _KEPT_WHOLE
 }
+
+
+def _sparse_product(added: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    """What `torch.sparse.mm` calls, as the product that it is."""
+    return aten.mm(left, right) if (beta, alpha) == (0, 1) else NotImplemented
+
+
+_DECOMPOSITIONS[aten._sparse_addmm.default] = _sparse_product
 _FROM_SHAPE_ALONE = packets("empty_like full_like new_empty new_full new_ones new_zeros ones_like zeros_like")
 _UNWRITTEN = packets("empty empty_like empty_strided new_empty new_empty_strided")
+_OF_SPARSE = packets("_indices_copy _values_copy indices_copy values_copy crow_indices_copy col_indices_copy")
 _NOISE = packets("exponential normal_functional rand rand_like randn randn_like uniform")
 
 
@@ -284,7 +151,10 @@ class _Recorder(TorchDispatchMode):
         functional = _out_of_place(operation)
         if functional is not None and not self._shares_memory(args[0]):
             return self._write(args[0], functional, args, kwargs)
-        result = operation(*args, **kwargs)
+        if operation.overloadpacket in _OF_SPARSE:  # of which there is no kernel
+            result = getattr(aten, operation.overloadpacket.__name__.removesuffix("_copy"))(*args).clone()
+        else:
+            result = operation(*args, **kwargs)
         self._record(operation, args, kwargs, result)
         return result
 

@@ -94,8 +94,11 @@ class _Trials:
         }
         self._moved_before = set(self._tensors)
         self._make_generic()
-        numbers = {name: tensor for name, tensor in self._tensors.items() if not _is_whole(tensor)}
-        self._squared_norms = {name: _squared_norm(tensor) for name, tensor in numbers.items()}
+        self._squared_norms = {
+            name: _squared_norm(tensor)
+            for name, tensor in self._tensors.items()
+            if tensor.layout == torch.strided and not _is_whole(tensor)
+        }
 
     def begin(self, exact: bool) -> str | None:
         """Run the step as it is, on the batch given and on the first second one that it accepts.

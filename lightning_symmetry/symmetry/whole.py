@@ -15,7 +15,7 @@ from lightning_symmetry.symmetry.charges import NEUTRAL, Charge, scalings, unkno
 from lightning_symmetry.symmetry.labelling import is_zero, law_of_call
 from lightning_symmetry.symmetry.laws import WHOLE
 from lightning_symmetry.symmetry.layout import LAYOUT
-from lightning_symmetry.symmetry.tracing import Tape, Value
+from lightning_symmetry.symmetry.tape import Tape, Value
 
 Degrees = Mapping[str, Fraction]
 

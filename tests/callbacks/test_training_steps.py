@@ -169,6 +169,17 @@ class KeepsOptimizer(Wrapped):
         return loss
 
 
+class OnGraph(Net):
+    """Mixes the pixels by a sparse matrix, as graphs are kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("graph", torch.eye(36).roll(1, 0).add(torch.eye(36)).to_sparse(), persistent=False)
+
+    def forward(self, images):
+        return super().forward(torch.sparse.mm(self.graph, images.flatten(1).T).T.view_as(images))
+
+
 class Counting(Net):
     """Weighs its loss by a count of its own."""
 
@@ -316,7 +327,7 @@ UNITS = [("conv", 6), ("hidden", 8)]
     ("build", "expected"),
     [
         *((build, UNITS) for build in (caching, InPlace, StepsSchedulers, Manual, Wrapped, Averaged, Counting)),
-        *((build, UNITS) for build in (KeepsOptimizer, Drawing, KeepsLog)),
+        *((build, UNITS) for build in (KeepsOptimizer, OnGraph, Drawing, KeepsLog)),
         *((build, UNITS) for build in (Locking, Casting, WithNumPy, WithMetrics, Frozen)),
         *((build, UNITS) for build in (WeightNormed, SpectrallyNormed)),
         (Orthogonal, [("conv", 6)]),

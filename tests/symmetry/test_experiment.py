@@ -11,7 +11,7 @@ from lightning_symmetry import find_symmetries
 from lightning_symmetry.symmetry.axes import Place, resolve
 from lightning_symmetry.symmetry.axis_rules import parse
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
-from lightning_symmetry.symmetry.tracing import Operation, Value
+from lightning_symmetry.symmetry.tape import Operation, Value
 from tests.symmetry.sample_calls import SAMPLES, Sample, real
 from tests.symmetry.test_axis_rules import as_bound, as_written, free_atoms, keeps, labelled, positions
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.nn import functional as F
 
 from lightning_symmetry.symmetry.find import find_symmetries
 from tests.zoo import Case, numbers, of_language, tokens
@@ -456,4 +457,73 @@ def test_a_stream_that_is_normed_at_two_positions_together_is_rotated_and_has_no
     symmetries = find_symmetries(PatchMerging(), torch.randn(2, 6, 3))
     (rotation,) = (group for group in symmetries if group.kind == "rotation")
     assert (rotation.size, len(rotation.folds)) == (6, 2)
+    assert not symmetries.rejected
+
+
+class Graph(nn.Module):
+    """A graph convolution whose neighbours are a sparse matrix: a buffer, or of the batch, or made of its entries."""
+
+    def __init__(self, neighbours=None, made=False):
+        super().__init__()
+        self.read, self.out, self.made = nn.Linear(5, 7), nn.Linear(7, 3), made
+        self.register_buffer("neighbours", neighbours)
+
+    def forward(self, nodes, neighbours=None):
+        matrix = self.neighbours if neighbours is None else neighbours
+        if self.made:
+            matrix = torch.sparse_coo_tensor(matrix.indices(), 2 * matrix.values(), matrix.shape).coalesce()
+            return self.out((matrix @ self.read(nodes)).relu())
+        return self.out(torch.sparse.mm(matrix, self.read(nodes)).relu())
+
+
+@pytest.mark.parametrize(
+    ("where", "layout"),
+    [
+        ("buffer", torch.sparse_coo),
+        ("buffer", torch.sparse_csr),
+        ("batch", torch.sparse_coo),
+        ("batch", torch.sparse_csr),
+        ("made", torch.sparse_coo),
+    ],
+)
+def test_units_of_a_convolution_over_a_sparse_graph_are_found(where, layout):
+    torch.manual_seed(0)
+    neighbours, nodes = (torch.rand(6, 6) < 0.5).float().to_sparse(layout=layout), torch.randn(6, 5)
+    model = Graph(None if where == "batch" else neighbours, where == "made")
+    symmetries = find_symmetries(model, (nodes, neighbours) if where == "batch" else nodes)
+    assert [(group.kind, group.name, group.verified) for group in symmetries] == [
+        ("permutation", "read", True),
+        ("rescaling", "read.rescaling", True),
+    ]
+    assert not symmetries.without_rule
+
+
+class Normed(nn.Module):
+    """A norm whose gain and bias may be anything."""
+
+    def __init__(self, affine):
+        super().__init__()
+        self.read, self.map, self.out = nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(4, 3)
+        self.gain, self.bias, self.affine = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6)), affine
+
+    def forward(self, inputs):
+        gain, bias = self.affine(self.gain, self.bias)
+        return self.out(self.map(F.layer_norm(self.read(inputs).tanh(), (6,), gain, bias)).tanh())
+
+
+@pytest.mark.parametrize(
+    ("affine", "free"),
+    [
+        (lambda gain, bias: (gain, bias), True),
+        (lambda gain, bias: (gain, torch.zeros(6)), True),
+        (lambda gain, bias: (gain, torch.ones(6)), False),
+        (lambda gain, bias: (1 + gain, bias), False),
+        (lambda gain, bias: (gain, bias.tanh()), False),
+        (lambda gain, bias: (torch.arange(6.0), bias), False),
+    ],
+)
+def test_a_map_behind_a_norm_has_a_free_mean_where_gain_and_bias_can_be_folded_into_it(affine, free):
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Normed(affine), torch.randn(7, 5), kinds=["translation"])
+    assert ("map.weight" in {group.parameters[0] for group in symmetries}) is free
     assert not symmetries.rejected

@@ -1,0 +1,93 @@
+"""What operations of a tape are instead, where their own rules would say less: maps that are picked, and lengths."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from lightning_symmetry.symmetry.tape import Operation, Value
+
+aten = torch.ops.aten
+
+_SUMMED = {aten.sum.dim_IntList, aten.mean.dim}
+
+
+def with_picked_maps(operations: list[Operation]) -> list[Operation]:
+    """Products of tokens, sorted by their experts, with the map of each expert as those with the map each picks."""
+    written: list[Operation] = []
+
+    def made(operation: OpOverload, args: tuple[Any, ...], *shape: int) -> Value:
+        value = Value(shape, rows.dtype)
+        value.source = Operation(operation, args, {}, [value])
+        written.append(value.source)
+        return value
+
+    for operation in operations:
+        experts = _experts(operation)
+        if experts is None:
+            written.append(operation)
+            continue
+        rows, maps = operation.inputs[:2]
+        (n_rows, width), (output,) = rows.shape, operation.outputs
+        picked = made(aten.index.Tensor, (maps, [experts]), n_rows, *maps.shape[1:])
+        row = made(aten.unsqueeze_copy.default, (rows, 1), n_rows, 1, width)
+        product = made(aten.bmm.default, (row, picked), n_rows, 1, maps.shape[-1])
+        written.append(Operation(aten.squeeze_copy.dim, (product, 1), {}, [output]))
+        output.source = written[-1]  # type: ignore[union-attr]
+    return written
+
+
+def _experts(operation: Operation) -> Value | None:
+    """The experts by which tokens are sorted, of which an operation multiplies each stretch with a map of its own."""
+    if "grouped_mm" not in operation.name or len(operation.inputs) != 3:
+        return None
+    value, way = operation.inputs[2], []
+    while value.source is not None and value.source.name in ("_to_copy", "cumsum", "histc"):
+        way.append(value.source.name)
+        value = value.source.args[0]
+    return value if [name for name in way if name != "_to_copy"] == ["cumsum", "histc"] else None
+
+
+def with_lengths(operations: list[Operation]) -> list[Operation]:
+    """Sums and means of squares by way of lengths, and those of products as contractions.
+
+    What is summed over all of an axis at once is looked at together.
+    """
+    uses = Counter(id(value) for operation in operations for value in operation.inputs)
+    written: list[Operation] = []
+    for operation in operations:
+        alone = operation.operation in _SUMMED and operation.inputs and uses[id(operation.inputs[0])] == 1
+        product = operation.inputs[0].source if alone else None
+        instead = _in_one(product, operation) if product is not None and operation.outputs[0] is not None else []
+        if instead:
+            written.remove(product)  # type: ignore[arg-type]
+        written += instead or [operation]
+    return written
+
+
+def _in_one(product: Operation, total: Operation) -> list[Operation]:
+    """A product and its sum or mean as a length or a contraction; empty where it is neither."""
+    (output,) = total.outputs
+    assert output is not None
+    square = _squared(product)
+    if square is not None and square.depends:
+        length = Value(output.shape, output.dtype)
+        length.source = Operation(aten.linalg_vector_norm.default, (square, 2, *total.args[1:3]), {}, [length])
+        output.source = Operation(aten.pow.Tensor_Scalar, (length, 2), {}, [output])
+        return [length.source, output.source]
+    factors = product.inputs if product.operation == aten.mul.Tensor else []
+    alike = len(factors) == 2 and factors[0].shape == factors[1].shape and all(value.depends for value in factors)
+    if alike and total.args[1] in ([-1], [len(factors[0].shape) - 1]) and not total.args[2:]:
+        output.source = Operation(aten.linalg_vecdot.default, tuple(factors), {}, [output])
+        return [output.source]
+    return []
+
+
+def _squared(operation: Operation) -> Value | None:
+    """The tensor that an operation squares."""
+    first, second = (*operation.args, None, None)[:2]
+    is_square = operation.operation == aten.pow.Tensor_Scalar and second == 2
+    return first if is_square or (operation.operation == aten.mul.Tensor and first is second) else None

@@ -158,6 +158,11 @@ def atoms(axis: Axis) -> list[Atom]:
     return [place.atom for place in places(axis)]
 
 
+def is_one(axis: Axis) -> bool:
+    """Whether one atom is all that there is to an axis: positions that stand alone have none."""
+    return [atom.size for atom in atoms(axis)] == [size(axis)]
+
+
 def recharged(axis: Axis, charges: Iterable[Charge]) -> Axis:
     """The axis with other charges at its places, in order."""
     return _rewritten(resolve(axis), iter(charges))
@@ -195,8 +200,8 @@ def stiffen(axis: Axis, why: str) -> None:
 def _bind(atom: Atom, axis: Axis) -> None:
     """Let an atom be an axis, which takes over what is known of the atom."""
     atom.bound = axis
-    parts = atoms((Place(atom),))
-    for part in parts:
+    several = not is_one(axis)
+    for part in atoms(axis):
         part.pinned = part.pinned or atom.pinned
         part.rigid = part.rigid or atom.rigid
         part.keeps |= atom.keeps
@@ -208,7 +213,7 @@ def _bind(atom: Atom, axis: Axis) -> None:
             place.atom.nearly.append(place.charge)
     for form in atom.alone:
         for place in places((Place(atom, form),)):
-            place.atom.vanishing_apart(len(parts) > 1).append(place.charge)
+            place.atom.vanishing_apart(several).append(place.charge)
 
 
 def unify(left: Axis, right: Axis) -> None:
@@ -346,7 +351,13 @@ def cut(axis: Axis, position: int) -> tuple[Axis, Axis]:
 
 
 def narrow(axis: Axis, start: int, stop: int) -> Axis:
-    """The positions from `start` up to `stop` of an axis."""
+    """The positions from `start` up to `stop` of an axis.
+
+    Nothing tells of one by itself what is added to it: no means may be.
+    """
+    if stop - start == 1 < size(axis):
+        for place in places(axis):
+            place.atom.vanishing.append(place.charge.of_mean)
     if stop < size(axis):
         axis, _ = cut(axis, stop)
     if start > 0:

@@ -44,7 +44,7 @@ from lightning_symmetry.symmetry.axis_rules import Binding, Rule, parse, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
 from lightning_symmetry.symmetry.factors import contraction_of, is_average, kept_last, multiplier_of
-from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, average, law_of, masked, multiple, product
+from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, affine, average, law_of, masked, multiple, product
 from lightning_symmetry.symmetry.layout import (
     LAYOUT,
     REARRANGED,
@@ -171,7 +171,7 @@ class Labelling:
         law, contraction = law_of_call(operation, self._used), None
         if operation.operation.overloadpacket in CONTRACTIONS:
             contraction = contraction_of(operation, rule.contracted)
-            law = average if is_average(operation) else law
+            law = (average if len(operation.inputs) == 2 else affine(0, average)) if is_average(operation) else law
         binding = Binding(sizes, law, contraction)
         for pattern, value in zip(rule.inputs, operation.inputs, strict=True):
             binding.read(pattern, self.axes(value))
@@ -196,8 +196,9 @@ class Labelling:
             self.read_centred[key].append(kept_last(operation.inputs[number]))
         standing = self._loops.meet([at, *map(self._standing, operation.inputs)], operation.name in _IN_ANY_ORDER)
         self._positions.update(dict.fromkeys(outputs, standing))
-        for pattern in rule.within:
-            self._within.append((binding.write(pattern, [1] * len(pattern)), standing))
+        within = [binding.write(pattern, [1] * len(pattern)) for pattern in rule.within]
+        within += [binding.together()] if contraction is not None else []
+        self._within += [(axes, standing) for axes in within]
 
     def _asked(self, operation: Operation) -> tuple[Rule, dict[str, int]]:
         """The rule of a call of an operation that has none registered: what an experiment tells, or all told apart."""
@@ -267,8 +268,7 @@ class Labelling:
                 if group is not None:
                     return self._narrowed_view(given, shape, dim, start, stop, *group)
         axes = list(self.axes(value))
-        place = (value, dim)
-        if value.depends and stop - start == 1 and self._steps(place, axes[dim], start, at):
+        if value.depends and stop - start == 1 and self._steps((value, dim), axes[dim], start, at):
             axes[dim] = ()
         else:
             axes[dim] = narrow(axes[dim], start, stop)

@@ -190,7 +190,7 @@ def nearly_unchanged(charges: Charges, letter: str) -> Answer:
     return Answer(charge, rigid="constant added", nearly=(charge.unshifted,))
 
 
-def affine(bias: int) -> Law:
+def affine(bias: int, product: Law = product) -> Law:
     """A product of the other inputs, to which the input at one place is added."""
 
     def law(charges: Charges, letter: str) -> Answer:

@@ -112,5 +112,6 @@ def _named_alike(
             ones, others = places(axis), places(before)
             if [one.size for one in ones] == [other.size for other in others]:
                 for one, other in zip(ones, others, strict=True):
-                    same.setdefault(one.atom, names[other.atom])
+                    if other.atom in names:  # not if buffers alone have it
+                        same.setdefault(one.atom, names[other.atom])
     return same

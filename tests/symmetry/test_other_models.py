@@ -527,3 +527,61 @@ def test_a_map_behind_a_norm_has_a_free_mean_where_gain_and_bias_can_be_folded_i
     symmetries = find_symmetries(Normed(affine), torch.randn(7, 5), kinds=["translation"])
     assert ("map.weight" in {group.parameters[0] for group in symmetries}) is free
     assert not symmetries.rejected
+
+
+class Selected(nn.Module):
+    """Of what a softmax or a norm reads, or gives, one position goes its own way."""
+
+    def __init__(self, squash, way, bias):
+        super().__init__()
+        self.read, self.map, self.out = nn.Linear(3, 5), nn.Linear(5, 4, bias=bias), nn.Linear(4, 3)
+        self.squash, self.way = squash, way
+
+    def forward(self, inputs):
+        scores = self.map(self.read(inputs).tanh())
+        squashed = self.squash(scores)
+        if self.way == "after":
+            return self.out(torch.cat([squashed[..., :1], squashed[..., 1:].sin()], -1)).sin()
+        return self.out(squashed).sin(), scores[..., 0]
+
+
+@pytest.mark.parametrize("squash", [lambda x: x.softmax(-1), lambda x: F.layer_norm(x, (4,))])
+@pytest.mark.parametrize("way", ["before", "after"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_no_mean_is_free_along_the_rest_of_an_axis_of_which_one_position_stands_alone(squash, way, bias):
+    torch.manual_seed(0)
+    assert not find_symmetries(Selected(squash, way, bias), torch.randn(7, 3)).rejected
+
+
+def test_what_is_added_to_all_that_is_averaged_is_taken_up_by_the_bias_after_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1), nn.Linear(4, 3), nn.Tanh())
+    symmetries = find_symmetries(model, torch.randn(7, 3))
+    moved = {group.parameters for group in symmetries if group.kind == "translation"}
+    assert ("2.weight", "2.bias") in moved
+    assert not symmetries.rejected
+
+
+class Memory(nn.Module):
+    """Keys and values that are one tensor's two positions, along which nothing may be permuted by itself."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.read, self.memory, self.out = nn.Linear(3, 5), nn.Parameter(torch.randn(2, 4, 5)), nn.Linear(5, 3)
+        self.linear = linear
+
+    def forward(self, inputs):
+        queries = self.read(inputs)
+        keys, values = self.memory
+        if self.linear:
+            return self.out(queries.softmax(-1) @ (keys.softmax(0).mT @ values))
+        return self.out((queries @ keys.mT).softmax(-1) @ values)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_slots_of_a_memory_are_permuted_for_its_keys_and_values_together(linear):
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Memory(linear), torch.randn(7, 3), kinds=["permutation"])
+    slots = [group.rows for group in symmetries if group.size == 4]
+    assert slots == [()]
+    assert not symmetries.rejected

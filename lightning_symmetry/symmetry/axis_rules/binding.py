@@ -19,6 +19,7 @@ from lightning_symmetry.symmetry.axes import (
     atoms,
     forbid,
     fresh,
+    is_one,
     narrow,
     pin,
     places,
@@ -129,6 +130,10 @@ class Binding:
         terms = self._spread(pattern, len(shape))
         return [self._write(term, length) for term, length in zip(terms, shape, strict=True)]
 
+    def together(self) -> list[Axis]:
+        """The axes of all letters of the inputs: those of the products that a contraction sums up."""
+        return [held[0][1] for held in self._held.values()]
+
     def finish(self) -> None:
         """Forbid what does not cancel in the axes that no output has."""
         for letter in self._held.keys() - self._output.keys():
@@ -141,7 +146,7 @@ class Binding:
                     for number, other in ((left, right), (right, left)):
                         place.atom.vanishing.append(self._not_free(number, other, held[number]))
                         if self._is_centred(number, other):  # along the whole of the letter, and no part of it
-                            place.atom.vanishing_apart(len(columns) > 1).append(held[number].of_mean)
+                            place.atom.vanishing_apart(not is_one(axes[0])).append(held[number].of_mean)
                 elif self._law is length:
                     place.atom.vanishing.extend(
                         charge.of_scale + charge.of_shift + charge.of_mean for charge in held.values()
@@ -212,7 +217,7 @@ class Binding:
                 for place, answer in zip(places(axes[0]), answers, strict=True):
                     place.atom.vanishing.extend(answer.vanishing)
                     place.atom.nearly.extend(answer.nearly)
-                    place.atom.vanishing_apart(len(answers) > 1).extend(
+                    place.atom.vanishing_apart(not is_one(axes[0])).extend(
                         Charge(mean=form.mean - everywhere) for form in answer.alone
                     )
                     place.atom.rigid = place.atom.rigid or answer.rigid

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, count
 
 from lightning_symmetry.symmetry.charges import NEUTRAL, Charge
@@ -75,7 +76,7 @@ class Concatenation:
 
     segments: list[Axis]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """The number of positions of all segments together."""
         return sum(size(segment) for segment in self.segments)

@@ -44,7 +44,7 @@ class Means:
         """Every block with a mean along the axis that is free."""
         for block, places in self._blocks:
             for dim, place in enumerate(places):
-                if place is not None and place.atom is atom and mean_is_free(place):
+                if place is not None and place.atom is atom and block.numel and mean_is_free(place):
                     folds = self._folds(block, dim, key_of(place))
                     if folds is not None:
                         yield block, dim, folds

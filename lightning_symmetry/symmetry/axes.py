@@ -354,7 +354,7 @@ def cut(axis: Axis, position: int) -> tuple[Axis, Axis]:
 def narrow(axis: Axis, start: int, stop: int) -> Axis:
     """The positions from `start` up to `stop` of an axis.
 
-    Nothing tells of one by itself what is added to it: no means may be.
+    What is added to a position by itself is not followed: nothing may be added all along the axis.
     """
     if stop - start == 1 < size(axis):
         for place in places(axis):

@@ -331,7 +331,7 @@ def _axes_of_constant(value: Value) -> Axes:
     tensor = value.constant
     assert tensor is not None
     if tensor.layout != torch.strided:
-        return [fresh(length, "sparse") for length in tensor.shape]
+        return [fresh(length, "data") for length in tensor.shape]
     key = (id(tensor), tensor._version)
     if key not in _STRETCHES:
         _STRETCHES[key] = [_stretches(tensor.movedim(dim, 0)) for dim in range(tensor.dim())]

@@ -115,11 +115,13 @@ def resolve(axis: Axis) -> Axis:
 
 def _representative(atom: Atom) -> Atom:
     """The atom that an atom became one with."""
-    if atom.bound is None or len(atom.bound) != 1 or not isinstance(atom.bound[0], Place):
-        return atom
-    found = _representative(atom.bound[0].atom)
-    atom.bound = (Place(found),)
-    return found
+    passed = []
+    while atom.bound is not None and len(atom.bound) == 1 and isinstance(atom.bound[0], Place):
+        passed.append(atom)
+        atom = atom.bound[0].atom
+    for each in passed:
+        each.bound = (Place(atom),)
+    return atom
 
 
 def _divided(axis: Axis, charge: Charge) -> Axis:
@@ -255,8 +257,10 @@ def equate(left: Axis, right: Axis) -> None:
 
 
 def _merge(left: Factor, right: Factor) -> None:
-    if isinstance(left, Place) and isinstance(right, Place) and left.atom is right.atom:
-        return
+    if isinstance(left, Place) and isinstance(right, Place):
+        if left.atom is right.atom:
+            return
+        left, right = sorted((left, right), key=lambda place: len(place.atom.vanishing))  # little is carried over
     if isinstance(left, Place):
         _bind(left.atom, (right,))
     elif isinstance(right, Place):

@@ -31,6 +31,9 @@ class Means:
         self, tape: Tape, labelling: Labelling, blocks: Blocks, shifts: Mapping[Atom, Sequence[Shift]]
     ) -> None:
         self._blocks = blocks
+        self._of_tensor: dict[str, tuple[Block, tuple[Place | None, ...]]] = {}
+        for block, places in blocks:
+            self._of_tensor.setdefault(block.tensor, (block, places))
         self._shifts = [shift for along in shifts.values() for shift in along]
         self._read_centred = labelling.read_centred
         self._uses = Counter(
@@ -56,8 +59,7 @@ class Means:
             return ()
         affine = {_affine(norm) for norm in norms}
         gain, bias = affine.pop()
-        moved = {None, *(other.tensor for other, _ in self._blocks)}
-        if len(norms) != self._uses[block.tensor] or affine or not {gain, bias} <= moved:
+        if len(norms) != self._uses[block.tensor] or affine or not {gain, bias} <= {None, *self._of_tensor}:
             return None
         degrees = tuple(int(place == dim) for place in range(len(block.axes)))
         folds = []
@@ -81,14 +83,14 @@ class Means:
 
     def shift_of(self, name: str) -> Shift | None:
         """The shift of a bias that others take up, if they do."""
-        places = next(places for block, places in self._blocks if block.tensor == name)
+        _, places = self._of_tensor[name]
         key = None if len(places) != 1 or places[0] is None else key_of(places[0])
         with_it = (shift for shift in self._shifts if key is not None and abs(shift.degrees.get(key, 0)) == 1)
         return next((shift if shift.degrees[key] > 0 else -shift for shift in with_it), None)  # type: ignore[index]
 
     def vector(self, name: str) -> Block:
         """The block that a vector is."""
-        return next(block for block, _ in self._blocks if block.tensor == name)
+        return self._of_tensor[name][0]
 
 
 def mean_is_free(place: Place | None) -> bool:

@@ -200,11 +200,9 @@ class _Model:
     def _group(
         self, kind: str, atom: Atom, degrees: Degrees, exact: bool = True, carried: Sequence[Carried] = ()
     ) -> Iterator[SymmetryGroup]:
-        actions = [
-            Action(block, tuple(_degree(place, atom, degrees) for place in places))
-            for block, places in self.blocks
-            if any(_degree(place, atom, degrees) for place in places)
-        ]
+        having = (self.blocks[number] for number in self._places.get(atom, {}))
+        acting = (Action(block, tuple(_degree(place, atom, degrees) for place in places)) for block, places in having)
+        actions = [action for action in acting if any(action.degrees)]
         vectors = (each for each in actions if len(each.block.axes) == 1 and each.block.tensor in self._parameters)
         eponym = next(vectors, actions[0])
         if max(eponym.degrees, key=abs) < 0:  # what gives the group its name is multiplied

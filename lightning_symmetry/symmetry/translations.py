@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain
 
 from lightning_symmetry.symmetry.actions import Block, Carried, Map, blocks_of
 from lightning_symmetry.symmetry.axes import Atom, Axis, Place
@@ -63,13 +65,14 @@ def shifts_along(blocks: Blocks, atoms: Iterable[Atom]) -> dict[Atom, list[Shift
     equations = [_without_images_along(outer, form.shift.items()) for form in forms]
     means = (key for form in forms for key in form.mean)
     hidden = [_without_images_along(outer, key.shift) for key in means if isinstance(key, Hidden)]
+    dimensions = _by_dimension(blocks)
     found: dict[Atom, list[Shift]] = {}
     for leaf, followers in shifts(equations, list(axes), hidden).items():
         degree = _degrees(share for shares in followers.values() for share, _ in shares)
         degrees: dict[Unknown, float] = {
             key: degree(share) for key, shares in followers.items() for share, path in shares if not path
         }
-        carried = _carried(blocks, axes, followers, degree)
+        carried = _carried(dimensions, followers, degree)
         if carried is not None:
             found.setdefault(axes[leaf], []).append(Shift(degrees, carried))
     return found
@@ -98,19 +101,27 @@ def key_of(place: Place) -> Key:
     return key  # type: ignore[return-value]
 
 
+def _by_dimension(blocks: Blocks) -> dict[Key, Blocks]:
+    """The blocks of each dimension of a leaf, by its unknown as a whole."""
+    found: defaultdict[Key, list[tuple[Block, tuple[Place | None, ...]]]] = defaultdict(list)
+    for block, places in blocks:
+        for whole in dict.fromkeys(root(key_of(place)) for place in places if place is not None):
+            found[whole].append((block, places))
+    return dict(found)
+
+
 def _carried(
-    blocks: Blocks,
-    axes: Iterable[Key],
+    dimensions: Mapping[Key, Blocks],
     followers: dict[Key, list[tuple[Fraction, Path]]],
     degree: Callable[[Fraction], float],
 ) -> tuple[Carried, ...] | None:
     """What becomes of a shift along other axes; None where that is no linear map of blocks."""
-    taken = {key: [share for share in shares if share[1]] for key, shares in followers.items()}
+    taken = {key: through for key, shares in followers.items() if (through := [each for each in shares if each[1]])}
     carried = []
-    for block, places in blocks:
-        keys = [key_of(place) for place in places if place is not None and taken.get(key_of(place))]
+    for block, places in chain.from_iterable(dimensions[whole] for whole in dict.fromkeys(map(root, taken))):
+        keys = [key_of(place) for place in places if place is not None and key_of(place) in taken]
         for share, path in taken[keys[-1]] if keys else ():  # the other dimensions of the block follow
-            maps = tuple(each for each in (_map(blocks, *each) for each in path) if each is not None)
+            maps = tuple(each for each in (_map(dimensions, *each) for each in path) if each is not None)
             written = {maps[-1].block.axes[dim] for dim in maps[-1].writes} if len(maps) == len(path) else None
             if written is None or not written <= set(block.axes) or not _is_followed(block, places):
                 return None
@@ -123,14 +134,14 @@ def _is_followed(block: Block, places: Iterable[Place | None]) -> bool:
     return block.numel == math.prod(place.size for place in places if place is not None)
 
 
-def _map(blocks: Blocks, read: Key, write: Key) -> Map | None:
+def _map(dimensions: Mapping[Key, Blocks], read: Key, write: Key) -> Map | None:
     """The one block that maps an axis to another; None where more do, or where it is not followed to every position."""
     found = []
     sides = (root(read), root(write))
-    for block, places in blocks:
+    for block, places in dimensions[sides[0]]:
         keys = {dim: list(wholes(key_of(place))) for dim, place in enumerate(places) if place is not None}
         reads, writes = (tuple(dim for dim, parts in keys.items() if parts[-1] == side) for side in sides)
-        if any(read in parts for parts in keys.values()) and {parts[-1] for parts in keys.values()} >= {sides[0]}:
+        if any(read in parts for parts in keys.values()):
             here = any(write in parts for parts in keys.values())
             found.append((here and _is_followed(block, places), Map(block, reads, writes)))
     mapping = [each for here, each in found if here]

@@ -421,3 +421,10 @@ def test_a_view_of_a_tensor_without_entries_has_axes():
         "contract.weight": [[5], [7]],
         "contract.bias": [[5]],
     }
+
+
+def test_axes_that_became_one_in_a_loop_of_any_length_are_one():
+    axes = [fresh(5) for _ in range(3000)]
+    for first, second in pairwise(axes):
+        unify(first, second)
+    assert len({atom for axis in axes for atom in atoms(axis)}) == 1

@@ -12,6 +12,7 @@ One copy of the parameters in float64 is all that is held; for each trial it is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -261,18 +262,30 @@ def relative_change(moved: Sequence[Tensor], reference: Sequence[Tensor]) -> flo
     worst = 0.0
     for left, right in zip(moved, reference, strict=True):
         if left.shape != right.shape:
-            return torch.inf
-        if right.numel() == 0:
-            continue
-        finite = right[right.isfinite()]
-        same = left == right
-        if len(finite):
-            same |= left.isnan() & right.isnan()
-        change = torch.where(same, 0.0, (left - right).abs())
-        scale = finite.abs().max() if len(finite) else torch.ones(())
-        change = change.max() / scale if bool(scale > 0) else change.max()
-        worst = max(worst, float(change)) if bool(change.isfinite()) else torch.inf
+            return math.inf
+        if right.numel():
+            change, scale = _largest(left - right), _largest(right)
+            if not math.isfinite(change + scale):
+                change, scale = _change_of_numbers(left, right)
+            worst = max(worst, change / scale if scale > 0 else change)
     return worst
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, math.inf))
+
+
+def _change_of_numbers(left: Tensor, right: Tensor) -> tuple[float, float]:
+    """The largest change of the numbers in a tensor, and the largest of them, where not all of its entries are finite.
+
+    The change is infinite where an infinity changes, or what is no number, and where there are no numbers to change.
+    """
+    finite = right.isfinite()
+    same = left == right
+    if finite.any():
+        same |= left.isnan() & right.isnan()
+    change = _largest(torch.where(same, 0.0, left - right))
+    return change if math.isfinite(change) else math.inf, _largest(right[finite]) if finite.any() else 1.0
 
 
 def _same(moved: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:

@@ -1,6 +1,7 @@
 """What a proposed group is put to, and at which parameters."""
 
 from dataclasses import replace
+from math import inf, nan
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
 from lightning_symmetry.symmetry.step import Step
-from lightning_symmetry.symmetry.verification import _InFloat64, _make_generic, verify
+from lightning_symmetry.symmetry.verification import _InFloat64, _make_generic, relative_change, verify
 
 
 class Complex(nn.Module):
@@ -142,6 +143,28 @@ def test_what_is_no_number_is_to_stay_so_and_hides_no_change_of_the_numbers():
     assert [(group.kind, group.name) for group in symmetries] == [("permutation", "read")]
     false = replace(symmetries.groups[0], actions=symmetries.groups[0].actions[:2], name="false")
     assert verify(Step(model, batch), [*symmetries, false]).rejected == [false]
+
+
+@pytest.mark.parametrize(
+    ("moved", "reference", "change"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([1.0, 3.0], [1.0, -2.0], 2.5),
+        ([1e-3], [0.0], 1e-3),
+        ([], [], 0.0),
+        ([1.0], [1.0, 2.0], inf),
+        ([1.0, inf], [1.0, inf], 0.0),
+        ([1.0, inf], [1.0, -inf], inf),
+        ([1.0, inf], [1.0, 2.0], inf),
+        ([-inf], [-inf], 0.0),
+        ([3.0, nan], [2.0, nan], 0.5),
+        ([3.0, nan], [2.0, 1.0], inf),
+        ([nan], [nan], inf),
+        ([3.0 + 4.0j, 0.0j], [0.0j, 10.0j], 1.0),
+    ],
+)
+def test_a_change_is_of_the_largest_entry_and_none_where_nothing_is_a_number(moved, reference, change):
+    assert relative_change([torch.tensor(moved)], [torch.tensor(reference)]) == pytest.approx(change)
 
 
 class CountedStep(Step):

@@ -261,3 +261,27 @@ def test_slots_of_a_memory_are_permuted_for_its_keys_and_values_together(linear)
     slots = [group.rows for group in symmetries if group.size == 4]
     assert slots == [()]
     assert not symmetries.rejected
+
+
+class Codebook(nn.Module):
+    """Rounds to the nearest of some codes, buffers that follow what is rounded to them; and reads no registers."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.register_buffer("codes", torch.randn(6, 8))
+        self.registers = nn.Parameter(torch.empty(1, 0, 8))
+
+    def forward(self, inputs):
+        units = torch.cat([self.registers.expand(len(inputs), -1, -1), self.read(inputs)], 1).flatten(0, 1)
+        nearest = F.one_hot(torch.cdist(units, self.codes).argmin(-1), 6).to(units)
+        with torch.no_grad():
+            self.codes.lerp_(nearest.mT @ units, 0.1)
+        return self.out(F.layer_norm(units + (nearest @ self.codes - units).detach(), (8,)))
+
+
+def test_codes_that_no_parameter_has_and_parameters_without_entries_hinder_nothing():
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Codebook(), torch.randn(2, 7, 5))
+    assert ("permutation", 8) in {(group.kind, group.size) for group in symmetries}
+    assert not symmetries.rejected

@@ -110,5 +110,5 @@ def _affine(norm: Operation | None) -> tuple[str | None, str | None]:
 
 
 def _name(value: Value | None) -> str | None:
-    """The name of a leaf, or of what is computed, which has none."""
-    return None if value is None else leaf_of(value) or "computed"
+    """The name of a leaf; that of what is computed is empty."""
+    return None if value is None else leaf_of(value) or ""

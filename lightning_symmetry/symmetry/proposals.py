@@ -8,6 +8,7 @@ small constant of a norm are scales.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 from lightning_symmetry.symmetry.actions import Action, Block, Carried, Fold
 from lightning_symmetry.symmetry.axes import Atom, Place, atoms
-from lightning_symmetry.symmetry.charges import Span, Unknown, scalings, signs
+from lightning_symmetry.symmetry.charges import Charge, Span, Unknown, scalings, signs
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.labelling import Labelling
@@ -86,10 +87,10 @@ class _Model:
         everywhere: Iterable[Atom],
     ) -> None:
         self.blocks = blocks
-        self._places: dict[Atom, dict[int, list[Place]]] = {}
+        self._places: defaultdict[Atom, defaultdict[int, list[Place]]] = defaultdict(lambda: defaultdict(list))
         for number, (_, places) in enumerate(blocks):
             for place in filter(None, places):
-                self._places.setdefault(place.atom, {}).setdefault(number, []).append(place)
+                self._places[place.atom][number].append(place)
         self.shifts = shifts_along(blocks, everywhere)
         self._shapes = shapes
         self._names = names
@@ -200,7 +201,7 @@ class _Model:
     def _group(
         self, kind: str, atom: Atom, degrees: Degrees, exact: bool = True, carried: Sequence[Carried] = ()
     ) -> Iterator[SymmetryGroup]:
-        having = (self.blocks[number] for number in self._places.get(atom, {}))
+        having = (self.blocks[number] for number in self._places[atom])
         acting = (Action(block, tuple(_degree(place, atom, degrees) for place in places)) for block, places in having)
         actions = [action for action in acting if any(action.degrees)]
         vectors = (each for each in actions if len(each.block.axes) == 1 and each.block.tensor in self._parameters)
@@ -248,7 +249,7 @@ class _Model:
 
     def _unknowns(self, atom: Atom) -> list[Unknown]:
         """The unknown charges of an axis, those of vectors first: a norm's gain goes with all that reads it."""
-        places = self._places.get(atom, {})
+        places = self._places[atom]
         vectors_first = sorted(places, key=lambda number: len(self.blocks[number][0].axes) > 1)
         charges = (place.charge for number in vectors_first for place in places[number])
         return list(dict.fromkeys(unknown for charge in charges for unknown in charge.scale))
@@ -265,14 +266,14 @@ class _Model:
         return any(map(mean_is_free, others))
 
     def _scalings(self, atom: Atom) -> list[Degrees]:
-        forms = [form.scale for form in (*atom.vanishing, *atom.nearly)]
-        return [_whole(solution) for solution in scalings(forms, self._unknowns(atom))]
+        return self._solutions(atom, (*atom.vanishing, *atom.nearly))
 
     def _nearly_scalings(self, atom: Atom) -> list[Degrees]:
         """Those too that hold up to the small constant of a norm."""
-        return [
-            _whole(solution) for solution in scalings((form.scale for form in atom.vanishing), self._unknowns(atom))
-        ]
+        return self._solutions(atom, atom.vanishing)
+
+    def _solutions(self, atom: Atom, forms: Iterable[Charge]) -> list[Degrees]:
+        return [_whole(solution) for solution in scalings((form.scale for form in forms), self._unknowns(atom))]
 
     def _within_rows(
         self, atom: Atom, degrees: Degrees, solutions: Callable[[Atom], list[Degrees]] | None = None
@@ -296,7 +297,7 @@ class _Model:
         """The degree in each block as a whole."""
         sums = {
             number: sum(_degree(place, atom, degrees) for place in places)
-            for number, places in self._places.get(atom, {}).items()
+            for number, places in self._places[atom].items()
         }
         return {number: degree for number, degree in sums.items() if degree}
 

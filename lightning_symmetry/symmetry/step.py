@@ -246,11 +246,12 @@ def _copied_whole(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
     Torch's own has three attributes, which is too few of one that wraps another, and makes the class itself call hooks.
     """
     copied = memo[id(optimizer)] = object.__new__(type(optimizer))
-    attributes = {name: value for name, value in vars(optimizer).items() if name not in ("step", "zero_grad")}
-    hooks: dict[str, Any] = {
-        name: OrderedDict() for name in attributes if name.startswith("_optimizer_") and name.endswith("_hooks")
+    attributes = {
+        name: OrderedDict() if name.startswith("_optimizer_") and name.endswith("_hooks") else value
+        for name, value in vars(optimizer).items()
+        if name not in ("step", "zero_grad")
     }
-    vars(copied).update(copy.deepcopy({**attributes, **hooks}, memo))
+    vars(copied).update(copy.deepcopy(attributes, memo))
     return copied
 
 
@@ -343,7 +344,7 @@ class _TrainingStep(nn.Module):
             module, optimizers, schedulers = deep_copy(
                 (model, trainer.optimizers, trainer.lr_scheduler_configs), shared, {**large, id(trainer): silent}
             )
-            silence(silent, module, [idle(optimizer) for optimizer in optimizers], schedulers)
+            silence(silent, module, list(map(idle, optimizers)), schedulers)
             module.trainer = silent
         self.module = uncompiled(module)
         self._silent = silent

@@ -118,7 +118,7 @@ def _carried(
     """What becomes of a shift along other axes; None where that is no linear map of blocks."""
     taken = {key: through for key, shares in followers.items() if (through := [each for each in shares if each[1]])}
     carried = []
-    for block, places in chain.from_iterable(dimensions[whole] for whole in dict.fromkeys(map(root, taken))):
+    for block, places in dict(chain.from_iterable(dimensions[root(key)] for key in taken)).items():
         keys = [key_of(place) for place in places if place is not None and key_of(place) in taken]
         for share, path in taken[keys[-1]] if keys else ():  # the other dimensions of the block follow
             maps = tuple(each for each in (_map(dimensions, *each) for each in path) if each is not None)

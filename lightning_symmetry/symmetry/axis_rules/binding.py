@@ -211,13 +211,13 @@ class Binding:
                 columns, axes = self._columns(letter)
                 name = letter if isinstance(letter, str) else "..."
                 answers = [self._law(charges, name) for charges in columns]
-                everywhere: frozenset[Unknown] = frozenset()
+                several, everywhere = not is_one(axes[0]), frozenset[Unknown]()
                 if answers and len(set(atoms(axes[0]))) == len(answers):  # not of one axis at several positions
                     everywhere = frozenset.intersection(*(_hidden(answer.alone) for answer in answers))
                 for place, answer in zip(places(axes[0]), answers, strict=True):
                     place.atom.vanishing.extend(answer.vanishing)
                     place.atom.nearly.extend(answer.nearly)
-                    place.atom.vanishing_apart(not is_one(axes[0])).extend(
+                    place.atom.vanishing_apart(several).extend(
                         Charge(mean=form.mean - everywhere) for form in answer.alone
                     )
                     place.atom.rigid = place.atom.rigid or answer.rigid

@@ -24,6 +24,8 @@ from lightning_symmetry.symmetry.kinds import KINDS, Kind
 Unflatten = tuple[int, tuple[int, ...]]
 Narrow = tuple[int, int, int]
 View = Unflatten | Narrow
+_PIECE = 2**20
+"""How many entries are acted on at once."""
 
 
 @dataclass(frozen=True)
@@ -184,10 +186,11 @@ def transform(tensor: Tensor, action: Action, rows: Sequence[str], kind: Kind, e
     for part, degree in along(tensor, action, rows):
         if part.entries.shape[1] != element.shape[1]:
             raise Misfit(f"{part.entries.shape[1]} entries of {action.block.tensor}, for {element.shape[1]} of a group")
-        if element.dtype == torch.long:
-            part.write(kind.act(part.entries, element.to(tensor.device), degree))
-        else:
-            part.write(kind.act(*_of_one_type(part.entries, element), degree))
+        for piece in part.pieces():
+            if element.dtype == torch.long:
+                piece.write(kind.act(piece.entries, element.to(tensor.device), degree))
+            else:
+                piece.write(kind.act(*_of_one_type(piece.entries, element), degree))
 
 
 def _of_one_type(entries: Tensor, element: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,6 +256,17 @@ class Part:
     def contents(self) -> Tensor:
         """The block as ``(n_rows, n, rest)``, a copy where its memory has another order."""
         return self.entries.reshape(*self.entries.shape[:2], -1)
+
+    def pieces(self) -> Iterator[Part]:
+        """Parts of it, whole along the rows and the units, that are small enough not to ask for memory in large."""
+        others = [dim for dim in range(self.block.ndim) if dim not in self.dims]
+        longest = max(others, key=lambda dim: self.block.shape[dim], default=None)
+        if longest is None or self.block.numel() <= _PIECE:
+            yield self
+            return
+        length = max(_PIECE * self.block.shape[longest] // self.block.numel(), 1)
+        for piece in self.block.split(length, longest):
+            yield Part(piece, self.dims)
 
     def write(self, contents: Tensor) -> None:
         """Put contents in the place of the block."""

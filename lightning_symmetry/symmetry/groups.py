@@ -236,7 +236,8 @@ class Symmetries(Sequence[SymmetryGroup]):
         groups: The groups, in the order of the parameters that they move first.
         blocks: The partition of every parameter along the model's axes, those included that no group acts on.
         share: The share of the parameters' entries that at least one group moves, from 0 to 1.
-        rejected: The names of groups that were proposed, but changed what the model computes.
+        rejected: The names of groups that were proposed, but changed what the model computes, or could not be told from
+            such in as many runs as are made.
         without_rule: The operations whose axes could not be followed, with how many axes each leaves out: what they
             touch is taken to have no symmetry.
         one_batch: Why the groups were verified on one batch alone; None where they were on a second one too.

@@ -13,7 +13,7 @@ One copy of the parameters in float64 is all that is held; for each trial it is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -22,10 +22,10 @@ import torch
 from torch import Generator, Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from lightning_symmetry.symmetry.actions import Misfit, transform
 from lightning_symmetry.symmetry.groups import SymmetryGroup
+from lightning_symmetry.symmetry.halving import passing
 from lightning_symmetry.symmetry.laws import ROUNDING, SMALL
 from lightning_symmetry.symmetry.second_batch import second_batches
 from lightning_symmetry.symmetry.step import Outputs, Step, Tensors
@@ -35,6 +35,8 @@ TOLERANCE = 1e-8
 """The largest change of an output, relative to the largest entry of that output, that passes as rounding."""
 MOVEMENT = 1e-2
 """The least relative distance that an element of a group must move the parameters by."""
+_STRETCH = 2**18
+"""How many entries get their noise at once: so many stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Verified:
 
     Attributes:
         groups: Those that passed, each with `verified` and `preserves` set.
-        rejected: Those that failed.
+        rejected: Those that failed, or could not be told from such in as many trials as are made.
         one_batch: Why they were tried on the batch given alone; None where they were tried on a second one too.
     """
 
@@ -57,20 +59,18 @@ def verify(step: Step, groups: Sequence[SymmetryGroup], seed: int = 0) -> Verifi
 
     All are tried jointly; only where that fails, halves are tried until the culprits are alone. Groups that hold only
     as far as the small constant of a norm is zero are tried with that constant as good as zero, and translations that
-    may change what `forward` returns, though not the loss, apart from all others. Culprits tend to be of one kind, so
-    that sorted by kind fewer halves hold one.
+    may change what `forward` returns, though not the loss, apart from all others: both first, since they move less,
+    which must be put back after. Culprits tend to be of one kind, so that sorted by kind fewer halves hold one.
     """
     trials = _Trials(step, seed)
     passed: dict[str, SymmetryGroup] = {}
     one_batch = None
-    for exact in (True, False):
+    for exact in (False, True):
         some = sorted((group for group in groups if group.exact is exact), key=lambda group: group.kind)
         if some:
             one_batch = trials.begin(exact) or one_batch
             for suspect in (True, False) if trials.preserves_itself() else ():
-                kept = _passing(
-                    [group for group in some if trials.may_move_forward(group) is suspect], trials.preserves
-                )
+                kept = passing([group for group in some if trials.may_move_forward(group) is suspect], trials.preserves)
                 with_output = {group.name for group in trials.preserving_forward(kept)}
                 for group in kept:
                     preserves = "output" if group.name in with_output else "loss"
@@ -148,7 +148,7 @@ class _Trials:
             pairs = zip(moved, self._reference, strict=False)
             return bool(moved) and all(_same(outputs.forward, reference.forward) for outputs, reference in pairs)
 
-        return _passing(groups, preserves_forward) if self._reference[0].forward else []
+        return passing(groups, preserves_forward) if self._reference[0].forward else []
 
     def may_move_forward(self, group: SymmetryGroup) -> bool:
         """Whether it may be a translation of what `forward` returned, as of logits under a softmax."""
@@ -236,24 +236,6 @@ def _move(group: SymmetryGroup, tensors: Tensors, squared_norms: Mapping[str, fl
     return distance >= enough
 
 
-def _passing(groups: Sequence[SymmetryGroup], passes: Callable[[Sequence[SymmetryGroup]], bool]) -> list[SymmetryGroup]:
-    """Those groups that pass, found by halving."""
-    return list(groups) if not groups or passes(groups) else _passing_of_halves(groups, passes)
-
-
-def _passing_of_halves(
-    groups: Sequence[SymmetryGroup], passes: Callable[[Sequence[SymmetryGroup]], bool]
-) -> list[SymmetryGroup]:
-    """Those of some that do not all pass: so where the first half passes, a culprit is in the second."""
-    middle = len(groups) // 2
-    if not middle:
-        return []
-    first, second = groups[:middle], groups[middle:]
-    if len(second) > 1 and passes(first):
-        return [*first, *_passing_of_halves(second, passes)]
-    return [*_passing(first, passes), *_passing(second, passes)]
-
-
 def relative_change(moved: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
     """The largest change of a tensor relative to its largest entry.
 
@@ -312,9 +294,11 @@ def _make_generic(generic: Tensor, parameter: Tensor, seed: int) -> None:
     if generic.is_complex():
         generic, parameter = torch.view_as_real(generic), torch.view_as_real(parameter)
     generator = Generator(generic.device).manual_seed(seed)
-    noise = torch.empty_like(generic, dtype=torch.float32).uniform_(-1, 1, generator=generator)
     size = float(torch.linalg.vector_norm(parameter)) / max(parameter.numel(), 1) ** 0.5
-    torch.add(parameter, noise, alpha=0.1 * 3**0.5 * min(max(size, 0.1), 1.0), out=generic)
+    generic.copy_(parameter)
+    for part in generic.as_strided((generic.numel(),), (1,)).split(_STRETCH):
+        noise = torch.empty_like(part, dtype=torch.float32).uniform_(-1, 1, generator=generator)
+        part.add_(noise, alpha=0.1 * 3**0.5 * min(max(size, 0.1), 1.0))
 
 
 class _InFloat64(TorchDispatchMode):
@@ -331,13 +315,13 @@ class _InFloat64(TorchDispatchMode):
     def __torch_dispatch__(
         self, operation: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args, kwargs = tree_map(_lifted, (args, kwargs or {}))
+        args, kwargs = _lifted(args), {name: _lifted(value) for name, value in (kwargs or {}).items()}
         if operation is torch.ops.aten._grouped_mm.default and _is_by_expert(*args, **kwargs):
             return by_expert(*args, **kwargs)
         drawn = typical_draw(operation, args, kwargs)
         if drawn is None:
             drawn = operation(*(args if self._exact else _with_least_constant(operation, args)), **kwargs)
-        return tree_map(_lifted, drawn)
+        return _lifted(drawn)
 
 
 def _is_by_expert(rows: Tensor, maps: Tensor, offs: Tensor | None = None, **options: Any) -> bool:
@@ -362,10 +346,14 @@ def _with_least_constant(operation: OpOverload, args: tuple[Any, ...]) -> tuple[
     return (*args[:place], ROUNDING, *args[place + 1 :]) if place < len(args) else args
 
 
-def _lifted(leaf: Any) -> Any:
-    """A tensor, or a type, of the same numbers in double precision."""
-    if isinstance(leaf, torch.dtype):
-        if leaf.is_complex:
+def _lifted(given: Any) -> Any:
+    """A tensor, or a type, of the same numbers in double precision, or several of them."""
+    if isinstance(given, Tensor):
+        return given.to(_lifted(given.dtype))
+    if isinstance(given, (tuple, list)):
+        return type(given)(map(_lifted, given))
+    if isinstance(given, torch.dtype):
+        if given.is_complex:
             return torch.complex128
-        return torch.float64 if leaf.is_floating_point else leaf
-    return leaf.to(_lifted(leaf.dtype)) if isinstance(leaf, Tensor) else leaf
+        return torch.float64 if given.is_floating_point else given
+    return given

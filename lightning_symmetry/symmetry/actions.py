@@ -46,7 +46,8 @@ class Block:
     numel: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The part of a tensor, as a view that shares its memory."""
+        """The part of a tensor, as a view that shares its memory; a number has one position."""
+        tensor = tensor.reshape(1) if self.views and not tensor.ndim else tensor
         for view in self.views:
             tensor = tensor.unflatten(*view) if len(view) == 2 else tensor.narrow(*view)
         return tensor

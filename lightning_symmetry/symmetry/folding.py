@@ -16,8 +16,8 @@ import torch
 from torch.utils._pytree import tree_map
 
 from lightning_symmetry.symmetry.factors import PICKED, leaf_of, looks_at_others
-from lightning_symmetry.symmetry.laws import CONTRACTIONS
 from lightning_symmetry.symmetry.layout import LAYOUT
+from lightning_symmetry.symmetry.operation_laws import CONTRACTIONS
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value
 
 aten = torch.ops.aten

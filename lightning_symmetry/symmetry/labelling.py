@@ -43,8 +43,8 @@ from lightning_symmetry.symmetry.axes import (
 from lightning_symmetry.symmetry.axis_rules import Binding, Rule, parse, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
-from lightning_symmetry.symmetry.factors import contraction_of, is_average, kept_last, multiplier_of
-from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, affine, average, law_of, masked, multiple, product
+from lightning_symmetry.symmetry.factors import contraction_of, is_average, kept_last
+from lightning_symmetry.symmetry.laws import affine, average
 from lightning_symmetry.symmetry.layout import (
     LAYOUT,
     REARRANGED,
@@ -58,6 +58,7 @@ from lightning_symmetry.symmetry.layout import (
     viewed,
 )
 from lightning_symmetry.symmetry.loops import Loop, Loops, Positions, walked_beside
+from lightning_symmetry.symmetry.operation_laws import CONTRACTIONS, is_zero, law_of_call
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value
 
 aten = torch.ops.aten
@@ -369,32 +370,3 @@ def _stretches(tensor: Tensor) -> list[tuple[int, bool | None]]:
         else:
             stretches += [(len(part), is_zero(part)) for part in some]
     return stretches
-
-
-def _is_infinitely_low(value: Value) -> bool:
-    """Whether a constant is so low that a softmax gives no weight to it."""
-    return value.constant is not None and value.constant.numel() > 0 and bool((value.constant < -1e4).all())
-
-
-def law_of_call(operation: Operation, used: set[Value]) -> Law:
-    """The law of an operation on a tape, of which the values that are read are used."""
-    number = multiplier_of(operation)
-    if number is not None:
-        return multiple(number)
-    if operation.operation == aten.where.self and _is_infinitely_low(operation.args[1]):
-        return masked
-    if operation.operation == aten.where.self:
-        for number, value in enumerate(operation.args[1:], 1):
-            if value.constant is not None and is_zero(value.constant):  # a product with a mask
-                return lambda charges, letter: product([*charges[:number], *charges[number + 1 :]], letter)
-    if operation.operation == aten.clamp.Tensor and len(operation.args) == 2 and operation.args[1].constant is not None:
-        floor = operation.args[1].constant
-        if floor.numel() == 1:  # as cosine similarities keep from dividing by zero
-            return law_of(aten.clamp.default, (operation.args[0], float(floor)), {}, 1)
-    one_output = used.isdisjoint(operation.outputs[1:])
-    return law_of(operation.operation, operation.args, operation.kwargs, len(operation.inputs), one_output)
-
-
-def is_zero(tensor: Tensor) -> bool:
-    """Whether a constant is zero, and so stays what it is however it is scaled."""
-    return tensor.is_floating_point() and tensor.layout == torch.strided and bool(tensor.numel()) and not tensor.any()

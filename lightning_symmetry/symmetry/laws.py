@@ -9,19 +9,12 @@ Every law can be put to the test: scale or flip the inputs by what it says, run 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal
-
-import torch
-from torch._ops import OpOverload
+from typing import Literal
 
 from lightning_symmetry.symmetry.charges import NEUTRAL, Charge
-from lightning_symmetry.symmetry.tape import packets
-
-aten = torch.ops.aten
 
 Charges = Sequence[Charge | None]
 
@@ -172,6 +165,13 @@ def largest(charges: Charges, letter: str) -> Answer:
     return Answer(answer.output.of_scale, (*answer.vanishing, *signs, *_shifts(held)), "order")
 
 
+def extreme(charges: Charges, letter: str) -> Answer:
+    """The largest or the smallest along other axes: what is added to all of them passes, signs do not."""
+    answer = power(1, "neither")([charge.of_scale + charge.of_sign for charge in _held(charges)], letter)
+    charge = sum(_held(charges), NEUTRAL)
+    return Answer(answer.output + charge.of_shift, (*answer.vanishing, charge.of_mean), "order")
+
+
 def chosen(charges: Charges, letter: str) -> Answer:
     """A choice between two inputs by a mask, which comes first: one of them written into the other."""
     mask, one, other = charges
@@ -242,6 +242,19 @@ def norm(
     return law
 
 
+def centring(dims: Sequence[int]) -> Law:
+    """Along its own axes the mean is taken away; along the others what is added to all of it, and scales pass."""
+
+    def law(charges: Charges, letter: str) -> Answer:
+        (charge,) = _held(charges) or (NEUTRAL,)
+        if letter not in {f"a{dim}" for dim in dims}:
+            return Answer(charge.unshifted + charge.of_mean)
+        free, held = ((charge.of_mean,), ()) if len(dims) == 1 else ((), (charge.of_mean,))
+        return Answer(NEUTRAL, (charge.unshifted, charge.of_shift, *held), keeps=frozenset({MEAN}), alone=free)
+
+    return law
+
+
 def softmax(over: str) -> Law:
     """Along its own axis the mean is taken away; along the others what is added to all of it."""
 
@@ -266,121 +279,6 @@ def written(charges: Charges, letter: str) -> Answer:
     answer = total(ends, letter)
     vanishing = (*answer.vanishing, *between, *_shifts(_held(ends)))
     return Answer(answer.output.unshifted, vanishing, answer.rigid or ("lookup" if between else None))
-
-
-LINEAR = packets("""
-    _adaptive_avg_pool2d _adaptive_avg_pool3d as_strided_copy embedding flip gather index index_select mean unfold
-    upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
-    view_as_complex_copy view_as_real_copy
-""")
-_MATRIX_PRODUCTS = packets("_grouped_mm bmm dot linalg_vecdot mm mv")
-_OF_ONE = packets("_fft_c2c _fft_c2r _fft_r2c avg_pool1d avg_pool2d avg_pool3d cumsum sum tril triu")
-PRODUCTS = _MATRIX_PRODUCTS | _OF_ONE | {aten.mul}
-CONTRACTIONS = _MATRIX_PRODUCTS | {aten.addmm, aten.convolution}
-NORMS = packets("""
-    _native_batch_norm_legit _native_batch_norm_legit_functional _native_batch_norm_legit_no_training native_batch_norm
-    native_group_norm native_layer_norm
-""")
-WRITTEN = packets("index_add index_put scatter_add")
-HOMOGENEOUS = packets("""
-    adaptive_max_pool2d adaptive_max_pool3d amax amin leaky_relu max max_pool2d_with_indices max_pool3d_with_indices min
-    relu
-""")
-ODD = packets("asinh atan erf erfinv sin sinh tan tanh")
-POWERS: Mapping[Any, Law] = {
-    aten.abs: power(1, "even"),
-    aten.reciprocal: power(-1, "odd"),
-    aten.sign: power(0, "odd"),
-    aten.rsqrt: power(Fraction(-1, 2), "neither"),
-    aten.sqrt: power(Fraction(1, 2), "neither"),
-    aten.var: power(2, "even"),
-}
-
-
-def law_of(
-    operation: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], n_tensors: int, one_output: bool = True
-) -> Law:
-    """The law of one call, `neutral` where none is known.
-
-    Args:
-        operation: The operation.
-        args: Its arguments.
-        kwargs: Its arguments by name.
-        n_tensors: How many tensors are among them.
-        one_output: Whether nothing but the first output is used: of the statistics of a norm no law is told.
-    """
-    packet = operation.overloadpacket
-    if kwargs.get("rounding_mode") or (packet in NORMS and not one_output):
-        return neutral
-    match packet:
-        case aten.add if n_tensors == 2 and kwargs.get("alpha", 1) == 1:
-            return total
-        case aten.sub if n_tensors == 2 and kwargs.get("alpha", 1) == 1:
-            return difference
-        case aten.neg:
-            return multiple(-1)
-        case aten.add if isinstance(args[1], (int, float)):
-            return product if abs(args[1]) <= ROUNDING else nearly_unchanged if 0 < args[1] <= SMALL else neutral
-        case aten.ge | aten.gt | aten.le | aten.lt if n_tensors == 1 and args[1] == 0:
-            return power(0, "neither")
-        case aten._embedding_bag | aten._embedding_bag_forward_only if args[4] < 2:  # no maxima
-            return product
-        case aten.cos | aten.cosh:
-            return even
-        case aten.eq | aten.ne if n_tensors == 1 and math.isinf(args[1]):
-            return indifferent
-        case aten.div if n_tensors == 2:
-            return quotient
-        case aten.mul if isinstance(args[1], (int, float)) and args[1] and math.isfinite(args[1]):
-            return multiple(args[1])
-        case aten.div if isinstance(args[1], (int, float)):
-            return multiple(1 / args[1]) if args[1] and math.isfinite(args[1]) else product
-        case aten.pow if isinstance(args[1], (int, float)):
-            exponent = Fraction(args[1]).limit_denominator(64)
-            whole = exponent.denominator == 1
-            return power(exponent, ("even", "odd")[exponent.numerator % 2] if whole else "neither")
-        case aten.clamp if n_tensors == 1 and args[1] == 0 and (len(args) < 3 or args[2] is None):
-            return power(1, "neither")
-        case aten.copy:
-            return overwritten
-        case aten.cat | aten.select_scatter | aten.slice_scatter:
-            return joint
-        case aten.maximum | aten.minimum if n_tensors == 2:
-            return largest
-        case aten.linalg_vector_norm:
-            return length if len(args) < 2 or args[1] == 2 else power(1, "even")
-        case aten.avg_pool1d | aten.avg_pool2d if len(args) < 4 or not any(args[3]):
-            return linear
-        case aten.where:
-            return chosen
-        case aten.addmm if kwargs.get("beta", 1) == 1:
-            return affine(bias=0)
-        case aten.convolution:
-            return product if args[2] is None else affine(bias=2)
-        case aten.clamp if n_tensors == 1 and 0 < (args[1] or 0) <= SMALL and (len(args) < 3 or args[2] is None):
-            return nearly_unchanged
-        case aten.constant_pad_nd if len(args) < 3 or args[2] == 0:
-            return product
-        case aten.native_layer_norm:
-            return norm(args[2] is not None, args[3] is not None, args[4], ("...",), centred=len(args[1]) == 1)
-        case aten._softmax | aten._log_softmax:
-            return softmax(f"a{args[1] % max(len(args[0].shape), 1)}")
-        case aten.native_group_norm:
-            return norm(args[1] is not None, args[2] is not None, args[7], ("n", "g"))
-    if packet in NORMS:
-        statistics = operation is not aten._native_batch_norm_legit.no_stats and args[3] is not None
-        return norm(args[1] is not None, args[2] is not None, args[-1], ("c",), statistics)
-    if packet in LINEAR:
-        return linear
-    if packet in PRODUCTS:
-        return product
-    if packet in WRITTEN or operation is aten.scatter.src:
-        return written
-    if packet in HOMOGENEOUS and n_tensors == 1:
-        return power(1, "neither")
-    if packet in ODD:
-        return odd
-    return POWERS.get(packet, neutral)
 
 
 def _held(charges: Charges) -> tuple[Charge, ...]:

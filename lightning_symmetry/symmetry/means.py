@@ -14,8 +14,9 @@ from lightning_symmetry.symmetry.actions import Action, Block, Fold
 from lightning_symmetry.symmetry.axes import Atom, Place
 from lightning_symmetry.symmetry.charges import Key
 from lightning_symmetry.symmetry.factors import leaf_of
-from lightning_symmetry.symmetry.labelling import Labelling, is_zero
+from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.layout import LAYOUT
+from lightning_symmetry.symmetry.operation_laws import is_zero
 from lightning_symmetry.symmetry.shifts import wholes
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value
 from lightning_symmetry.symmetry.translations import Blocks, Shift, key_of

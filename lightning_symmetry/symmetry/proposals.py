@@ -29,7 +29,7 @@ from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.streams import Stream, streams
 from lightning_symmetry.symmetry.tape import Tape
 from lightning_symmetry.symmetry.translations import Blocks, Shift, blocks_of_leaves, shifts_along
-from lightning_symmetry.symmetry.whole import scales_of_whole_tensors
+from lightning_symmetry.symmetry.whole import Wholes, of_whole_tensors
 
 Degrees = Mapping[Unknown, float]
 K = TypeVar("K")
@@ -61,11 +61,12 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     model = _Model(blocks, names, rows, parameters, shapes, everywhere)
     groups = [group for atom in found for group in model.groups_on(atom, kinds)]
     means = Means(tape, labelling, blocks, model.shifts)
-    groups += [model.mean(*mean) for atom in found for mean in means.along(atom) if mean[0].tensor in parameters]
+    free_means = [mean for atom in found for mean in means.along(atom) if mean[0].tensor in parameters]
+    groups += [model.mean(*mean) for mean in free_means]
     for stream in streams(labelling, parameters, names, leaves, blocks) if "rotation" in kinds else ():
         groups = [group for group in groups if not _is_within(group, stream)]
         groups.append(model.rotation(stream))
-    groups += model.groups_of_whole_tensors(*scales_of_whole_tensors(tape), found)
+    groups += model.groups_of_whole_tensors(of_whole_tensors(tape), found, [block for block, *_ in free_means])
     groups = [group for group in groups if group.kind in kinds]
     return Proposals(
         sorted(groups, key=lambda group: list(leaves).index(group.parameters[0])),
@@ -160,43 +161,50 @@ class _Model:
         )
 
     def groups_of_whole_tensors(
-        self, exact: Sequence[Mapping[str, Fraction]], every: Sequence[Mapping[str, Fraction]], atoms: Iterable[Atom]
+        self, wholes: Wholes, atoms: Iterable[Atom], means: Collection[Block]
     ) -> Iterator[SymmetryGroup]:
-        """The scales of whole tensors that are no scales of all positions along some axis alike."""
-        known: Span[int] = Span()
+        """The scales and shifts of whole tensors that are none of all positions along some axis alike.
+
+        Args:
+            wholes: The degrees of tensors.
+            atoms: The axes.
+            means: The blocks of which a mean is free.
+        """
+        scales: Span[int] = Span()
+        shifts: Span[int] = Span()
+        for number, (block, _) in enumerate(self.blocks):
+            if block in means:
+                shifts.add({number: 1})
         for atom in atoms:
             for solution in self._spanned(atom, self._nearly_scalings):
-                known.add(solution)
-        for wholes, holds_exactly in ((exact, True), (every, False)):
-            for degrees in map(_whole, wholes):
-                scaled = {
-                    number: degrees[block.tensor]
-                    for number, (block, _) in enumerate(self.blocks)
-                    if block.tensor in degrees
+                scales.add(solution)
+            for solution in self._spanned(atom, self._degrees_of_shifts):
+                shifts.add(solution)
+        for kind, solutions, known, exact in (
+            ("scale", wholes.scales, scales, True),
+            ("scale", wholes.nearly_scales, scales, False),
+            ("translation", wholes.shifts, shifts, True),
+        ):
+            for degrees in map(_whole, solutions):
+                moved = {
+                    n: degrees[block.tensor] for n, (block, _) in enumerate(self.blocks) if block.tensor in degrees
                 }
-                if self._parameters_of(degrees) and known.add(scaled):
-                    yield self._scale(degrees, holds_exactly)
+                if self._parameters_of(degrees) and known.add(moved):
+                    yield self._of_wholes(kind, degrees, exact)
 
-    def _scale(self, degrees: Mapping[str, int], exact: bool) -> SymmetryGroup:
-        """A group that multiplies whole tensors, seen with a dimension of one position in front."""
+    def _of_wholes(self, kind: str, degrees: Mapping[str, int], exact: bool) -> SymmetryGroup:
+        """A group that acts on whole tensors, seen with a dimension of one position in front."""
         parameters = self._parameters_of(degrees)
-        name = self._name("scale", parameters[0].rpartition(".")[0] or parameters[0], parameters[0])
+        name = self._name(kind, parameters[0].rpartition(".")[0] or parameters[0], parameters[0])
         turn = 1 if degrees[parameters[0]] > 0 else -1
-        shapes = self._shapes
-        actions = tuple(
-            Action(
-                Block(
-                    tensor,
-                    ((0, (1, shapes[tensor][0])),),
-                    (name, *[""] * len(shapes[tensor])),
-                    math.prod(shapes[tensor]),
-                ),
-                (turn * degree, *[0] * len(shapes[tensor])),
-            )
-            for tensor, degree in degrees.items()
-        )
+        actions = []
+        for tensor, degree in degrees.items():
+            shape = self._shapes[tensor]
+            others = len(shape)
+            seen = Block(tensor, ((0, (1, *shape[:1])),), (name, *[""] * others), math.prod(shape))
+            actions.append(Action(seen, (turn * degree, *[0] * others)))
         buffers = tuple(tensor for tensor in degrees if tensor not in self._parameters)
-        return SymmetryGroup("scale", name, name, 1, (), actions, parameters, buffers, exact=exact)
+        return SymmetryGroup(kind, name, name, 1, (), tuple(actions), parameters, buffers, exact=exact)
 
     def _group(
         self, kind: str, atom: Atom, degrees: Degrees, exact: bool = True, carried: Sequence[Carried] = ()

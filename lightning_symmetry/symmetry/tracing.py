@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lightning_symmetry.symmetry.centred import with_centring
 from lightning_symmetry.symmetry.functionalization import functional, functional_copy, functionalized, plain, written_by
 from lightning_symmetry.symmetry.rewriting import with_lengths, with_picked_maps
 from lightning_symmetry.symmetry.step import Step
@@ -48,7 +49,7 @@ def trace(step: Step) -> Tape:
             inputs = [{name: functional(tensor) for name, tensor in some.items()} for some in (parameters, buffers)]
             outputs = step(inputs[0], inputs[1], step.batch)
             returned = [recorder.value(plain(output)) for output in outputs.preserved]
-    operations = with_lengths(_living(with_picked_maps(recorder.operations), returned))
+    operations = with_lengths(_living(with_centring(with_picked_maps(recorder.operations)), returned))
     read = {id(value) for operation in operations for value in operation.inputs}
     for name in moving:
         if id(leaves[name]) not in read:
@@ -84,7 +85,16 @@ def _sparse_product(added: Tensor, left: Tensor, right: Tensor, *, beta: float =
     return aten.mm(left, right) if (beta, alpha) == (0, 1) else NotImplemented
 
 
+def _bilinear(left: Tensor, maps: Tensor, right: Tensor, *expanded: Any) -> Any:
+    """What `torch.nn.functional.bilinear` calls, as two products: `expanded` are the dimensions missing in each."""
+    if expanded[:4] != ([1, 3], [0], [1, 2], [2, 3]):
+        return NotImplemented
+    mapped = (left @ maps.transpose(0, 1).flatten(1)).unflatten(1, (len(maps), -1))
+    return (mapped @ right.unsqueeze(2)).squeeze(2)
+
+
 _DECOMPOSITIONS[aten._sparse_addmm.default] = _sparse_product
+_DECOMPOSITIONS[aten._trilinear.default] = _bilinear
 _FROM_SHAPE_ALONE = packets("empty_like full_like new_empty new_full new_ones new_zeros ones_like zeros_like")
 _UNWRITTEN = packets("empty empty_like empty_strided new_empty new_empty_strided")
 _OF_SPARSE = packets("_indices_copy _values_copy indices_copy values_copy crow_indices_copy col_indices_copy")

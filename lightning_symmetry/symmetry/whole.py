@@ -1,38 +1,50 @@
-"""Scales of whole tensors: all that is written to a stream, against the norms that read it.
+"""Scales and shifts of whole tensors: all that is written to a stream, against the norms that read it.
 
-The same laws that say how an axis is scaled say how a tensor is scaled as a whole, by one number: it is an axis of one
-position that every tensor has. Whatever a norm divides by its size may be scaled; what is added to it must be scaled
-alike.
+The same laws that say how an axis is scaled, and what may be added along it, say so of a tensor as a whole, with one
+number: it is an axis of one position that every tensor has. Whatever a norm divides by its size may be scaled; what is
+added to it must be scaled alike. To what a softmax reads a number may be added, as by the bias of one output.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 
-from lightning_symmetry.symmetry.charges import NEUTRAL, Charge, scalings, unknown
-from lightning_symmetry.symmetry.labelling import is_zero, law_of_call
+from lightning_symmetry.symmetry.charges import NEUTRAL, Charge, Unknown, scalings, unknown
 from lightning_symmetry.symmetry.laws import WHOLE
 from lightning_symmetry.symmetry.layout import LAYOUT
+from lightning_symmetry.symmetry.operation_laws import is_zero, law_of_call
 from lightning_symmetry.symmetry.tape import Tape, Value
 
 Degrees = Mapping[str, Fraction]
+Form = Mapping[Unknown, Fraction]
 
 
-def scales_of_whole_tensors(tape: Tape) -> tuple[list[Degrees], list[Degrees]]:
-    """The exponents by which leaves may be scaled as wholes.
+@dataclass(frozen=True)
+class Wholes:
+    """What may happen to leaves as wholes: bases, each of the degrees of leaves by name, zeros left out.
 
-    Returns:
-        A basis of what holds exactly, and one of what holds but for the small constants of norms: the exponents of
-        leaves by name, zeros left out.
+    Attributes:
+        scales: The exponents by which they may be scaled.
+        nearly_scales: Those that hold but for the small constants of norms.
+        shifts: How often a number may be added to all of their entries.
     """
+
+    scales: list[Degrees]
+    nearly_scales: list[Degrees]
+    shifts: list[Degrees]
+
+
+def of_whole_tensors(tape: Tape) -> Wholes:
+    """The degrees to which leaves may be scaled and shifted as wholes."""
     charges: dict[Value, Charge] = {}
     used = {value for operation in tape.operations for value in operation.inputs}
     moved = (
         name for name, value in tape.leaves.items() if value.depends and value in used and math.prod(value.shape) > 0
     )
-    names = {tape.leaves[name]: name for name in moved if tape.leaves[name].shape}
+    names = {tape.leaves[name]: name for name in moved}
     leaves = {value: unknown() for value in names}
 
     def charge_of(value: Value) -> Charge:
@@ -58,8 +70,13 @@ def scales_of_whole_tensors(tape: Tape) -> tuple[list[Degrees], list[Degrees]]:
     vanishing += map(charge_of, tape.outputs)
     unknowns = {next(iter(charge.scale)): names[value] for value, charge in leaves.items()}
 
-    def solved(forms: list[Charge]) -> list[Degrees]:
-        solutions = scalings([form.scale for form in forms], list(unknowns))
-        return [{unknowns[key]: degree for key, degree in solution.items()} for solution in solutions]
+    def solved(forms: Iterable[Form]) -> list[Degrees]:
+        return [
+            {unknowns[key]: degree for key, degree in solution.items()} for solution in scalings(forms, list(unknowns))
+        ]
 
-    return solved(vanishing + nearly), solved(vanishing)
+    return Wholes(
+        scales=solved(form.scale for form in vanishing + nearly),
+        nearly_scales=solved(form.scale for form in vanishing),
+        shifts=solved(form.shift for form in vanishing),
+    )

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_symmetry.symmetry.axis_rules import registered, rule_of
 from lightning_symmetry.symmetry.axis_rules.pointwise import POINTWISE
+from lightning_symmetry.symmetry.centred import CENTRED
 from lightning_symmetry.symmetry.verification import by_expert
 
 torch.set_num_threads(1)
@@ -193,6 +194,9 @@ def norms():
     yield Sample(aten._softmax.default, (real(5), -1, False))
     yield Sample(aten._log_softmax.default, (real(3, 5), -1, False))
     yield Sample(aten._log_softmax.default, (real(3, 5), 0, False))
+    yield Sample(CENTRED, (real(2, 3, 5), [2]))
+    yield Sample(CENTRED, (real(2, 3, 5), [0]))
+    yield Sample(CENTRED, (real(2, 3, 5), [0, 2]))
     yield Sample(aten.native_layer_norm.default, (real(2, 3, 5), [5], real(5), real(5), 1e-5))
     yield Sample(aten.native_layer_norm.default, (real(2, 3, 5), [3, 5], real(3, 5), real(3, 5), 1e-5))
     yield Sample(aten.native_layer_norm.default, (real(3, 5), [5], real(5), None, 1e-5))

@@ -9,7 +9,7 @@ from lightning_symmetry.symmetry.axes import places as places_of
 from lightning_symmetry.symmetry.axis_rules import Binding, Contraction, rule_of
 from lightning_symmetry.symmetry.charges import Hidden, Image, scalings, signs, unknown
 from lightning_symmetry.symmetry.kinds import KINDS
-from lightning_symmetry.symmetry.laws import CONTRACTIONS, NORMS, law_of
+from lightning_symmetry.symmetry.operation_laws import CONTRACTIONS, NORMS, law_of
 from tests.symmetry.sample_calls import SAMPLES
 
 of_each_sample = pytest.mark.parametrize("sample", SAMPLES, ids=str)

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 from lightning_symmetry.symmetry.axis_rules.registry import axis_rule
+from lightning_symmetry.symmetry.centred import CENTRED
 
 aten = torch.ops.aten
 
@@ -13,6 +14,13 @@ aten = torch.ops.aten
 def _(input, dim, half_to_float=False):
     letters = [f"a{k}" for k in range(len(input.shape))]
     kept = [letter for k, letter in enumerate(letters) if k != dim % max(len(letters), 1)]
+    return f"{' '.join(letters)} -> {' '.join(letters)}; {' '.join(kept)}"
+
+
+@axis_rule(CENTRED)
+def _(input, dims):
+    letters = [f"a{k}" for k in range(len(input.shape))]
+    kept = [letter for k, letter in enumerate(letters) if k not in dims]
     return f"{' '.join(letters)} -> {' '.join(letters)}; {' '.join(kept)}"
 
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from lightning_symmetry.symmetry.actions import Action, Block, Carried, Fold
 from lightning_symmetry.symmetry.axes import Atom, Place, atoms
-from lightning_symmetry.symmetry.charges import Charge, Span, Unknown, scalings, signs
+from lightning_symmetry.symmetry.charges import Charge, Echelon, Unknown, scalings, signs
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.labelling import Labelling
@@ -163,7 +163,7 @@ class _Model:
         self, exact: Sequence[Mapping[str, Fraction]], every: Sequence[Mapping[str, Fraction]], atoms: Iterable[Atom]
     ) -> Iterator[SymmetryGroup]:
         """The scales of whole tensors that are no scales of all positions along some axis alike."""
-        known: Span[int] = Span()
+        known: Echelon[int] = Echelon()
         for atom in atoms:
             for solution in self._spanned(atom, self._nearly_scalings):
                 known.add(solution)
@@ -337,7 +337,7 @@ def _whole(solution: Mapping[K, Fraction]) -> Mapping[K, int]:
 
 def _beyond(solutions: Sequence[Mapping[K, float]], known: Sequence[Mapping[K, float]]) -> list[Mapping[K, float]]:
     """Those solutions that are no combination of known ones and of one another."""
-    span: Span[K] = Span()
+    span: Echelon[K] = Echelon()
     for solution in known:
         span.add(solution)
     return [solution for solution in solutions if span.add(solution)]

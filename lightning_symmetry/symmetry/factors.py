@@ -1,12 +1,14 @@
-"""What is known of the factors of a product that sums over axes: from which operations they come."""
+"""What the tensors that an operation reads tell of it: which are constant, and which operations the others are from."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch import Tensor
 
 from lightning_symmetry.symmetry.axis_rules import Contraction
+from lightning_symmetry.symmetry.laws import Law, law_of, masked, multiple, product
 from lightning_symmetry.symmetry.layout import LAYOUT, REARRANGED, SLICED, rearranged, sliced
 from lightning_symmetry.symmetry.tape import Operation, Value
 
@@ -101,3 +103,32 @@ def is_average(operation: Operation) -> bool:
     if operation.operation == aten.convolution.default or source is None or source.operation != aten._softmax.default:
         return False
     return bool(source.args[1] % len(source.args[0].shape) == len(source.args[0].shape) - 1)
+
+
+def _is_infinitely_low(value: Value) -> bool:
+    """Whether a constant is so low that a softmax gives no weight to it."""
+    return value.constant is not None and value.constant.numel() > 0 and bool((value.constant < -1e4).all())
+
+
+def law_of_call(operation: Operation, used: set[Value]) -> Law:
+    """The law of an operation on a tape, of which the values that are read are used."""
+    number = multiplier_of(operation)
+    if number is not None:
+        return multiple(number)
+    if operation.operation == aten.where.self and _is_infinitely_low(operation.args[1]):
+        return masked
+    if operation.operation == aten.where.self:
+        for number, value in enumerate(operation.args[1:], 1):
+            if value.constant is not None and is_zero(value.constant):  # a product with a mask
+                return lambda charges, letter: product([*charges[:number], *charges[number + 1 :]], letter)
+    if operation.operation == aten.clamp.Tensor and len(operation.args) == 2 and operation.args[1].constant is not None:
+        floor = operation.args[1].constant
+        if floor.numel() == 1:  # as cosine similarities keep from dividing by zero
+            return law_of(aten.clamp.default, (operation.args[0], float(floor)), {}, 1)
+    one_output = used.isdisjoint(operation.outputs[1:])
+    return law_of(operation.operation, operation.args, operation.kwargs, len(operation.inputs), one_output)
+
+
+def is_zero(tensor: Tensor) -> bool:
+    """Whether a constant is zero, and so stays what it is however it is scaled."""
+    return tensor.is_floating_point() and tensor.layout == torch.strided and bool(tensor.numel()) and not tensor.any()

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -43,8 +43,9 @@ from lightning_symmetry.symmetry.axes import (
 from lightning_symmetry.symmetry.axis_rules import Binding, Rule, parse, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
-from lightning_symmetry.symmetry.factors import contraction_of, is_average, kept_last, multiplier_of
-from lightning_symmetry.symmetry.laws import CONTRACTIONS, Law, affine, average, law_of, masked, multiple, product
+from lightning_symmetry.symmetry.factors import contraction_of, is_average, is_zero, kept_last, law_of_call
+from lightning_symmetry.symmetry.folding import with_gains_of_one
+from lightning_symmetry.symmetry.laws import CONTRACTIONS, affine, average
 from lightning_symmetry.symmetry.layout import (
     LAYOUT,
     REARRANGED,
@@ -80,8 +81,11 @@ _IN_ANY_ORDER = {"add", "index_put", "maximum", "minimum", "mul", "scatter_add",
 class Labelling:
     """The axes of the tensors on a tape, tied by its operations.
 
-    Attributes:
+    Args:
         tape: The tape.
+        folded: The names of gains that are taken to be one, as they are once they are folded into what reads them.
+
+    Attributes:
         without_rule: The operations without a rule that leave axes out, and how many: the dimensions of their tensors
             that they tell apart, of which no experiment found out what becomes.
         within: The axes of tensors that exist only within an operation.
@@ -90,8 +94,8 @@ class Labelling:
             bias, with the norms that it comes from.
     """
 
-    def __init__(self, tape: Tape) -> None:
-        self.tape = tape
+    def __init__(self, tape: Tape, folded: Collection[str] = ()) -> None:
+        self._folded = folded
         self._selected: defaultdict[Dimension, set[int]] = defaultdict(set)
         self._found_out: dict[Operation, str] = {}
         self._label(tape, {})
@@ -116,7 +120,7 @@ class Labelling:
         self._loop_over: dict[Dimension, Loop] = {}
         for operation in tape.operations:
             if operation.name not in LAYOUT and _depends(operation):
-                self._apply(operation)
+                self._apply(with_gains_of_one(operation, self._folded))
         self._loops.join()
         for output in tape.outputs:
             self._pin(output, "output")
@@ -369,32 +373,3 @@ def _stretches(tensor: Tensor) -> list[tuple[int, bool | None]]:
         else:
             stretches += [(len(part), is_zero(part)) for part in some]
     return stretches
-
-
-def _is_infinitely_low(value: Value) -> bool:
-    """Whether a constant is so low that a softmax gives no weight to it."""
-    return value.constant is not None and value.constant.numel() > 0 and bool((value.constant < -1e4).all())
-
-
-def law_of_call(operation: Operation, used: set[Value]) -> Law:
-    """The law of an operation on a tape, of which the values that are read are used."""
-    number = multiplier_of(operation)
-    if number is not None:
-        return multiple(number)
-    if operation.operation == aten.where.self and _is_infinitely_low(operation.args[1]):
-        return masked
-    if operation.operation == aten.where.self:
-        for number, value in enumerate(operation.args[1:], 1):
-            if value.constant is not None and is_zero(value.constant):  # a product with a mask
-                return lambda charges, letter: product([*charges[:number], *charges[number + 1 :]], letter)
-    if operation.operation == aten.clamp.Tensor and len(operation.args) == 2 and operation.args[1].constant is not None:
-        floor = operation.args[1].constant
-        if floor.numel() == 1:  # as cosine similarities keep from dividing by zero
-            return law_of(aten.clamp.default, (operation.args[0], float(floor)), {}, 1)
-    one_output = used.isdisjoint(operation.outputs[1:])
-    return law_of(operation.operation, operation.args, operation.kwargs, len(operation.inputs), one_output)
-
-
-def is_zero(tensor: Tensor) -> bool:
-    """Whether a constant is zero, and so stays what it is however it is scaled."""
-    return tensor.is_floating_point() and tensor.layout == torch.strided and bool(tensor.numel()) and not tensor.any()

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from lightning_symmetry.symmetry.actions import Action, Block, Fold
 from lightning_symmetry.symmetry.axes import Atom, Place
 from lightning_symmetry.symmetry.charges import Key
-from lightning_symmetry.symmetry.factors import leaf_of
-from lightning_symmetry.symmetry.labelling import Labelling, is_zero
+from lightning_symmetry.symmetry.factors import is_zero, leaf_of
+from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.layout import LAYOUT
 from lightning_symmetry.symmetry.shifts import wholes
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value

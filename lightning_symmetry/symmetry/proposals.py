@@ -62,7 +62,7 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     groups = [group for atom in found for group in model.groups_on(atom, kinds)]
     means = Means(tape, labelling, blocks, model.shifts)
     groups += [model.mean(*mean) for atom in found for mean in means.along(atom) if mean[0].tensor in parameters]
-    for stream in streams(labelling, parameters, names, leaves, blocks) if "rotation" in kinds else ():
+    for stream in streams(tape, labelling, parameters, names, leaves, blocks) if "rotation" in kinds else ():
         groups = [group for group in groups if not _is_within(group, stream)]
         groups.append(model.rotation(stream))
     groups += model.groups_of_whole_tensors(*scales_of_whole_tensors(tape), found)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from lightning_symmetry.symmetry.actions import Action, Block, Fold
 from lightning_symmetry.symmetry.axes import Atom, Axis, atoms, places
-from lightning_symmetry.symmetry.folding import Affine, foldable, without
+from lightning_symmetry.symmetry.folding import Affine, foldable
 from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.laws import LENGTH, MEAN
 from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.shifts import wholes
+from lightning_symmetry.symmetry.tape import Tape
 from lightning_symmetry.symmetry.translations import Blocks, blocks_of_leaves, key_of
 
 
@@ -33,6 +34,7 @@ class Stream:
 
 
 def streams(
+    tape: Tape,
     labelling: Labelling,
     parameters: Collection[str],
     names: Mapping[Atom, str],
@@ -40,10 +42,11 @@ def streams(
     blocks_before: Blocks,
 ) -> Iterator[Stream]:
     """The axes that may be rotated once gains are folded away."""
-    folds = foldable(labelling.tape)
+    folds = foldable(tape)
+    gains = {fold.gain for fold in folds}
     if folds:
-        labelling = Labelling(without(labelling.tape, {fold.gain for fold in folds}))
-    rest = {name: labelling.leaf(value) for name, value in labelling.tape.leaves.items() if value.depends}
+        labelling = Labelling(tape, gains)
+    rest = {name: labelling.leaf(value) for name, value in tape.leaves.items() if value.depends and name not in gains}
     found = dict.fromkeys(atom for name in rest if name in parameters for axis in rest[name] for atom in atoms(axis))
     same = _named_alike(rest, leaves, names)
     beside = rows_of(labelling.tensors(), rest.values())

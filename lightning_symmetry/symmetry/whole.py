@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from lightning_symmetry.symmetry.charges import NEUTRAL, Charge, scalings, unknown
-from lightning_symmetry.symmetry.labelling import is_zero, law_of_call
+from lightning_symmetry.symmetry.factors import is_zero, law_of_call
 from lightning_symmetry.symmetry.laws import WHOLE
 from lightning_symmetry.symmetry.layout import LAYOUT
 from lightning_symmetry.symmetry.tape import Tape, Value

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from lightning_symmetry.symmetry.actions import Action, Block, Fold
+from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, Places
 from lightning_symmetry.symmetry.axes import Atom, Place
 from lightning_symmetry.symmetry.charges import Key
 from lightning_symmetry.symmetry.factors import is_zero, leaf_of
@@ -18,7 +18,7 @@ from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.layout import LAYOUT
 from lightning_symmetry.symmetry.shifts import wholes
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value
-from lightning_symmetry.symmetry.translations import Blocks, Shift, key_of
+from lightning_symmetry.symmetry.translations import Shift
 
 Mean = tuple[Block, int, tuple[Fold, ...]]
 """A block, the dimension along which its mean is free, and what is folded into it before the mean changes."""
@@ -31,7 +31,7 @@ class Means:
         self, tape: Tape, labelling: Labelling, blocks: Blocks, shifts: Mapping[Atom, Sequence[Shift]]
     ) -> None:
         self._blocks = blocks
-        self._of_tensor: dict[str, tuple[Block, tuple[Place | None, ...]]] = {}
+        self._of_tensor: dict[str, tuple[Block, Places]] = {}
         for block, places in blocks:
             self._of_tensor.setdefault(block.tensor, (block, places))
         self._shifts = [shift for along in shifts.values() for shift in along]
@@ -48,7 +48,7 @@ class Means:
         for block, places in self._blocks:
             for dim, place in enumerate(places):
                 if place is not None and place.atom is atom and block.numel and mean_is_free(place):
-                    folds = self._folds(block, dim, key_of(place))
+                    folds = self._folds(block, dim, place.key)
                     if folds is not None:
                         yield block, dim, folds
 
@@ -75,7 +75,7 @@ class Means:
     def fold_of_shift(self, shift: Shift, bias: str) -> Fold:
         """The fold that takes a bias away, and has it taken up where it goes."""
         actions = [
-            Action(block, tuple(0 if place is None else shift.degrees.get(key_of(place), 0) for place in places))
+            Action(block, tuple(0 if place is None else shift.degrees.get(place.key, 0) for place in places))
             for block, places in self._blocks
         ]
         moved = tuple(action for action in actions if any(action.degrees))
@@ -84,7 +84,7 @@ class Means:
     def shift_of(self, name: str) -> Shift | None:
         """The shift of a bias that others take up, if they do."""
         _, places = self._of_tensor[name]
-        key = None if len(places) != 1 or places[0] is None else key_of(places[0])
+        key = None if len(places) != 1 or places[0] is None else places[0].key
         with_it = (shift for shift in self._shifts if key is not None and abs(shift.degrees.get(key, 0)) == 1)
         return next((shift if shift.degrees[key] > 0 else -shift for shift in with_it), None)  # type: ignore[index]
 

@@ -16,7 +16,7 @@ from functools import cache
 from itertools import chain
 from typing import TypeVar
 
-from lightning_symmetry.symmetry.actions import Action, Block, Carried, Fold
+from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Carried, Fold, blocks_of
 from lightning_symmetry.symmetry.axes import Atom, Place, atoms
 from lightning_symmetry.symmetry.charges import Charge, Echelon, Unknown, scalings, signs
 from lightning_symmetry.symmetry.groups import SymmetryGroup
@@ -28,7 +28,7 @@ from lightning_symmetry.symmetry.planes import rotation_of_planes
 from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.streams import Stream, streams
 from lightning_symmetry.symmetry.tape import Tape
-from lightning_symmetry.symmetry.translations import Blocks, Shift, blocks_of_leaves, shifts_along
+from lightning_symmetry.symmetry.translations import Shift, shifts_along
 from lightning_symmetry.symmetry.whole import scales_of_whole_tensors
 
 Degrees = Mapping[Unknown, float]
@@ -55,7 +55,7 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     rows = rows_of(tensors, leaves.values())
     wanted = dict.fromkeys(chain.from_iterable((*rows.get(atom, ()), atom) for atom in found))
     names = axis_names(sorted(wanted, key=lambda atom: atom.pinned is not None), leaves)
-    blocks = blocks_of_leaves(leaves, names)
+    blocks = blocks_of(leaves, names)
     shapes = {name: value.shape for name, value in tape.leaves.items()}
     everywhere = dict.fromkeys(atom for axes in tensors for axis in axes for atom in atoms(axis))
     model = _Model(blocks, names, rows, parameters, shapes, everywhere)

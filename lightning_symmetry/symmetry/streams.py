@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_symmetry.symmetry.actions import Action, Block, Fold
+from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, blocks_of
 from lightning_symmetry.symmetry.axes import Atom, Axis, atoms, places
 from lightning_symmetry.symmetry.folding import Affine, foldable
 from lightning_symmetry.symmetry.labelling import Labelling
@@ -18,7 +18,6 @@ from lightning_symmetry.symmetry.laws import LENGTH, MEAN
 from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.shifts import wholes
 from lightning_symmetry.symmetry.tape import Tape
-from lightning_symmetry.symmetry.translations import Blocks, blocks_of_leaves, key_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def streams(
     found = dict.fromkeys(atom for name in rest if name in parameters for axis in rest[name] for atom in atoms(axis))
     same = _named_alike(rest, leaves, names)
     beside = rows_of(labelling.tensors(), rest.values())
-    blocks = blocks_of_leaves(rest, same)
+    blocks = blocks_of(rest, same)
     for atom in found:
         if LENGTH in atom.keeps and not atom.rigid and not atom.pinned and atom.size > 1 + (MEAN in atom.keeps):
             actions = []
@@ -58,7 +57,7 @@ def streams(
                 degrees = [0] * len(held)
                 for dim, place in enumerate(held):
                     if place is not None and place.atom is atom:
-                        reads = not labelling.read_by_maps.isdisjoint(wholes(key_of(place)))
+                        reads = not labelling.read_by_maps.isdisjoint(wholes(place.key))
                         degrees[dim] = -1 if reads else 1
                 if any(degrees):
                     actions.append(Action(block, tuple(degrees)))

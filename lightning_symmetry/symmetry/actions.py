@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, Place, resolve, size
+from lightning_symmetry.symmetry.charges import Unknown
 from lightning_symmetry.symmetry.kinds import KINDS, Kind
 
 Unflatten = tuple[int, tuple[int, ...]]
@@ -53,10 +54,7 @@ class Block:
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of the part, from that of the tensor."""
-        for view in self.views:
-            dim, after = view[0], shape[view[0] + 1 :]
-            shape = (*shape[:dim], *(view[1] if len(view) == 2 else (view[2],)), *after)
-        return tuple(shape)
+        return tuple(self.of(torch.empty(shape, device="meta")).shape)
 
     def dims(self, axis: str) -> tuple[int, ...]:
         """The dimensions that are the axis: more than one where a matrix maps the axis to itself."""
@@ -105,6 +103,15 @@ class Action:
 
     block: Block
     degrees: tuple[float, ...]
+
+
+def actions_on(blocks: Blocks, degrees: Mapping[Unknown, float]) -> tuple[Action, ...]:
+    """What a group does to those of some blocks that it moves, given the degree of each unknown."""
+    acting = (
+        Action(block, tuple(0 if place is None else degrees.get(place.key, 0) for place in places))
+        for block, places in blocks
+    )
+    return tuple(action for action in acting if any(action.degrees))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 
@@ -24,11 +24,6 @@ class Shift:
 
     degrees: Mapping[Unknown, float]
     carried: tuple[Carried, ...] = ()
-
-    def __neg__(self) -> Shift:
-        """The shift by the negative of the vector."""
-        degrees = {key: -degree for key, degree in self.degrees.items()}
-        return Shift(degrees, tuple(replace(each, factor=-each.factor) for each in self.carried))
 
 
 def shifts_along(blocks: Blocks, atoms: Iterable[Atom]) -> dict[Atom, list[Shift]]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, Place, resolve, size
+from lightning_symmetry.symmetry.charges import Unknown
 from lightning_symmetry.symmetry.kinds import KINDS, Kind
 
 Unflatten = tuple[int, tuple[int, ...]]
@@ -54,38 +55,38 @@ class Block:
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of the part, from that of the tensor."""
-        for view in self.views:
-            dim, after = view[0], shape[view[0] + 1 :]
-            shape = (*shape[:dim], *(view[1] if len(view) == 2 else (view[2],)), *after)
-        return tuple(shape)
+        return tuple(self.of(torch.empty(shape, device="meta")).shape)
 
     def dims(self, axis: str) -> tuple[int, ...]:
         """The dimensions that are the axis: more than one where a matrix maps the axis to itself."""
         return tuple(dim for dim, name in enumerate(self.axes) if name == axis)
 
 
-def blocks_of(
-    tensor: str, axes: Sequence[Axis], names: Mapping[Atom, str]
-) -> Iterator[tuple[Block, tuple[Place | None, ...]]]:
-    """Partition a tensor into blocks, given its axes and the names of their atoms; with the place in each dimension."""
-    yield from _blocks(tensor, (), list(axes), names)
+Places = tuple[Place | None, ...]
+"""The place in each dimension of a block; None where positions are told apart one by one."""
+Blocks = Sequence[tuple[Block, Places]]
+
+
+def blocks_of(leaves: Mapping[str, Sequence[Axis]], names: Mapping[Atom, str]) -> Blocks:
+    """Partition tensors into blocks, given the axes of each and the names of their atoms."""
+    return [each for name, axes in leaves.items() for each in _blocks(name, (), list(axes), names)]
 
 
 def _blocks(
     tensor: str, views: tuple[View, ...], axes: list[Axis], names: Mapping[Atom, str]
-) -> Iterator[tuple[Block, tuple[Place | None, ...]]]:
+) -> Iterator[tuple[Block, Places]]:
     for dim, axis in enumerate(map(resolve, axes)):
+        before, after = axes[:dim], axes[dim + 1 :]
         if len(axis) > 1:
             sizes = tuple(factor.size for factor in axis)
             factors: list[Axis] = [(factor,) for factor in axis]
-            yield from _blocks(tensor, (*views, (dim, sizes)), axes[:dim] + factors + axes[dim + 1 :], names)
+            yield from _blocks(tensor, (*views, (dim, sizes)), [*before, *factors, *after], names)
             return
         if axis and isinstance(axis[0], Concatenation) and any(size(segment) > 1 for segment in axis[0].segments):
             start = 0
             for segment in axis[0].segments:
                 length = size(segment)
-                narrowed = (*views, (dim, start, length))
-                yield from _blocks(tensor, narrowed, [*axes[:dim], segment, *axes[dim + 1 :]], names)
+                yield from _blocks(tensor, (*views, (dim, start, length)), [*before, segment, *after], names)
                 start += length
             return
     places = tuple(_place(resolve(axis)) for axis in axes)
@@ -103,6 +104,15 @@ class Action:
 
     block: Block
     degrees: tuple[float, ...]
+
+
+def actions_on(blocks: Blocks, degrees: Mapping[Unknown, float]) -> tuple[Action, ...]:
+    """What a group does to those of some blocks that it moves, given the degree of each unknown."""
+    acting = (
+        Action(block, tuple(0 if place is None else degrees.get(place.key, 0) for place in places))
+        for block, places in blocks
+    )
+    return tuple(action for action in acting if any(action.degrees))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, count
 
-from lightning_symmetry.symmetry.charges import NEUTRAL, Charge
+from lightning_symmetry.symmetry.charges import NEUTRAL, Charge, Key
 
 
 @dataclass(eq=False)
@@ -68,6 +68,12 @@ class Place:
     def size(self) -> int:
         """The number of positions."""
         return self.atom.size
+
+    @property
+    def key(self) -> Key:
+        """The unknown of the charge of a leaf."""
+        (key,) = self.charge.shift
+        return key  # type: ignore[return-value]
 
 
 @dataclass(eq=False)

@@ -175,72 +175,73 @@ def scalings(
     Returns:
         Solutions, restricted to the unknowns of interest, as a basis in echelon form; zeros are left out.
     """
-    return _nullspace([dict(form) for form in equations], unknowns, lambda value: value)
+    return _nullspace(equations, unknowns)
 
 
 def signs(equations: Iterable[frozenset[Unknown]], unknowns: Sequence[Unknown]) -> list[frozenset[Unknown]]:
     """A basis of the signs that solve the equations over GF(2): the sets of unknowns that are one."""
     forms = [{key: Fraction(1) for key in form} for form in equations]
-    return [frozenset(solution) for solution in _nullspace(forms, unknowns, lambda value: value % 2)]
+    return [frozenset(solution) for solution in _nullspace(forms, unknowns, modulus=2)]
 
 
 def _nullspace(
-    forms: Iterable[dict[Unknown, Fraction]], unknowns: Sequence[Unknown], reduce: Callable[[Fraction], Fraction]
+    forms: Iterable[Mapping[Unknown, Fraction]], unknowns: Sequence[Unknown], modulus: int | None = None
 ) -> list[dict[Unknown, Fraction]]:
-    """Gauss-Jordan elimination on sparse rows: unknowns of no interest first, of the others the last first."""
+    """Unknowns of no interest are eliminated first, of the others the last first."""
     rank = {unknown: number for number, unknown in enumerate(unknowns)}
-    rows: dict[Unknown, dict[Unknown, Fraction]] = {}
+    echelon: Echelon[Unknown] = Echelon(modulus)
     for form in forms:
-        for pivot in [key for key in form if key in rows]:
-            eliminate(form, pivot, rows[pivot], reduce)
-        if form:
-            pivot = max(form, key=lambda key: rank.get(key, len(rank)))
-            inverse = 1 / form[pivot]
-            form = {key: reduce(value * inverse) for key, value in form.items()}
-            for row in rows.values():
-                eliminate(row, pivot, form, reduce)
-            rows[pivot] = form
-    solutions = []
-    for free in unknowns:
-        if free not in rows:
-            solution = {pivot: reduce(-row[free]) for pivot, row in rows.items() if free in row and pivot in rank}
-            solutions.append({free: Fraction(1), **solution})
-    return solutions
+        echelon.add(form, lambda keys: max(keys, key=lambda key: rank.get(key, len(rank))))
+    rows = {pivot: row for pivot, row in echelon.rows.items() if pivot in rank}
+    return [
+        {free: Fraction(1), **{pivot: echelon.reduced(-row[free]) for pivot, row in rows.items() if free in row}}
+        for free in unknowns
+        if free not in rows
+    ]
 
 
-class Span(Generic[K]):
-    """The combinations of some vectors, as rows in reduced echelon form."""
+class Echelon(Generic[K]):
+    """Linear forms in reduced echelon form: each row is one at a pivot of its own, which no other row has.
 
-    def __init__(self) -> None:
-        self._rows: dict[K, dict[K, Fraction]] = {}
+    Args:
+        modulus: A prime to count by, as 2 for GF(2); None for the rationals.
+    """
 
-    def add(self, vector: Mapping[K, float | Fraction]) -> bool:
-        """Take a vector up; False if it is a combination of those before."""
-        form = {key: Fraction(value) for key, value in vector.items() if value}
-        for pivot in [key for key in form if key in self._rows]:
-            eliminate(form, pivot, self._rows[pivot])
-        if not form:
+    def __init__(self, modulus: int | None = None) -> None:
+        self.rows: dict[K, dict[K, Fraction]] = {}
+        self._modulus = modulus
+
+    def add(
+        self,
+        form: Mapping[K, float | Fraction],
+        choose: Callable[[Iterable[K]], K] = lambda keys: next(iter(keys)),
+    ) -> bool:
+        """Take a form up, with the pivot that is chosen among its keys; False if it is a combination of the rows."""
+        rest = self.rest(form)
+        if not rest:
             return False
-        pivot = next(iter(form))
-        form = {key: value / form[pivot] for key, value in form.items()}
-        for row in self._rows.values():
-            eliminate(row, pivot, form)
-        self._rows[pivot] = form
+        pivot = choose(rest)
+        row = {key: self.reduced(value / rest[pivot]) for key, value in rest.items()}
+        for other in self.rows.values():
+            self._eliminate(other, pivot, row)
+        self.rows[pivot] = row
         return True
 
+    def rest(self, form: Mapping[K, float | Fraction]) -> dict[K, Fraction]:
+        """What is left of a form when the rows have taken all pivots out of it."""
+        rest = {key: Fraction(value) for key, value in form.items() if value}
+        for pivot in [key for key in rest if key in self.rows]:
+            self._eliminate(rest, pivot, self.rows[pivot])
+        return rest
 
-def eliminate(
-    form: dict[K, Fraction],
-    pivot: K,
-    row: Mapping[K, Fraction],
-    reduce: Callable[[Fraction], Fraction] = lambda value: value,
-) -> None:
-    """Subtract the multiple of a row that takes its pivot, which is one there, out of a form."""
-    factor = form.get(pivot)
-    if factor:
-        for key, value in row.items():
-            total = reduce(form.get(key, Fraction(0)) - factor * value)
-            if total:
-                form[key] = total
-            else:
-                form.pop(key, None)
+    def reduced(self, number: Fraction) -> Fraction:
+        """The number that stands for it."""
+        return number if self._modulus is None else number % self._modulus
+
+    def _eliminate(self, form: dict[K, Fraction], pivot: K, row: Mapping[K, Fraction]) -> None:
+        factor = form.get(pivot)
+        if factor:
+            for key, value in row.items():
+                form[key] = self.reduced(form.get(key, Fraction(0)) - factor * value)
+                if not form[key]:
+                    del form[key]

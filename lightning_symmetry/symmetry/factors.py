@@ -1,4 +1,4 @@
-"""What is known of the factors of a product that sums over axes: from which operations they come."""
+"""What the tensors that an operation reads tell of it: which are constant, and which operations the others are from."""
 
 from __future__ import annotations
 

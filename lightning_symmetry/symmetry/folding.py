@@ -1,8 +1,7 @@
 """Gains folded into the maps that read them: ``W (g x + b)`` is ``(W g) (x + b / g)``.
 
 Between a norm's gain and the maps that read it, a residual stream is told apart along its axis. Written with the gain
-folded away, the model shows more symmetry: the stream may be rotated. `without` writes the tape so; `foldable` says of
-which gains.
+folded away, the model shows more symmetry: the stream may be rotated. `foldable` says which gains can be.
 """
 
 from __future__ import annotations
@@ -10,10 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
 
 from lightning_symmetry.symmetry.factors import PICKED, leaf_of, looks_at_others
 from lightning_symmetry.symmetry.layout import LAYOUT
@@ -62,39 +59,17 @@ def foldable(tape: Tape) -> list[Affine]:
     return folds
 
 
-def without(tape: Tape, names: Collection[str]) -> Tape:
-    """The tape of a model whose gains of these names are one."""
-    copies: dict[Value, Value] = {}
-    operations: list[Operation] = []
-
-    def copy(leaf: Any) -> Any:
-        if not isinstance(leaf, Value):
-            return leaf
-        if leaf not in copies:
-            copies[leaf] = Value(leaf.shape, leaf.dtype, leaf.constant, leaf.name)
-        return copies[leaf]
-
-    for operation in tape.operations:
-        kind, args = _taken_away(operation, names)
-        copied = Operation(kind, tree_map(copy, args), tree_map(copy, dict(operation.kwargs)))
-        copied.outputs = [copy(output) for output in operation.outputs]
-        for output, before in zip(copied.outputs, operation.outputs, strict=True):
-            if output is not None and before is not None and before.source is operation:
-                output.source = copied
-        operations.append(copied)
-    leaves = {name: copy(value) for name, value in tape.leaves.items() if name not in names}
-    return Tape(operations, leaves, [copy(output) for output in tape.outputs])
-
-
-def _taken_away(operation: Operation, names: Collection[str]) -> tuple[Any, tuple[Any, ...]]:
-    """The operation, and its arguments, once some gains are gone."""
+def with_gains_of_one(operation: Operation, names: Collection[str]) -> Operation:
+    """The operation as it would be if the gains of these names were one."""
     args = operation.args
     gone = [isinstance(arg, Value) and leaf_of(arg) in names for arg in args]
     if not any(gone):
-        return operation.operation, args
+        return operation
     if operation.operation == aten.mul.Tensor:
-        return aten.alias.default, (args[gone.index(False)],)
-    return operation.operation, tuple(None if is_gone else arg for arg, is_gone in zip(args, gone, strict=True))
+        args = (args[gone.index(False)], 1.0)
+    else:
+        args = tuple(None if is_gone else arg for arg, is_gone in zip(args, gone, strict=True))
+    return Operation(operation.operation, args, operation.kwargs, operation.outputs)
 
 
 def _affine(operation: Operation, consumers: Mapping[Value, list[Operation]]) -> tuple[str, str | None, Value] | None:

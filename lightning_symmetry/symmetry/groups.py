@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, overload
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import cache
+from typing import Any, cast, get_args, get_type_hints, overload
 
 import torch
 from rich import box
@@ -15,7 +16,7 @@ from rich.table import Table
 from torch import Generator, Tensor
 from torch.autograd import forward_ad
 
-from lightning_symmetry.symmetry.actions import Action, Block, Carried, Fold, Map, carry, derive, transform
+from lightning_symmetry.symmetry.actions import Action, Block, Carried, Fold, carry, derive, transform
 from lightning_symmetry.symmetry.kinds import FORMS, KINDS, Kind
 
 
@@ -198,34 +199,20 @@ class SymmetryGroup:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> SymmetryGroup:
         """The group that `to_dict` wrote, also after a way through JSON."""
-        actions, carried, folds = (
-            tuple(map(read, plain[key]))
-            for key, read in (("actions", _action), ("carried", _carried), ("folds", _fold))
-        )
-        rest = {key: _as_tuples(value) for key, value in plain.items()}
-        return cls(**{**rest, "actions": actions, "carried": carried, "folds": folds})
+        return cast(SymmetryGroup, _read(cls, plain))
 
 
-def _block(plain: Mapping[str, Any]) -> Block:
-    return Block(**{key: _as_tuples(value) for key, value in plain.items()})
+_hints = cache(get_type_hints)
 
 
-def _action(plain: Mapping[str, Any]) -> Action:
-    return Action(_block(plain["block"]), tuple(plain["degrees"]))
-
-
-def _carried(plain: Mapping[str, Any]) -> Carried:
-    maps = (Map(_block(each["block"]), tuple(each["reads"]), tuple(each["writes"])) for each in plain["maps"])
-    return Carried(_block(plain["block"]), plain["factor"], tuple(maps))
-
-
-def _fold(plain: Mapping[str, Any]) -> Fold:
-    actions, carried = tuple(map(_action, plain["actions"])), tuple(map(_carried, plain["carried"]))
-    return Fold(plain["kind"], _block(plain["pivot"]), actions, carried)
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
+def _read(kind: Any, plain: Any) -> Any:
+    """What `asdict` wrote of a value of this type: JSON knows neither dataclasses nor tuples."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        return kind(**{key: _read(_hints(kind)[key], value) for key, value in plain.items()})
+    if isinstance(plain, (list, tuple)):
+        of_each = next(iter(get_args(kind)), None)
+        return tuple(_read(of_each, each) for each in plain)
+    return plain
 
 
 @dataclass(frozen=True)
@@ -290,20 +277,12 @@ class Symmetries(Sequence[SymmetryGroup]):
 
     def to_dict(self) -> dict[str, Any]:
         """The findings in plain types, for JSON."""
-        return {**asdict(self), "groups": [group.to_dict() for group in self.groups]}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Symmetries:
         """The findings that `to_dict` wrote, also after a way through JSON."""
-        groups = tuple(map(SymmetryGroup.from_dict, plain["groups"]))
-        return cls(
-            groups,
-            tuple(map(_block, plain["blocks"])),
-            plain["share"],
-            tuple(plain["rejected"]),
-            dict(plain["without_rule"]),
-            plain.get("one_batch"),
-        )
+        return cast(Symmetries, _read(cls, plain))
 
 
 def _verdict(group: SymmetryGroup) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -44,6 +44,7 @@ from lightning_symmetry.symmetry.axis_rules import Binding, Rule, parse, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
 from lightning_symmetry.symmetry.factors import contraction_of, is_average, kept_last
+from lightning_symmetry.symmetry.folding import with_gains_of_one
 from lightning_symmetry.symmetry.laws import affine, average
 from lightning_symmetry.symmetry.layout import (
     LAYOUT,
@@ -81,8 +82,11 @@ _IN_ANY_ORDER = {"add", "index_put", "maximum", "minimum", "mul", "scatter_add",
 class Labelling:
     """The axes of the tensors on a tape, tied by its operations.
 
-    Attributes:
+    Args:
         tape: The tape.
+        folded: The names of gains that are taken to be one, as they are once they are folded into what reads them.
+
+    Attributes:
         without_rule: The operations without a rule that leave axes out, and how many: the dimensions of their tensors
             that they tell apart, of which no experiment found out what becomes.
         within: The axes of tensors that exist only within an operation.
@@ -91,8 +95,8 @@ class Labelling:
             bias, with the norms that it comes from.
     """
 
-    def __init__(self, tape: Tape) -> None:
-        self.tape = tape
+    def __init__(self, tape: Tape, folded: Collection[str] = ()) -> None:
+        self._folded = folded
         self._selected: defaultdict[Dimension, set[int]] = defaultdict(set)
         self._found_out: dict[Operation, str] = {}
         self._label(tape, {})
@@ -117,7 +121,7 @@ class Labelling:
         self._loop_over: dict[Dimension, Loop] = {}
         for operation in tape.operations:
             if operation.name not in LAYOUT and _depends(operation):
-                self._apply(operation)
+                self._apply(with_gains_of_one(operation, self._folded))
         self._loops.join()
         for output in tape.outputs:
             self._pin(output, "output")

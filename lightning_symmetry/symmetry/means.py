@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from lightning_symmetry.symmetry.actions import Action, Block, Fold
+from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, Places, actions_on
 from lightning_symmetry.symmetry.axes import Atom, Place
 from lightning_symmetry.symmetry.charges import Key
 from lightning_symmetry.symmetry.factors import leaf_of
@@ -19,7 +20,7 @@ from lightning_symmetry.symmetry.layout import LAYOUT
 from lightning_symmetry.symmetry.operation_laws import is_zero
 from lightning_symmetry.symmetry.shifts import wholes
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value
-from lightning_symmetry.symmetry.translations import Blocks, Shift, key_of
+from lightning_symmetry.symmetry.translations import Shift
 
 Mean = tuple[Block, int, tuple[Fold, ...]]
 """A block, the dimension along which its mean is free, and what is folded into it before the mean changes."""
@@ -32,7 +33,7 @@ class Means:
         self, tape: Tape, labelling: Labelling, blocks: Blocks, shifts: Mapping[Atom, Sequence[Shift]]
     ) -> None:
         self._blocks = blocks
-        self._of_tensor: dict[str, tuple[Block, tuple[Place | None, ...]]] = {}
+        self._of_tensor: dict[str, tuple[Block, Places]] = {}
         for block, places in blocks:
             self._of_tensor.setdefault(block.tensor, (block, places))
         self._shifts = [shift for along in shifts.values() for shift in along]
@@ -49,7 +50,7 @@ class Means:
         for block, places in self._blocks:
             for dim, place in enumerate(places):
                 if place is not None and place.atom is atom and block.numel and mean_is_free(place):
-                    folds = self._folds(block, dim, key_of(place))
+                    folds = self._folds(block, dim, place.key)
                     if folds is not None:
                         yield block, dim, folds
 
@@ -62,36 +63,28 @@ class Means:
         gain, bias = affine.pop()
         if len(norms) != self._uses[block.tensor] or affine or not {gain, bias} <= {None, *self._of_tensor}:
             return None
-        degrees = tuple(int(place == dim) for place in range(len(block.axes)))
         folds = []
         if bias is not None:
-            shift = self.shift_of(bias)
-            if shift is None:
+            taken_away = self._fold_of_bias(*self._of_tensor[bias])
+            if taken_away is None:
                 return None
-            folds.append(self.fold_of_shift(shift, bias))
+            folds.append(taken_away)
         if gain is not None:
-            folds.append(Fold("rescaling", self.vector(gain), (Action(block, degrees),)))
+            degrees = tuple(int(place == dim) for place in range(len(block.axes)))
+            folds.append(Fold("rescaling", self._of_tensor[gain][0], (Action(block, degrees),)))
         return tuple(folds)
 
-    def fold_of_shift(self, shift: Shift, bias: str) -> Fold:
-        """The fold that takes a bias away, and has it taken up where it goes."""
-        actions = [
-            Action(block, tuple(0 if place is None else shift.degrees.get(key_of(place), 0) for place in places))
-            for block, places in self._blocks
-        ]
-        moved = tuple(action for action in actions if any(action.degrees))
-        return Fold("translation", self.vector(bias), moved, shift.carried)
-
-    def shift_of(self, name: str) -> Shift | None:
-        """The shift of a bias that others take up, if they do."""
-        _, places = self._of_tensor[name]
-        key = None if len(places) != 1 or places[0] is None else key_of(places[0])
-        with_it = (shift for shift in self._shifts if key is not None and abs(shift.degrees.get(key, 0)) == 1)
-        return next((shift if shift.degrees[key] > 0 else -shift for shift in with_it), None)  # type: ignore[index]
-
-    def vector(self, name: str) -> Block:
-        """The block that a vector is."""
-        return self._of_tensor[name][0]
+    def _fold_of_bias(self, vector: Block, places: Places) -> Fold | None:
+        """The fold that takes a bias away, and has it taken up where it goes; None where nothing takes it up."""
+        if len(places) != 1 or places[0] is None:
+            return None
+        for shift in self._shifts:
+            turn = shift.degrees.get(places[0].key, 0)
+            if abs(turn) == 1:
+                degrees = {key: turn * degree for key, degree in shift.degrees.items()}
+                carried = tuple(replace(each, factor=turn * each.factor) for each in shift.carried)
+                return Fold("translation", vector, actions_on(self._blocks, degrees), carried)
+        return None
 
 
 def mean_is_free(place: Place | None) -> bool:

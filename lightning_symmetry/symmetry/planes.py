@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def rotation_of_planes(rescaling: SymmetryGroup) -> SymmetryGroup | None:
-    """The rotations within the planes that a group rescales; None where it does not move pairs of halves."""
+    """The rotations within the planes that a group rescales, yet without a name; None where it moves no pairs."""
     component = f"{rescaling.axis}.plane"
     pairs = [_side_by_side(action, component) for action in rescaling.actions]
     if not all(pairs):
@@ -33,6 +33,7 @@ def rotation_of_planes(rescaling: SymmetryGroup) -> SymmetryGroup | None:
     return replace(
         rescaling,
         kind="rotation",
+        name="",
         axis=component,
         size=2,
         rows=(*rescaling.rows, (rescaling.axis, rescaling.size)),

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from itertools import chain
 from typing import TypeVar
 
-from lightning_symmetry.symmetry.actions import Action, Block, Carried, Fold
+from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Carried, Fold, actions_on, blocks_of
 from lightning_symmetry.symmetry.axes import Atom, Place, atoms
-from lightning_symmetry.symmetry.charges import Charge, Span, Unknown, scalings, signs
+from lightning_symmetry.symmetry.charges import Echelon, Unknown, scalings, signs
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.labelling import Labelling
@@ -26,9 +26,9 @@ from lightning_symmetry.symmetry.means import Means, mean_is_free
 from lightning_symmetry.symmetry.naming import axis_names
 from lightning_symmetry.symmetry.planes import rotation_of_planes
 from lightning_symmetry.symmetry.rows import rows_of
-from lightning_symmetry.symmetry.streams import Stream, streams
+from lightning_symmetry.symmetry.streams import streams
 from lightning_symmetry.symmetry.tape import Tape
-from lightning_symmetry.symmetry.translations import Blocks, Shift, blocks_of_leaves, shifts_along
+from lightning_symmetry.symmetry.translations import Shift, shifts_along
 from lightning_symmetry.symmetry.whole import Wholes, of_whole_tensors
 
 Degrees = Mapping[Unknown, float]
@@ -55,7 +55,7 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     rows = rows_of(tensors, leaves.values())
     wanted = dict.fromkeys(chain.from_iterable((*rows.get(atom, ()), atom) for atom in found))
     names = axis_names(sorted(wanted, key=lambda atom: atom.pinned is not None), leaves)
-    blocks = blocks_of_leaves(leaves, names)
+    blocks = blocks_of(leaves, names)
     shapes = {name: value.shape for name, value in tape.leaves.items()}
     everywhere = dict.fromkeys(atom for axes in tensors for axis in axes for atom in atoms(axis))
     model = _Model(blocks, names, rows, parameters, shapes, everywhere)
@@ -63,9 +63,9 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     means = Means(tape, labelling, blocks, model.shifts)
     free_means = [mean for atom in found for mean in means.along(atom) if mean[0].tensor in parameters]
     groups += [model.mean(*mean) for mean in free_means]
-    for stream in streams(labelling, parameters, names, leaves, blocks) if "rotation" in kinds else ():
-        groups = [group for group in groups if not _is_within(group, stream)]
-        groups.append(model.rotation(stream))
+    for rotation in streams(tape, labelling, parameters, names, leaves, blocks) if "rotation" in kinds else ():
+        groups = [group for group in groups if not _is_within(group, rotation)]
+        groups.append(model.completed(rotation))
     groups += model.groups_of_whole_tensors(of_whole_tensors(tape), found, [block for block, *_ in free_means])
     groups = [group for group in groups if group.kind in kinds]
     return Proposals(
@@ -103,9 +103,7 @@ class _Model:
     def groups_on(self, atom: Atom, kinds: Collection[str]) -> Iterator[SymmetryGroup]:
         """The groups that act on an axis, none of which is within another of these kinds."""
         unknowns = self._unknowns(atom)
-        exact = self._scalings(atom)
-        every = self._nearly_scalings(atom)
-        exact = [degrees for degrees in exact if not self._within_rows(atom, degrees)]
+        exact = self._own("rescaling", atom, self._solutions("rescaling", atom))
         linear = [
             degrees for degrees in exact if not atom.rigid and not atom.keeps and set(degrees.values()) <= {1, -1}
         ]
@@ -117,18 +115,15 @@ class _Model:
                 yield group
                 planes = rotation_of_planes(group) if atom.pinned and group.kind == "rescaling" else None
                 if planes is not None:
-                    yield replace(planes, name=self._name("rotation", planes.axis, planes.parameters[0]))
-        for degrees in _beyond(every, exact):
-            if not self._within_rows(atom, degrees, self._nearly_scalings):
-                yield from self._group("scale", atom, degrees, exact=False)
+                    yield self.completed(planes)
+        for degrees in self._own("scale", atom, _beyond(self._solutions("scale", atom), exact)):
+            yield from self._group("scale", atom, degrees, exact=False)
+        own = self._own("translation", atom, self._solutions("translation", atom))
         for shift in self.shifts.get(atom, ()):
-            apart = not shift.carried and self._within_rows(atom, shift.degrees, self._degrees_of_shifts)
-            if not apart and not self._within_means(atom, shift):
+            if (shift.carried or shift.degrees in own) and not self._within_means(atom, shift):
                 yield from self._group("translation", atom, shift.degrees, carried=shift.carried)
-        for degrees in self._flips(atom):
-            if not any(degrees.keys() == other.keys() for other in mixed) and not self._within_rows(
-                atom, degrees, self._flips
-            ):
+        for degrees in self._own("sign", atom, self._solutions("sign", atom)):
+            if not any(degrees.keys() == other.keys() for other in mixed):
                 yield from self._group("sign", atom, degrees)
 
     def mean(self, block: Block, dim: int, folds: tuple[Fold, ...]) -> SymmetryGroup:
@@ -137,27 +132,22 @@ class _Model:
         shape = block.shape(self._shapes[block.tensor])
         rows = tuple(f"{name}[{k}]" for k in range(len(shape)))
         axes = tuple("" if k == dim else row for k, row in enumerate(rows))
-        seen = Block(block.tensor, (*block.views, (0, (1, shape[0]))), (name, *axes), block.numel)
+        seen = replace(block, views=(*block.views, (0, (1, shape[0]))), axes=(name, *axes))
         sizes = tuple((row, size) for k, (row, size) in enumerate(zip(rows, shape, strict=True)) if k != dim)
         action = Action(seen, (1, *[0] * len(shape)))
-        moved = self._parameters_of(dict.fromkeys((block.tensor, *_unfolded_otherwise(folds, {block}))))
-        return SymmetryGroup("translation", name, name, 1, sizes, (action,), moved, folds=folds)
+        moved = dict.fromkeys((block.tensor, *_unfolded_otherwise(folds, {block})))
+        parameters = tuple(tensor for tensor in moved if tensor in self._parameters)
+        return SymmetryGroup("translation", name, name, 1, sizes, (action,), parameters, folds=folds)
 
-    def rotation(self, stream: Stream) -> SymmetryGroup:
-        """The rotations of a stream through norms' gains."""
-        tensors = dict.fromkeys(action.block.tensor for action in stream.actions)
-        parameters = self._parameters_of(tensors)
-        return SymmetryGroup(
-            kind="rotation",
-            name=self._name("rotation", stream.axis, parameters[0]),
-            axis=stream.axis,
-            size=stream.size,
-            rows=stream.rows,
-            actions=stream.actions,
+    def completed(self, group: SymmetryGroup, parameter: str = "") -> SymmetryGroup:
+        """A group with the tensors that it moves, and with a name after one of its parameters, else after the first."""
+        tensors = dict.fromkeys(block.tensor for block in (*group.blocks, *(each.block for each in group.carried)))
+        parameters = tuple(name for name in tensors if name in self._parameters)
+        return replace(
+            group,
+            name=group.name or self._name(group.kind, group.axis, parameter or parameters[0]),
             parameters=parameters,
             buffers=tuple(name for name in tensors if name not in self._parameters),
-            form="orthogonal, mean kept" if stream.keeps_mean else "orthogonal",
-            folds=stream.folds,
         )
 
     def groups_of_whole_tensors(
@@ -170,15 +160,15 @@ class _Model:
             atoms: The axes.
             means: The blocks of which a mean is free.
         """
-        scales: Span[int] = Span()
-        shifts: Span[int] = Span()
+        scales: Echelon[int] = Echelon()
+        shifts: Echelon[int] = Echelon()
         for number, (block, _) in enumerate(self.blocks):
             if block in means:
                 shifts.add({number: 1})
         for atom in atoms:
-            for solution in self._spanned(atom, self._nearly_scalings):
+            for solution in self._spanned("scale", atom):
                 scales.add(solution)
-            for solution in self._spanned(atom, self._degrees_of_shifts):
+            for solution in self._spanned("translation", atom):
                 shifts.add(solution)
         for kind, solutions, known, exact in (
             ("scale", wholes.scales, scales, True),
@@ -186,64 +176,49 @@ class _Model:
             ("translation", wholes.shifts, shifts, True),
         ):
             for degrees in map(_whole, solutions):
-                moved = {
-                    n: degrees[block.tensor] for n, (block, _) in enumerate(self.blocks) if block.tensor in degrees
-                }
-                if self._parameters_of(degrees) and known.add(moved):
+                named = enumerate(block.tensor for block, _ in self.blocks)
+                moved = {number: degrees[tensor] for number, tensor in named if tensor in degrees}
+                if any(tensor in self._parameters for tensor in degrees) and known.add(moved):
                     yield self._of_wholes(kind, degrees, exact)
 
     def _of_wholes(self, kind: str, degrees: Mapping[str, int], exact: bool) -> SymmetryGroup:
         """A group that acts on whole tensors, seen with a dimension of one position in front."""
-        parameters = self._parameters_of(degrees)
-        name = self._name(kind, parameters[0].rpartition(".")[0] or parameters[0], parameters[0])
-        turn = 1 if degrees[parameters[0]] > 0 else -1
+        parameter = next(tensor for tensor in degrees if tensor in self._parameters)
+        name = self._name(kind, parameter.rpartition(".")[0] or parameter, parameter)
         actions = []
         for tensor, degree in degrees.items():
             shape = self._shapes[tensor]
-            others = len(shape)
-            seen = Block(tensor, ((0, (1, *shape[:1])),), (name, *[""] * others), math.prod(shape))
-            actions.append(Action(seen, (turn * degree, *[0] * others)))
-        buffers = tuple(tensor for tensor in degrees if tensor not in self._parameters)
-        return SymmetryGroup(kind, name, name, 1, (), tuple(actions), parameters, buffers, exact=exact)
+            block = Block(tensor, ((0, (1, *shape[:1])),), (name, *[""] * len(shape)), math.prod(shape))
+            actions.append(Action(block, (degree, *[0] * len(shape))))
+        return self.completed(SymmetryGroup(kind, name, name, 1, (), tuple(actions), (), exact=exact))
 
     def _group(
-        self, kind: str, atom: Atom, degrees: Degrees, exact: bool = True, carried: Sequence[Carried] = ()
+        self, kind: str, atom: Atom, degrees: Degrees, exact: bool = True, carried: tuple[Carried, ...] = ()
     ) -> Iterator[SymmetryGroup]:
-        having = (self.blocks[number] for number in self._places[atom])
-        acting = (Action(block, tuple(_degree(place, atom, degrees) for place in places)) for block, places in having)
-        actions = [action for action in acting if any(action.degrees)]
-        vectors = (each for each in actions if len(each.block.axes) == 1 and each.block.tensor in self._parameters)
-        eponym = next(vectors, actions[0])
-        if max(eponym.degrees, key=abs) < 0:  # what gives the group its name is multiplied
-            actions = [Action(action.block, tuple(-degree for degree in action.degrees)) for action in actions]
-            carried = [replace(each, factor=-each.factor) for each in carried]
-        tensors = dict.fromkeys((*(each.block.tensor for each in actions), *(each.block.tensor for each in carried)))
-        parameters = self._parameters_of(tensors)
-        if not parameters:
+        actions = actions_on([self.blocks[number] for number in self._places[atom]], degrees)
+        blocks = [*(each.block for each in actions), *(each.block for each in carried)]
+        if not any(block.tensor in self._parameters for block in blocks):
             return
+        vectors = (action.block.tensor for action in actions if len(action.block.axes) == 1)
+        eponym = next((name for name in vectors if name in self._parameters), actions[0].block.tensor)
         rows = [
             row
             for row in self._rows.get(atom, ())
             if all(len(action.block.dims(self._names.get(row, ""))) == 1 for action in actions)
             and all(_goes_through(self._names[row], each) for each in carried)
         ]
-        yield SymmetryGroup(
+        group = SymmetryGroup(
             kind=kind,
-            name=self._names[atom]
-            if kind == "permutation"
-            else self._name(kind, self._names[atom], eponym.block.tensor),
+            name=self._names[atom] if kind == "permutation" else "",
             axis=self._names[atom],
             size=atom.size,
             rows=tuple((self._names[row], row.size) for row in rows),
-            actions=tuple(actions),
-            parameters=parameters,
-            buffers=tuple(name for name in tensors if name not in self._parameters),
-            carried=tuple(carried),
+            actions=actions,
+            parameters=(),
+            carried=carried,
             exact=exact,
         )
-
-    def _parameters_of(self, tensors: Iterable[str]) -> tuple[str, ...]:
-        return tuple(name for name in tensors if name in self._parameters)
+        yield self.completed(group, eponym)
 
     def _name(self, kind: str, stem: str, parameter: str) -> str:
         """A name that no other group has: an axis within its parameter, or the parameter's module, and the kind."""
@@ -262,9 +237,6 @@ class _Model:
         charges = (place.charge for number in vectors_first for place in places[number])
         return list(dict.fromkeys(unknown for charge in charges for unknown in charge.scale))
 
-    def _degrees_of_shifts(self, atom: Atom) -> list[Degrees]:
-        return [shift.degrees for shift in self.shifts.get(atom, ()) if not shift.carried]
-
     def _within_means(self, atom: Atom, shift: Shift) -> bool:
         """Whether a shift is of one block, along whose other axis anything may be added that is the same all along."""
         moved = list(self._by_block(atom, shift.degrees))
@@ -273,47 +245,34 @@ class _Model:
         others = (place for place in self.blocks[moved[0]][1] if place is not None and place.atom is not atom)
         return any(map(mean_is_free, others))
 
-    def _scalings(self, atom: Atom) -> list[Degrees]:
-        return self._solutions(atom, (*atom.vanishing, *atom.nearly))
-
-    def _nearly_scalings(self, atom: Atom) -> list[Degrees]:
-        """Those too that hold up to the small constant of a norm."""
-        return self._solutions(atom, atom.vanishing)
-
-    def _solutions(self, atom: Atom, forms: Iterable[Charge]) -> list[Degrees]:
+    def _solutions(self, kind: str, atom: Atom) -> list[Degrees]:
+        """The degrees that an axis allows; of scales also those that hold but for the small constant of a norm."""
+        match kind:
+            case "translation":
+                return [shift.degrees for shift in self.shifts.get(atom, ()) if not shift.carried]
+            case "sign":
+                flips = signs((form.sign for form in atom.vanishing), self._unknowns(atom))
+                return [dict.fromkeys(flip, 1) for flip in flips]
+        forms = atom.vanishing if kind == "scale" else (*atom.vanishing, *atom.nearly)
         return [_whole(solution) for solution in scalings((form.scale for form in forms), self._unknowns(atom))]
 
-    def _within_rows(
-        self, atom: Atom, degrees: Degrees, solutions: Callable[[Atom], list[Degrees]] | None = None
-    ) -> bool:
-        """Whether it is what all positions of another axis go through alike, at each position along this one."""
-        own = self._by_block(atom, degrees)
+    def _own(self, kind: str, atom: Atom, solutions: Iterable[Degrees]) -> list[Degrees]:
+        """Those that are not what all positions of another axis go through alike, at each position along this one."""
         order = list(self._names)
         later = set(order[order.index(atom) :]).intersection(self._rows.get(atom, ()))  # rows of one another
         finer = [o for o in order if atom in self._rows.get(o, ()) and o is not atom and o not in later]
-        spanned = list(chain.from_iterable(self._spanned(other, solutions or self._scalings) for other in finer))
-        return bool(spanned) and not _beyond([own], spanned)
+        spanned = list(chain.from_iterable(self._spanned(kind, other) for other in finer))
+        return [degrees for degrees in solutions if not spanned or _beyond([self._by_block(atom, degrees)], spanned)]
 
-    def _flips(self, atom: Atom) -> list[Degrees]:
-        solutions = signs((form.sign for form in atom.vanishing), self._unknowns(atom))
-        return [dict.fromkeys(solution, 1) for solution in solutions]
-
-    def _solutions_by_block(self, atom: Atom, solutions: Callable[[Atom], list[Degrees]]) -> list[Mapping[int, float]]:
-        return [self._by_block(atom, degrees) for degrees in solutions(atom)]
+    def _solutions_by_block(self, kind: str, atom: Atom) -> list[Mapping[int, float]]:
+        return [self._by_block(atom, degrees) for degrees in self._solutions(kind, atom)]
 
     def _by_block(self, atom: Atom, degrees: Degrees) -> dict[int, float]:
         """The degree in each block as a whole."""
         sums = {
-            number: sum(_degree(place, atom, degrees) for place in places)
-            for number, places in self._places[atom].items()
+            number: sum(degrees.get(place.key, 0) for place in places) for number, places in self._places[atom].items()
         }
         return {number: degree for number, degree in sums.items() if degree}
-
-
-def _degree(place: Place | None, atom: Atom, degrees: Degrees) -> float:
-    if place is None or place.atom is not atom:
-        return 0
-    return sum(degrees.get(unknown, 0) for unknown in place.charge.scale)
 
 
 def _unfolded_otherwise(folds: Iterable[Fold], changed: Collection[Block]) -> Iterator[str]:
@@ -323,10 +282,10 @@ def _unfolded_otherwise(folds: Iterable[Fold], changed: Collection[Block]) -> It
             yield each.block.tensor
 
 
-def _is_within(group: SymmetryGroup, stream: Stream) -> bool:
+def _is_within(group: SymmetryGroup, rotation: SymmetryGroup) -> bool:
     """Whether a group permutes or flips all that writes to a stream, as rotations do."""
-    writes = {action.block for action in stream.actions if max(action.degrees) > 0}
-    return group.kind in ("permutation", "sign") and group.axis == stream.axis and writes <= set(group.blocks)
+    writes = {action.block for action in rotation.actions if max(action.degrees) > 0}
+    return group.kind in ("permutation", "sign") and group.axis == rotation.axis and writes <= set(group.blocks)
 
 
 def _goes_through(row: str, carried: Carried) -> bool:
@@ -345,7 +304,7 @@ def _whole(solution: Mapping[K, Fraction]) -> Mapping[K, int]:
 
 def _beyond(solutions: Sequence[Mapping[K, float]], known: Sequence[Mapping[K, float]]) -> list[Mapping[K, float]]:
     """Those solutions that are no combination of known ones and of one another."""
-    span: Span[K] = Span()
+    span: Echelon[K] = Echelon()
     for solution in known:
         span.add(solution)
     return [solution for solution in solutions if span.add(solution)]

@@ -14,7 +14,7 @@ from fractions import Fraction
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 
-from lightning_symmetry.symmetry.charges import Image, Key, Unknown, eliminate
+from lightning_symmetry.symmetry.charges import Echelon, Image, Key, Unknown
 
 Map = tuple[Key, Key]
 """A linear map, by its unknowns along the axis that it reads, and along that which it writes."""
@@ -52,32 +52,21 @@ class _System:
         for leaf in leaves:
             for whole in wholes(leaf):
                 self._parts[whole].append(leaf)
-        self._rows: dict[Unknown, Form] = {}
-        self._having: defaultdict[Unknown, set[Unknown]] = defaultdict(set)
+        self._echelon: Echelon[Unknown] = Echelon()
+        self._rows = self._echelon.rows
         self._unmatched: list[Form] = []
         self._taken: dict[Unknown, dict[tuple[Key, Path], Fraction]] = {}
 
     def add(self, form: Form) -> None:
         """Take an equation up, solved for the last of its leaves."""
-        form = self._in_leaves(form)
-        for pivot in [key for key in form if key in self._rows]:
-            eliminate(form, pivot, self._rows[pivot])
+        form = self._echelon.rest(self._in_leaves(form))
         matched = [key for key in form if key in self._rank]
-        if not matched:
-            if form:
-                self._unmatched.append(form)
-            return
-        round_about = self._needed({key: value for key, value in form.items() if isinstance(key, Image)})
-        pivot = max(matched, key=lambda key: (key not in round_about, self._rank[key]))
-        scale = form[pivot]
-        form = {key: value / scale for key, value in form.items()}
-        for other in list(self._having[pivot]):
-            row = self._rows[other]
-            if pivot in row:
-                eliminate(row, pivot, form)
-                self._note(other, form)
-        self._rows[pivot] = form
-        self._note(pivot, form)
+        if matched:
+            round_about = self._needed({key: value for key, value in form.items() if isinstance(key, Image)})
+            pivot = max(matched, key=lambda key: (key not in round_about, self._rank[key]))
+            self._echelon.add(form, lambda keys: pivot)
+        elif form:
+            self._unmatched.append(form)
 
     def by_part(self, form: Mapping[Unknown, Fraction]) -> list[Mapping[Unknown, Fraction]]:
         """A form once for each part of the axis of its leaves, where all of them were split alike."""
@@ -146,11 +135,6 @@ class _System:
 
     def _final(self, key: Unknown) -> Sequence[Unknown]:
         return [key] if isinstance(key, Image) else self._parts.get(key, [])
-
-    def _note(self, pivot: Unknown, form: Form) -> None:
-        for key in form:
-            if key in self._rank:
-                self._having[key].add(pivot)
 
 
 def wholes(key: Key) -> Iterator[Key]:

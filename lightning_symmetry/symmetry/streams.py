@@ -8,67 +8,54 @@ rotated by ``Q``, all that reads it by ``Q^T``. A map behind a gain ``g`` become
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-from lightning_symmetry.symmetry.actions import Action, Block, Fold
+from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, actions_on, blocks_of
 from lightning_symmetry.symmetry.axes import Atom, Axis, atoms, places
-from lightning_symmetry.symmetry.folding import Affine, foldable, without
+from lightning_symmetry.symmetry.folding import Affine, foldable
+from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.laws import LENGTH, MEAN
 from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.shifts import wholes
-from lightning_symmetry.symmetry.translations import Blocks, blocks_of_leaves, key_of
-
-
-@dataclass(frozen=True)
-class Stream:
-    """An axis that may be rotated, and every block that has it: degree 1 writes to it, -1 reads it."""
-
-    axis: str
-    size: int
-    rows: tuple[tuple[str, int], ...]
-    actions: tuple[Action, ...]
-    folds: tuple[Fold, ...]
-    keeps_mean: bool
+from lightning_symmetry.symmetry.tape import Tape
 
 
 def streams(
+    tape: Tape,
     labelling: Labelling,
     parameters: Collection[str],
     names: Mapping[Atom, str],
     leaves: Mapping[str, list[Axis]],
     blocks_before: Blocks,
-) -> Iterator[Stream]:
-    """The axes that may be rotated once gains are folded away."""
-    folds = foldable(labelling.tape)
+) -> Iterator[SymmetryGroup]:
+    """The rotations of axes once gains are folded away, still without names; what has degree -1 reads its axis."""
+    folds = foldable(tape)
+    gains = {fold.gain for fold in folds}
     if folds:
-        labelling = Labelling(without(labelling.tape, {fold.gain for fold in folds}))
-    rest = {name: labelling.leaf(value) for name, value in labelling.tape.leaves.items() if value.depends}
+        labelling = Labelling(tape, gains)
+    rest = {name: labelling.leaf(value) for name, value in tape.leaves.items() if value.depends and name not in gains}
     found = dict.fromkeys(atom for name in rest if name in parameters for axis in rest[name] for atom in atoms(axis))
     same = _named_alike(rest, leaves, names)
     beside = rows_of(labelling.tensors(), rest.values())
-    blocks = blocks_of_leaves(rest, same)
+    blocks = blocks_of(rest, same)
     for atom in found:
         if LENGTH in atom.keeps and not atom.rigid and not atom.pinned and atom.size > 1 + (MEAN in atom.keeps):
-            actions = []
-            for block, held in blocks:
-                degrees = [0] * len(held)
-                for dim, place in enumerate(held):
-                    if place is not None and place.atom is atom:
-                        reads = not labelling.read_by_maps.isdisjoint(wholes(key_of(place)))
-                        degrees[dim] = -1 if reads else 1
-                if any(degrees):
-                    actions.append(Action(block, tuple(degrees)))
+            held = (place for _, places in blocks for place in places if place is not None and place.atom is atom)
+            reads = {place.key: not labelling.read_by_maps.isdisjoint(wholes(place.key)) for place in held}
+            actions = actions_on(blocks, {key: -1 if is_read else 1 for key, is_read in reads.items()})
             rows = tuple(
                 (same[row], row.size) for row in beside[atom] if all(_has(each.block, same[row]) for each in actions)
             )
             vectors = [b for b, _ in blocks_before if same[atom] in b.axes and b.numel == atom.size]
             own = _folds(folds, actions, vectors)
             if own is not None:
-                yield Stream(same[atom], atom.size, rows, tuple(actions), tuple(own), MEAN in atom.keeps)
+                form = "orthogonal, mean kept" if MEAN in atom.keeps else "orthogonal"
+                yield SymmetryGroup(
+                    "rotation", "", same[atom], atom.size, rows, actions, (), form=form, folds=tuple(own)
+                )
 
 
-def _folds(folds: list[Affine], actions: list[Action], vectors: Sequence[Block]) -> list[Fold] | None:
+def _folds(folds: list[Affine], actions: Sequence[Action], vectors: Sequence[Block]) -> list[Fold] | None:
     """The folds of gains into the maps that read the stream behind them, and out of the biases after them.
 
     A norm of several positions of the stream end to end has a gain for each. None where a gain is no vector along it.

@@ -4,42 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 
-from lightning_symmetry.symmetry.actions import Block, Carried, Map, blocks_of
-from lightning_symmetry.symmetry.axes import Atom, Axis, Place
+from lightning_symmetry.symmetry.actions import Block, Blocks, Carried, Map, Places
+from lightning_symmetry.symmetry.axes import Atom, Place
 from lightning_symmetry.symmetry.charges import Hidden, Image, Key, Unknown
 from lightning_symmetry.symmetry.shifts import Path, root, shifts, wholes
 
-
-def _outer(blocks: Blocks) -> set[Key]:
-    """The unknowns of all factors of a product of axes but the last: of an image the last stands for all of them."""
-    outer: set[Key] = set()
-    for _, places in blocks:
-        last: dict[Key, Key] = {}
-        for key in (key_of(place) for place in places if place is not None):
-            dimension = root(key)
-            outer.update([last[dimension]] if dimension in last else [])
-            last[dimension] = key
-    return outer
-
-
-def _without_images_along(outer: set[Key], form: Iterable[tuple[Unknown, Fraction]]) -> dict[Unknown, Fraction]:
-    return {key: value for key, value in form if not _is_along(key, outer)}
-
-
-def _is_along(key: Unknown, outer: set[Key]) -> bool:
-    """Whether a shift is an image along one of these axes."""
-    return isinstance(key, Image) and (key.write in outer or _is_along(key.of, outer))
-
-
 _LARGEST = 64
 """The largest common denominator of degrees that are given in whole numbers."""
-
-Blocks = Sequence[tuple[Block, tuple[Place | None, ...]]]
 
 
 @dataclass(frozen=True)
@@ -49,16 +25,11 @@ class Shift:
     degrees: Mapping[Unknown, float]
     carried: tuple[Carried, ...] = ()
 
-    def __neg__(self) -> Shift:
-        """The shift by the negative of the vector."""
-        degrees = {key: -degree for key, degree in self.degrees.items()}
-        return Shift(degrees, tuple(replace(each, factor=-each.factor) for each in self.carried))
-
 
 def shifts_along(blocks: Blocks, atoms: Iterable[Atom]) -> dict[Atom, list[Shift]]:
     """The shifts that cancel, by the axis along which they start: those of biases before those of matrices."""
     vectors_first = sorted(blocks, key=lambda block: len(block[0].axes) > 1)
-    axes = {key_of(place): place.atom for _, places in vectors_first for place in places if place is not None}
+    axes = {place.key: place.atom for _, places in vectors_first for place in places if place is not None}
     atoms = dict.fromkeys((*axes.values(), *atoms))
     outer = _outer(blocks)
     forms = [form for atom in atoms for form in atom.vanishing]
@@ -78,34 +49,38 @@ def shifts_along(blocks: Blocks, atoms: Iterable[Atom]) -> dict[Atom, list[Shift
     return found
 
 
+def _outer(blocks: Blocks) -> set[Key]:
+    """The unknowns of all factors of a product of axes but the last: of an image the last stands for all of them."""
+    outer: set[Key] = set()
+    for _, places in blocks:
+        last: dict[Key, Key] = {}
+        for key in (place.key for place in places if place is not None):
+            dimension = root(key)
+            outer.update([last[dimension]] if dimension in last else [])
+            last[dimension] = key
+    return outer
+
+
+def _without_images_along(outer: set[Key], form: Iterable[tuple[Unknown, Fraction]]) -> dict[Unknown, Fraction]:
+    return {key: value for key, value in form if not _is_along(key, outer)}
+
+
+def _is_along(key: Unknown, outer: set[Key]) -> bool:
+    """Whether a shift is an image along one of these axes."""
+    return isinstance(key, Image) and (key.write in outer or _is_along(key.of, outer))
+
+
 def _degrees(shares: Iterable[Fraction]) -> Callable[[Fraction], float]:
     """Shares in whole numbers where there are such, as none are of a factor like the root of two."""
     common = math.lcm(*(share.denominator for share in shares))
     return float if common > _LARGEST else lambda share: int(share * common)
 
 
-def blocks_of_leaves(leaves: Mapping[str, Sequence[Axis]], names: Mapping[Atom, str]) -> Blocks:
-    """The blocks of all leaves, with the places in each; axes that nothing used have none."""
-    found = []
-    for name, axes in leaves.items():
-        for block, places in blocks_of(name, axes, names):
-            found.append(
-                (block, tuple(place if place is not None and place.charge.shift else None for place in places))
-            )
-    return found
-
-
-def key_of(place: Place) -> Key:
-    """The unknown of a leaf's axis."""
-    (key,) = place.charge.shift
-    return key  # type: ignore[return-value]
-
-
 def _by_dimension(blocks: Blocks) -> dict[Key, Blocks]:
     """The blocks of each dimension of a leaf, by its unknown as a whole."""
-    found: defaultdict[Key, list[tuple[Block, tuple[Place | None, ...]]]] = defaultdict(list)
+    found: defaultdict[Key, list[tuple[Block, Places]]] = defaultdict(list)
     for block, places in blocks:
-        for whole in dict.fromkeys(root(key_of(place)) for place in places if place is not None):
+        for whole in dict.fromkeys(root(place.key) for place in places if place is not None):
             found[whole].append((block, places))
     return dict(found)
 
@@ -119,7 +94,7 @@ def _carried(
     taken = {key: through for key, shares in followers.items() if (through := [each for each in shares if each[1]])}
     carried = []
     for block, places in dict(chain.from_iterable(dimensions[root(key)] for key in taken)).items():
-        keys = [key_of(place) for place in places if place is not None and key_of(place) in taken]
+        keys = [place.key for place in places if place is not None and place.key in taken]
         for share, path in taken[keys[-1]] if keys else ():  # the other dimensions of the block follow
             maps = tuple(each for each in (_map(dimensions, *each) for each in path) if each is not None)
             written = {maps[-1].block.axes[dim] for dim in maps[-1].writes} if len(maps) == len(path) else None
@@ -139,7 +114,7 @@ def _map(dimensions: Mapping[Key, Blocks], read: Key, write: Key) -> Map | None:
     found = []
     sides = (root(read), root(write))
     for block, places in dimensions[sides[0]]:
-        keys = {dim: list(wholes(key_of(place))) for dim, place in enumerate(places) if place is not None}
+        keys = {dim: list(wholes(place.key)) for dim, place in enumerate(places) if place is not None}
         reads, writes = (tuple(dim for dim, parts in keys.items() if parts[-1] == side) for side in sides)
         if any(read in parts for parts in keys.values()):
             here = any(write in parts for parts in keys.values())

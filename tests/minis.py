@@ -248,9 +248,8 @@ MINIS = {
 }
 
 
-def count(name: str) -> dict[str, float]:
+def count(mini: Mini) -> dict[str, float]:
     """The nullity, how much of it no group accounts for, and by how much a tangent changes an output."""
-    mini = MINIS[name]
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # a model computes in the type that it was built in, if in no other
     try:

@@ -286,7 +286,7 @@ def completeness() -> Iterator[str]:
     """For each mini model: its continuous directions, those that no group accounts for, and of what family they are."""
     yield f"{'mini model':20} {'directions':>10} {'unaccounted':>11}  missing"
     for name, mini in MINIS.items():
-        counted = count(name)
+        counted = count(MINIS[name])
         yield f"{name:20} {counted['nullity']:10} {counted['unaccounted']:11}  {mini.missing[1]}"
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,14 +39,21 @@ class Block:
             narrows it.
         axes: The name of the axis that each dimension is; empty where its positions are told apart.
         numel: The number of its entries.
+        offset: A number that the model adds to it wherever it reads it, as to a gain kept as its difference from one:
+            it is acted on with that added.
     """
 
     tensor: str
     views: tuple[View, ...]
     axes: tuple[str, ...]
     numel: int
+    offset: float = 0.0
 
     def of(self, tensor: Tensor) -> Tensor:
+        """The part of a tensor as the model reads it."""
+        return self.view(tensor) + self.offset if self.offset else self.view(tensor)
+
+    def view(self, tensor: Tensor) -> Tensor:
         """The part of a tensor, as a view that shares its memory; a number has one position."""
         tensor = tensor.reshape(1) if self.views and not tensor.ndim else tensor
         for view in self.views:
@@ -55,7 +62,7 @@ class Block:
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of the part, from that of the tensor."""
-        return tuple(self.of(torch.empty(shape, device="meta")).shape)
+        return tuple(self.view(torch.empty(shape, device="meta")).shape)
 
     def dims(self, axis: str) -> tuple[int, ...]:
         """The dimensions that are the axis: more than one where a matrix maps the axis to itself."""
@@ -67,9 +74,13 @@ Places = tuple[Place | None, ...]
 Blocks = Sequence[tuple[Block, Places]]
 
 
-def blocks_of(leaves: Mapping[str, Sequence[Axis]], names: Mapping[Atom, str]) -> Blocks:
-    """Partition tensors into blocks, given the axes of each and the names of their atoms."""
-    return [each for name, axes in leaves.items() for each in _blocks(name, (), list(axes), names)]
+def blocks_of(leaves: Mapping[str, Sequence[Axis]], names: Mapping[Atom, str], offsets: Mapping[str, float]) -> Blocks:
+    """Partition tensors into blocks, given the axes of each, the names of their atoms, and what is added to which."""
+    return [
+        (replace(block, offset=offsets.get(name, 0.0)), places)
+        for name, axes in leaves.items()
+        for block, places in _blocks(name, (), list(axes), names)
+    ]
 
 
 def _blocks(
@@ -240,7 +251,7 @@ def carry(tensor: Tensor, carried: Carried, tensors: Mapping[str, Tensor], axes:
         written = [letters[dim] for dim in each.writes]
         vector = torch.einsum(vector, list(range(len(names))), matrix, letters, [*kept, *written])
         names = [*(names[letter] for letter in kept), *(each.block.axes[dim] for dim in each.writes)]
-    block = carried.block.of(tensor)
+    block = carried.block.view(tensor)
     order = sorted(range(len(names)), key=lambda place: carried.block.axes.index(names[place]))
     shape = [length if name in names else 1 for name, length in zip(carried.block.axes, block.shape, strict=True)]
     block += carried.factor * vector.permute(order).reshape(shape)
@@ -252,6 +263,7 @@ class Part:
 
     block: Tensor
     dims: tuple[int, ...]
+    offset: float
 
     @property
     def _in_front(self) -> Tensor:
@@ -261,7 +273,8 @@ class Part:
     def entries(self) -> Tensor:
         """The block in this form, its other dimensions as they are: a view, but for rows of several axes."""
         rows = len(self.dims) - 1
-        return self._in_front.flatten(0, rows - 1) if rows else self._in_front[None]
+        entries = self._in_front.flatten(0, rows - 1) if rows else self._in_front[None]
+        return entries + self.offset if self.offset else entries
 
     @property
     def contents(self) -> Tensor:
@@ -277,17 +290,18 @@ class Part:
             return
         length = max(_PIECE * self.block.shape[longest] // self.block.numel(), 1)
         for piece in self.block.split(length, longest):
-            yield Part(piece, self.dims)
+            yield Part(piece, self.dims, self.offset)
 
     def write(self, contents: Tensor) -> None:
         """Put contents in the place of the block."""
+        contents = contents - self.offset if self.offset else contents
         self._in_front.copy_(contents.reshape(self._in_front.shape))
 
 
 def along(tensor: Tensor, action: Action, rows: Sequence[str]) -> Iterator[tuple[Part, float]]:
     """The block of an action, once for each dimension that is the axis of its group, with the degree there."""
-    block = action.block.of(tensor)
+    block = action.block.view(tensor)
     row_dims = tuple(action.block.dims(row)[0] for row in rows)
     for dim, degree in enumerate(action.degrees):
         if degree:
-            yield Part(block, (*row_dims, dim)), degree
+            yield Part(block, (*row_dims, dim), action.block.offset), degree

@@ -69,7 +69,7 @@ def _pair(first: Action, second: Action, component: str) -> Action | None:
     views = (*first.block.views[:-1], (dim, start, 2 * length), (dim, (2, length)))
     axes = _inserted(first.block.axes, dim, component)
     degrees = _inserted([0.0] * len(first.degrees), dim, first.degrees[dim])
-    return Action(Block(first.block.tensor, views, axes, 2 * first.block.numel), degrees)
+    return Action(Block(first.block.tensor, views, axes, 2 * first.block.numel, first.block.offset), degrees)
 
 
 def _inserted(values: Sequence[T], place: int, value: T) -> tuple[T, ...]:

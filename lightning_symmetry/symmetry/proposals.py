@@ -55,7 +55,7 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     rows = rows_of(tensors, leaves.values())
     wanted = dict.fromkeys(chain.from_iterable((*rows.get(atom, ()), atom) for atom in found))
     names = axis_names(sorted(wanted, key=lambda atom: atom.pinned is not None), leaves)
-    blocks = blocks_of(leaves, names)
+    blocks = blocks_of(leaves, names, tape.offsets)
     shapes = {name: value.shape for name, value in tape.leaves.items()}
     everywhere = dict.fromkeys(atom for axes in tensors for axis in axes for atom in atoms(axis))
     model = _Model(blocks, names, rows, parameters, shapes, everywhere)
@@ -92,6 +92,7 @@ class _Model:
         for number, (_, places) in enumerate(blocks):
             for place in filter(None, places):
                 self._places[place.atom][number].append(place)
+        self._offsets = {block.tensor: block.offset for block, _ in blocks}
         self.shifts = shifts_along(blocks, everywhere)
         self._shapes = shapes
         self._names = names
@@ -188,7 +189,8 @@ class _Model:
         actions = []
         for tensor, degree in degrees.items():
             shape = self._shapes[tensor]
-            block = Block(tensor, ((0, (1, *shape[:1])),), (name, *[""] * len(shape)), math.prod(shape))
+            axes, offset = (name, *[""] * len(shape)), self._offsets[tensor]
+            block = Block(tensor, ((0, (1, *shape[:1])),), axes, math.prod(shape), offset)
             actions.append(Action(block, (degree, *[0] * len(shape))))
         return self.completed(SymmetryGroup(kind, name, name, 1, (), tuple(actions), (), exact=exact))
 

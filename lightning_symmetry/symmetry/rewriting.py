@@ -1,12 +1,14 @@
-"""What operations of a tape are instead, where their own rules would say less: maps that are picked, and lengths."""
+"""What operations of a tape are instead, where their own rules would say less: picked maps, lengths, shifted leaves."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
 from torch._ops import OpOverload
+from torch.utils._pytree import tree_map
 
 from lightning_symmetry.symmetry.tape import Operation, Value
 
@@ -66,6 +68,55 @@ def with_lengths(operations: list[Operation]) -> list[Operation]:
             written.remove(product)  # type: ignore[arg-type]
         written += instead or [operation]
     return written
+
+
+def without_offsets(
+    operations: list[Operation], leaves: Mapping[str, Value], outputs: Set[Value]
+) -> tuple[list[Operation], dict[str, float]]:
+    """Leaves with the number that is added to each wherever it is read, as to a gain kept as its difference from one.
+
+    Returns:
+        The operations without those that add the numbers, and the numbers by the names of leaves.
+    """
+    names = {value: name for name, value in leaves.items() if value.depends}
+    added: defaultdict[str, set[float | None]] = defaultdict(set)
+    for operation in operations:
+        for value in operation.inputs:
+            if value in names and operation.name == "_to_copy":
+                names.update((output, names[value]) for output in operation.outputs if output is not None)
+            elif value in names:
+                added[names[value]].add(_number_added(operation) if outputs.isdisjoint(operation.outputs) else None)
+    offsets = {name: number for name, (number, *others) in added.items() if number is not None and not others}
+    instead: dict[Value, Value] = {}
+    written = []
+    for operation in operations:
+        output = operation.outputs[0] if operation.outputs else None
+        given = names.get(operation.inputs[0]) if operation.inputs else None
+        if output is not None and output not in names and given in offsets:
+            instead[output] = operation.inputs[0]
+        else:
+            written.append(_with(operation, instead))
+    return written, offsets
+
+
+def _with(operation: Operation, instead: Mapping[Value, Value]) -> Operation:
+    """An operation that reads other values instead of some."""
+    if instead.keys().isdisjoint(operation.inputs):
+        return operation
+    given = (operation.args, dict(operation.kwargs))
+    args, kwargs = tree_map(lambda leaf: instead.get(leaf, leaf) if isinstance(leaf, Value) else leaf, given)
+    changed = Operation(operation.operation, args, kwargs, operation.outputs)
+    for output in operation.outputs:
+        if output is not None:
+            output.source = changed
+    return changed
+
+
+def _number_added(operation: Operation) -> float | None:
+    """The number that an operation adds to a tensor, if that is all that it does."""
+    is_sum = operation.operation == aten.add.Tensor and not operation.kwargs and len(operation.inputs) == 1
+    number = operation.args[1] if is_sum else None
+    return float(number) if isinstance(number, (int, float)) else None
 
 
 def _in_one(product: Operation, total: Operation) -> list[Operation]:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, actions_on, blocks_of
 from lightning_symmetry.symmetry.axes import Atom, Axis, atoms, places
+from lightning_symmetry.symmetry.charges import Key, scalings
 from lightning_symmetry.symmetry.folding import Affine, foldable
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.labelling import Labelling
@@ -37,10 +38,11 @@ def streams(
     found = dict.fromkeys(atom for name in rest if name in parameters for axis in rest[name] for atom in atoms(axis))
     same = _named_alike(rest, leaves, names)
     beside = rows_of(labelling.tensors(), rest.values())
-    blocks = blocks_of(rest, same)
+    blocks = blocks_of(rest, same, tape.offsets)
     for atom in found:
-        if LENGTH in atom.keeps and not atom.rigid and not atom.pinned and atom.size > 1 + (MEAN in atom.keeps):
-            held = (place for _, places in blocks for place in places if place is not None and place.atom is atom)
+        held = [place for _, places in blocks for place in places if place is not None and place.atom is atom]
+        turns = LENGTH in atom.keeps or _meets_itself(atom, [place.key for place in held])
+        if turns and not atom.rigid and not atom.pinned and atom.size > 1 + (MEAN in atom.keeps):
             reads = {place.key: not labelling.read_by_maps.isdisjoint(wholes(place.key)) for place in held}
             actions = actions_on(blocks, {key: -1 if is_read else 1 for key, is_read in reads.items()})
             rows = tuple(
@@ -53,6 +55,16 @@ def streams(
                 yield SymmetryGroup(
                     "rotation", "", same[atom], atom.size, rows, actions, (), form=form, folds=tuple(own)
                 )
+
+
+def _meets_itself(atom: Atom, unknowns: Sequence[Key]) -> bool:
+    """Whether what is along an axis meets in products only what is scaled alike, as dot products of one kind do.
+
+    Then nothing can be scaled, and all may be flipped together, and so rotated.
+    """
+    forms = (*atom.vanishing, *atom.nearly)
+    even = all(len(form.sign) % 2 == 0 for form in atom.vanishing)
+    return even and not atom.keeps and not scalings((form.scale for form in forms), unknowns)
 
 
 def _folds(folds: list[Affine], actions: Sequence[Action], vectors: Sequence[Block]) -> list[Fold] | None:

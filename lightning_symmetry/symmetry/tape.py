@@ -65,11 +65,15 @@ class Operation:
 
 @dataclass
 class Tape:
-    """The operations that lead to the outputs, in order; the parameters and buffers they start from, by name."""
+    """The operations that lead to the outputs, in order; the parameters and buffers they start from, by name.
+
+    To some leaves a number is added wherever they are read: they stand on the tape with it added.
+    """
 
     operations: list[Operation]
     leaves: dict[str, Value]
     outputs: list[Value]
+    offsets: Mapping[str, float] = field(default_factory=dict)
 
 
 def packets(names: str) -> frozenset[Any]:

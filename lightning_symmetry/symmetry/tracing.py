@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_symmetry.symmetry.centred import with_centring
 from lightning_symmetry.symmetry.functionalization import functional, functional_copy, functionalized, plain, written_by
-from lightning_symmetry.symmetry.rewriting import with_lengths, with_picked_maps
+from lightning_symmetry.symmetry.rewriting import with_lengths, with_picked_maps, without_offsets
 from lightning_symmetry.symmetry.step import Step
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value, packets
 
@@ -49,12 +49,15 @@ def trace(step: Step) -> Tape:
             inputs = [{name: functional(tensor) for name, tensor in some.items()} for some in (parameters, buffers)]
             outputs = step(inputs[0], inputs[1], step.batch)
             returned = [recorder.value(plain(output)) for output in outputs.preserved]
-    operations = with_lengths(_living(with_centring(with_picked_maps(recorder.operations)), returned))
+    operations, offsets = without_offsets(
+        _living(with_centring(with_picked_maps(recorder.operations)), returned), leaves, set(returned)
+    )
+    operations = with_lengths(operations)
     read = {id(value) for operation in operations for value in operation.inputs}
     for name in moving:
         if id(leaves[name]) not in read:
             leaves[name].constant = buffers[name]
-    return Tape(operations, leaves, returned)
+    return Tape(operations, leaves, returned, offsets)
 
 
 def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Operation]:

@@ -7,10 +7,11 @@ groups are not found yet: `tests.minis` says how many directions that leaves, an
 import pytest
 
 from tests.minis import MINIS, count
+from tests.small_models import SMALL_MODELS
 
 
-@pytest.mark.parametrize("name", MINIS)
-def test_tangents_lie_in_the_kernel_and_what_they_leave_is_known(name):
-    counted = count(name)
+@pytest.mark.parametrize("mini", [*MINIS.values(), *SMALL_MODELS.values()], ids=[*MINIS, *SMALL_MODELS])
+def test_tangents_lie_in_the_kernel_and_what_they_leave_is_known(mini):
+    counted = count(mini)
     assert counted["outside"] <= 1e-6
-    assert counted["unaccounted"] == MINIS[name].missing[0]
+    assert counted["unaccounted"] == mini.missing[0]

@@ -66,7 +66,7 @@ def dims_alike(axes, solution):
 def moved(tensor, axes, atom, kind, solution, element):
     """A tensor after the element acted on it with the degrees that the solution gives it."""
     tensor = tensor.clone()
-    for block, places in blocks_of({"tensor": axes}, {}):
+    for block, places in blocks_of({"tensor": axes}, {}, {}):
         degrees = tuple(degree(kind, place, atom, solution) for place in places)
         if any(degrees):
             transform(tensor, Action(block, degrees), [], KINDS[kind], element)
@@ -90,7 +90,7 @@ def test_a_law_says_what_the_operation_does(sample):
                 key
                 for number, axes in enumerate(inputs)
                 if floating[number]
-                for _, places in blocks_of({"tensor": axes}, {})
+                for _, places in blocks_of({"tensor": axes}, {}, {})
                 for place in places
                 if place is not None and place.atom is atom
                 for key in place.charge.scale

@@ -22,6 +22,7 @@ from lightning_symmetry.symmetry.groups import Symmetries
 from tests import nets
 from tests.fingerprint import differences, fingerprint
 from tests.minis import MINIS, count
+from tests.small_models import SMALL_MODELS
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,24 @@ def llama() -> nn.Module:
     )
 
 
+def gemma() -> nn.Module:
+    """As Llama, with gains that are kept as their differences from one."""
+    return transformers.GemmaForCausalLM(
+        transformers.GemmaConfig(
+            vocab_size=31,
+            hidden_size=36,
+            intermediate_size=22,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=8,
+            tie_word_embeddings=False,
+            use_cache=False,
+            pad_token_id=0,
+        )
+    )
+
+
 def mixtral(experts: str) -> nn.Module:
     config = transformers.MixtralConfig(
         vocab_size=31,
@@ -205,6 +224,7 @@ ZOO: dict[str, Case] = {
     "encoder post-norm": Case(lambda: nets.Encoder(norm_first=False), lambda: numbers(2, 7, 5)),
     "encoder pre-norm": Case(lambda: nets.Encoder(norm_first=True), lambda: numbers(2, 7, 5)),
     "llama": of_language(llama),
+    "gemma": of_language(gemma),
     "mixtral eager": of_language(lambda: mixtral("eager")),
     "mixtral batched": of_language(lambda: mixtral("batched_mm")),
     "t5": Case(t5, lambda: {"input_ids": tokens(31), "labels": tokens(31, length=4)}),
@@ -284,10 +304,10 @@ def table() -> Iterator[str]:
 
 def completeness() -> Iterator[str]:
     """For each mini model: its continuous directions, those that no group accounts for, and of what family they are."""
-    yield f"{'mini model':20} {'directions':>10} {'unaccounted':>11}  missing"
-    for name, mini in MINIS.items():
-        counted = count(MINIS[name])
-        yield f"{name:20} {counted['nullity']:10} {counted['unaccounted']:11}  {mini.missing[1]}"
+    yield f"{'mini model':36} {'directions':>10} {'unaccounted':>11}  missing"
+    for name, mini in (*MINIS.items(), *SMALL_MODELS.items()):
+        counted = count(mini)
+        yield f"{name:36} {counted['nullity']:10} {counted['unaccounted']:11}  {mini.missing[1]}"
 
 
 if __name__ == "__main__":

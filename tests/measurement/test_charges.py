@@ -119,7 +119,10 @@ def test_of_every_group_they_are_in_their_range(name):
 
 
 def by_noether(group, tensors, sign):
-    """The charge along every direction xi of a Lie algebra, <theta, T_xi theta>, of what has degrees of one sign."""
+    """The charge along every direction xi of a Lie algebra, <theta, T_xi theta>, of what has degrees of one sign.
+
+    Of a gain that is kept as its difference from one, theta is the gain.
+    """
     one_sided = [
         replace(action, degrees=tuple(degree if degree * sign > 0 else 0.0 for degree in action.degrees))
         for action in group.actions
@@ -127,7 +130,8 @@ def by_noether(group, tensors, sign):
     shape = (group.n_rows, *[group.size] * group.acts_as.order)
     direction = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     tangent = replace(group, actions=tuple(one_sided)).tangent_along(tensors, direction)
-    total = sum((tensors[name] * tangent[name]).sum() for name in group.parameters)
+    added = {action.block.tensor: action.block.offset for action in group.actions}
+    total = sum(((tensors[name] + added[name]) * tangent[name]).sum() for name in group.parameters)
     return torch.autograd.grad(total, direction)[0]
 
 

@@ -139,7 +139,7 @@ def test_the_groups_of_each_kind_change_no_order_parameter(name):
 
 SLOW = (
     *("resnet basic", "resnet bottleneck", "mobilenet", "convnext", "unet", "gpt2", "bert", "vit", "encoder post-norm"),
-    *("encoder pre-norm", "llama", "mixtral eager", "mixtral batched", "t5", "mamba", "mlp-mixer"),
+    *("encoder pre-norm", "llama", "gemma", "mixtral eager", "mixtral batched", "t5", "mamba", "mlp-mixer"),
 )
 """Models that have so many groups that to try each by itself takes minutes."""
 

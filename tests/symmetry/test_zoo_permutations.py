@@ -114,6 +114,7 @@ EXPECTED = {
     "encoder post-norm": ENCODER,
     "encoder pre-norm": ENCODER,
     "llama": {"model.embed_tokens": (36,)} | of_each(LLAMA_BLOCK | {"model.layers.{}.mlp.gate_proj": (22,)}, 0, 1),
+    "gemma": {"model.embed_tokens": (36,)} | of_each(LLAMA_BLOCK | {"model.layers.{}.mlp.gate_proj": (22,)}, 0, 1),
     "mixtral eager": MIXTRAL,
     "mixtral batched": MIXTRAL,
     # One stream for encoder and decoder, whose embedding is shared. One table of relative positions serves all

@@ -125,6 +125,7 @@ LLAMA = together(
     {"rotation": of_each({"model.layers.{}.self_attn.v_proj.head_dims": (2, 8)}, *LAYERS)},
 )
 # norms look at the length of the stream, and divide it by its size
+LINEAR_BRANCHES = {kind: of_each({"model.layers.{}.mlp.up_proj": (22,)}, *LAYERS) for kind in ("rescaling", "sign")}
 STREAM = {"rotation": {"model.embed_tokens": (36,)}, "scale": {"model.embed_tokens": (1,)}}
 LOGITS = {"translation": {"lm_head.weight": (36, 1)}}
 ROUTERS = {"translation": of_each({"model.layers.{}.mlp.gate.weight": (36, 1)}, *LAYERS)}
@@ -377,12 +378,8 @@ EXPECTED = {
         ),
         {"rotation": {"read": (12,)}},
     ),
-    "llama": together(
-        LLAMA,
-        {kind: of_each({"model.layers.{}.mlp.up_proj": (22,)}, *LAYERS) for kind in ("rescaling", "sign")},
-        STREAM,
-        LOGITS,
-    ),
+    "llama": together(LLAMA, LINEAR_BRANCHES, STREAM, LOGITS),
+    "gemma": together(LLAMA, LINEAR_BRANCHES, STREAM, LOGITS),
     "mixtral eager": together(LLAMA, EXPERTS, STREAM, LOGITS, ROUTERS),
     "mixtral batched": together(LLAMA, EXPERTS, STREAM, LOGITS, ROUTERS),
     "t5": together(  # the decoder's last norm is read by the tied embedding

@@ -129,12 +129,12 @@ def _mixture(gauge: Gauge, group: SymmetryGroup, tensors: Tensors) -> tuple[tupl
         return (undefined, undefined), undefined[..., 0]
     triangles = [torch.linalg.qr(side.mT, mode="r").R for side in sides]
     left, values, right = torch.linalg.svd(triangles[0] @ triangles[1].mT, full_matrices=False)
-    told = values > 1e-14 * values.amax(-1, keepdim=True)
+    told = values > 1e-14 * values[..., :1]  # the largest; none where one side has nothing
     inverse = torch.where(told, values.rsqrt(), 0.0)[..., None]
     matrices = (inverse * (right @ triangles[1]), inverse * (left.mT @ triangles[0]))
     missing = group.size - values.shape[-1]
     padded = [torch.nn.functional.pad(matrix, (0, 0, 0, missing)) for matrix in matrices]
-    return (padded[0], padded[1]), values
+    return (padded[0], padded[1]), torch.nn.functional.pad(values, (0, missing))
 
 
 def sides_of_rotation(gauge: Gauge, group: SymmetryGroup, tensors: Tensors) -> tuple[Tensor, Tensor]:

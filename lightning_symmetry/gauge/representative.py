@@ -13,6 +13,7 @@ matched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -192,12 +193,17 @@ def _balanced(
     start: Gauge | None,
     tensors: Tensors,
 ) -> Gauge:
-    """The scales that are free, and the rotations: these once more where two of them meet in a map that is scaled."""
+    """The scales that are free, and the rotations: these once more where two of them meet in a map that is scaled.
+
+    From one time to the next the same share of the way is left; so once that share is known, the rest is gone at once.
+    What then is still left, and is not less than before, is rounding.
+    """
     again = any(each.by in levels for block in meeting(gauge) for each in gauge.scaled.get(block, ()))
     known = {} if start is None else {name: start.logarithms[name] for name in levels if name in start.logarithms}
     fixed = gauge.logarithms
     rotated = meeting(gauge)  # those where rotations meet are read as they are rotated
     unmixed = [block for block in gauge.scaled if block not in gauge.mixed or block in rotated]
+    last, jumped = math.inf, False
     for _ in range(MOST_SWEEPS if again else 1):
         unscaled = replace(gauge, logarithms=fixed, living={n: v for n, v in gauge.living.items() if n not in levels})
         sums = [
@@ -206,16 +212,20 @@ def _balanced(
         ]
         living = alive(sums, levels, {name: gauge.living[name] for name in levels})
         found, steps = balance(sums, levels, known, living)
-        change = max((float((found[name] - known.get(name, 0.0)).abs().max()) for name in found), default=0.0)
-        known = found
+        gone = {name: found[name] - known.get(name, 0.0) for name in found}
+        change = max((float(way.abs().max()) for way in gone.values()), default=0.0)
+        done = change < 1e-10 or (jumped and change < 1e-6 and change > 0.1 * last)
+        share = 0.0 if done or jumped or last == math.inf else min(change / last, 0.9)
+        known = {name: found[name] + share / (1 - share) * way for name, way in gone.items()}
+        last, jumped = change, share > 0
         gauge = replace(
             gauge,
-            logarithms={**fixed, **found},
+            logarithms={**fixed, **known},
             living={**gauge.living, **living},
             steps=gauge.steps + steps,
         )
         gauge = replace(gauge, mixtures=mixtures_of(gauge, rotations, tensors))
-        if change < 1e-10:
+        if done:
             break
     return gauge
 

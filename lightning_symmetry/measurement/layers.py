@@ -48,7 +48,7 @@ def _blocks(module: nn.Module, prefix: str) -> Iterator[str]:
         return
     kinds: Counter[type[nn.Module]] = Counter()
     if isinstance(module, nn.ModuleList | nn.Sequential):
-        kinds.update(type(original(child)) for child in module if _is_block(child))
+        kinds.update(type(original(child)) for child in module.children() if _is_block(child))
     for name, child in module.named_children():
         if kinds[type(original(child))] > 1 and _is_block(child):
             yield f"{prefix}{name}"

@@ -9,10 +9,10 @@ from lightning_symmetry.symmetry.axes import Axis, fresh, split
 from lightning_symmetry.symmetry.charges import UNIFORM
 from lightning_symmetry.symmetry.tape import Operation, Value
 
-SAME = {"_to_copy", "alias", "clone", "contiguous", "detach", "lift_fresh", "view_of"}
-VIEWED = {"view", "_unsafe_view", "reshape", "_reshape"}
+SAME = {"_to_copy", "alias", "clone", "detach", "lift_fresh"}
+VIEWED = {"view", "_reshape"}
 REPEATED = {"expand", "repeat"}
-REARRANGED = {"permute", "transpose", "t", "unsqueeze", "squeeze", *REPEATED}
+REARRANGED = {"permute", "unsqueeze", "squeeze", *REPEATED}
 SLICED = {"select", "slice", "split", "split_with_sizes", "unbind"}
 LAYOUT = SAME | VIEWED | REARRANGED | SLICED
 
@@ -38,13 +38,6 @@ def rearranged(operation: Operation, axes: list[Any], shape: Sequence[int]) -> l
             return viewed(axes, shape)
         case "permute":
             return [axes[dim] for dim in arguments[0]]
-        case "t":
-            return axes[::-1]
-        case "transpose":
-            swapped = list(axes)
-            first, second = arguments
-            swapped[first], swapped[second] = axes[second], axes[first]
-            return swapped
         case "unsqueeze":
             dim = arguments[0] % (n_dims + 1)
             return [*axes[:dim], (), *axes[dim:]]

@@ -109,18 +109,6 @@ def _decomposition(operation: OpOverload) -> Callable[..., Any] | None:
     return _DECOMPOSITIONS.get(operation, operation.decompose if composite else None)
 
 
-def _out_of_place(operation: OpOverload) -> OpOverload | None:
-    """The operation that returns what another one writes into its first argument.
-
-    Composite operations that change a tensor of their own escape functionalization.
-    """
-    name = operation._schema.name.split("::")[1]
-    if not (operation._schema.is_mutable and name.endswith("_") and operation.namespace == "aten"):
-        return None
-    packet = getattr(aten, name.removesuffix("_"), None)
-    return getattr(packet, operation._overloadname, None)
-
-
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -161,30 +149,12 @@ class _Recorder(TorchDispatchMode):
                 result = decomposition(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        functional = _out_of_place(operation)
-        if functional is not None and not self._shares_memory(args[0]):
-            return self._write(args[0], functional, args, kwargs)
         if operation.overloadpacket in _OF_SPARSE:  # of which there is no kernel
             result = getattr(aten, operation.overloadpacket.__name__.removesuffix("_copy"))(*args).clone()
         else:
             result = operation(*args, **kwargs)
         self._record(operation, args, kwargs, result)
         return result
-
-    def _write(self, target: Tensor, functional: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Change a tensor in place, on the tape by an operation that returns the tensor it becomes."""
-        with self:
-            result = functional(*args, **kwargs)
-        before = self.value(target)
-        if before.constant is not None:
-            before.constant = target.clone()
-        self._values[target] = self.value(result)
-        return target.copy_(result)
-
-    def _shares_memory(self, tensor: Tensor) -> bool:
-        """Whether another tensor on the tape would change with this one."""
-        memory = tensor.untyped_storage().data_ptr()
-        return any(other is not tensor and other.untyped_storage().data_ptr() == memory for other in self._values)
 
     def _record(self, operation: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         given = tree_map(lambda leaf: self.value(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))

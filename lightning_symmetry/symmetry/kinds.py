@@ -165,10 +165,7 @@ _RESCALING = Kind(
     dimension=lambda n: n,
 )
 KINDS: Mapping[str, Kind] = {
-    "permutation": Kind(
-        element=_random_permutations,
-        act=_permute,
-    ),
+    "permutation": Kind(element=_random_permutations, act=_permute),
     "sign": Kind(element=_random_signs, act=_multiply),
     "rescaling": _RESCALING,
     "rotation": Kind(
@@ -195,7 +192,7 @@ FORMS: Mapping[str, Kind] = {
         element=_random_rotations,
         act=_turn,
         direction=_random_antisymmetric,
-        derive=lambda block, direction, degree: direction @ block,
+        derive=_turn,
         dimension=lambda n: n * (n - 1) // 2,
         order=2,
         nearest=_antisymmetric,
@@ -204,7 +201,7 @@ FORMS: Mapping[str, Kind] = {
         element=lambda n_rows, n, generator: _keeping_mean(_random_rotations(n_rows, n - 1, generator), 1.0),
         act=_turn,
         direction=lambda n_rows, n, generator: _keeping_mean(_random_antisymmetric(n_rows, n - 1, generator), 0.0),
-        derive=lambda block, direction, degree: direction @ block,
+        derive=_turn,
         dimension=lambda n: (n - 1) * (n - 2) // 2,
         order=2,
         nearest=_without_means,

@@ -11,24 +11,16 @@ Adding a rule is one line in a table, or a decorated function where the argument
 The language is that of `language`. An operation without a rule is asked by experiment: see `experiment`.
 """
 
-from lightning_symmetry.symmetry.axis_rules import contraction, indexing, normalization, pointwise, reduction, spatial
+from lightning_symmetry.symmetry.axis_rules import (  # noqa: F401 - each registers its rules
+    contraction,
+    indexing,
+    normalization,
+    pointwise,
+    reduction,
+    spatial,
+)
 from lightning_symmetry.symmetry.axis_rules.binding import Binding, Contraction
 from lightning_symmetry.symmetry.axis_rules.language import Rule, parse
 from lightning_symmetry.symmetry.axis_rules.registry import axis_rule, axis_table, registered, rule_of
 
-__all__ = [
-    "Binding",
-    "Contraction",
-    "Rule",
-    "axis_rule",
-    "axis_table",
-    "contraction",
-    "indexing",
-    "normalization",
-    "parse",
-    "pointwise",
-    "reduction",
-    "registered",
-    "rule_of",
-    "spatial",
-]
+__all__ = ["Binding", "Contraction", "Rule", "axis_rule", "axis_table", "parse", "registered", "rule_of"]

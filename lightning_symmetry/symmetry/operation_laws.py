@@ -48,18 +48,18 @@ aten = torch.ops.aten
 
 LINEAR = packets("""
     _adaptive_avg_pool2d _adaptive_avg_pool3d as_strided_copy embedding flip gather index index_select mean unfold
-    upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
+    upsample_bilinear2d upsample_nearest2d upsample_trilinear3d
     view_as_complex_copy view_as_real_copy
 """)
-_MATRIX_PRODUCTS = packets("_grouped_mm bmm dot linalg_vecdot mm mv")
-_OF_ONE = packets("_fft_c2c _fft_c2r _fft_r2c avg_pool1d avg_pool2d avg_pool3d cumsum tril triu")
+_MATRIX_PRODUCTS = packets("_grouped_mm bmm linalg_vecdot mm")
+_OF_ONE = packets("_fft_c2c _fft_c2r _fft_r2c avg_pool1d avg_pool2d avg_pool3d cumsum")
 PRODUCTS = _MATRIX_PRODUCTS | _OF_ONE | {aten.mul}
 CONTRACTIONS = _MATRIX_PRODUCTS | {aten.addmm, aten.convolution}
 NORMS = packets("""
     _native_batch_norm_legit _native_batch_norm_legit_functional _native_batch_norm_legit_no_training native_batch_norm
     native_group_norm native_layer_norm
 """)
-WRITTEN = packets("index_add index_put scatter_add")
+WRITTEN = packets("index_put scatter_add")
 HOMOGENEOUS = packets("leaky_relu relu")
 EXTREMES = packets("""
     adaptive_max_pool2d adaptive_max_pool3d amax amin max max_pool2d_with_indices max_pool3d_with_indices min
@@ -123,7 +123,7 @@ def law_of(
             return power(1, "neither")
         case aten.copy:
             return overwritten
-        case aten.cat | aten.select_scatter | aten.slice_scatter:
+        case aten.cat | aten.slice_scatter:
             return joint
         case aten.maximum | aten.minimum if n_tensors == 2:
             return largest

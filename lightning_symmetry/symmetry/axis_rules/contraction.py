@@ -7,14 +7,7 @@ from lightning_symmetry.symmetry.axis_rules.registry import axis_rule, axis_tabl
 
 aten = torch.ops.aten
 
-axis_table(
-    {
-        aten.dot.default: "k, k -> ",
-        aten.mv.default: "m k, k -> m",
-        aten.mm.default: "m k, k n -> m n",
-        aten.bmm.default: "b m k, b k n -> b m n",
-    }
-)
+axis_table({aten.mm.default: "m k, k n -> m n", aten.bmm.default: "b m k, b k n -> b m n"})
 
 
 @axis_rule(aten.linalg_vecdot.default)

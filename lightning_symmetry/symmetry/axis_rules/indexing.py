@@ -134,28 +134,17 @@ def _(input, source, non_blocking=False):
 
 @axis_rule(aten.slice_scatter.default)
 def _(input, source, dim=0, start=None, end=None, step=1):
-    letters = [f"a{k}" for k in range(len(input.shape))]
-    dim %= len(letters)
-    start, stop, step = slice(start, end, step).indices(input.shape[dim])
-    if step == 1 and start < stop:
-        return _written(input, dim, start, stop, letters)
-    letters[dim] = "_"
-    return f"{', '.join([' '.join(letters)] * 2)} -> {' '.join(letters)}"
-
-
-@axis_rule(aten.select_scatter.default)
-def _(input, source, dim, index):
-    dim %= len(input.shape)
-    index %= input.shape[dim]
-    return _written(input, dim, index, index + 1, [f"a{k}" for k in range(len(input.shape)) if k != dim])
-
-
-def _written(input, dim, start, stop, source):
-    """Write a source over the positions from start up to stop of a dimension; those before and after stay, if any."""
-    length = input.shape[dim]
-    before, after = ["before"] * (start > 0), ["after"] * (stop < length)
+    """Write over the positions from start up to stop of a dimension; those before and after stay, if any."""
     new = [f"a{k}" for k in range(len(input.shape))]
-    old = list(new) if before or after else [f"b{k}" for k in range(len(input.shape))]
+    dim %= len(new)
+    length = input.shape[dim]
+    start, stop, step = slice(start, end, step).indices(length)
+    if step != 1 or start >= stop:
+        new[dim] = "_"
+        return f"{', '.join([' '.join(new)] * 2)} -> {' '.join(new)}"
+    before, after = ["before"] * (start > 0), ["after"] * (stop < length)
+    source = list(new)
+    old = list(new) if before or after else [f"b{k}" for k in range(len(new))]
     old[dim] = joined([*before, "over", *after])
     new[dim] = joined([*before, f"a{dim}", *after])
     sizes = {"before": start, "over": stop - start, f"a{dim}": stop - start, "after": length - stop}
@@ -217,9 +206,3 @@ def _(scores, targets, *lengths, **settings):
 def _(input):
     """The places where a tensor is not zero, in order."""
     return f"{'_ ' * len(input.shape)}-> _ _"
-
-
-@axis_rule(aten.tril.default, aten.triu.default)
-def _(input, diagonal=0):
-    kept = " ".join(f"a{k}" for k in range(len(input.shape) - 2))
-    return f"{kept} _ _ -> {kept} _ _"

@@ -27,7 +27,6 @@ def _in_order(value, dims):
 
 
 @axis_rule(
-    aten.all.dim,
     aten.amax.default,
     aten.amin.default,
     aten.any.dim,
@@ -40,7 +39,7 @@ def _(input, dim=None, keepdim=False, **settings):
     return _reduced(input, dim, keepdim)
 
 
-@axis_rule(aten.any.dims, aten.all.dims)
+@axis_rule(aten.any.dims)
 def _(input, dim=None, keepdim=False):
     return "... -> ..." if dim is not None and not dim else _reduced(input, dim, keepdim)  # unlike sum's, [] is none
 
@@ -67,20 +66,7 @@ def _(input, ord=2, dim=None, keepdim=False, *, dtype=None):
     return _reduced(input, dim, keepdim)
 
 
-axis_table(
-    dict.fromkeys(
-        [
-            aten.sum.default,
-            aten.mean.default,
-            aten.prod.default,
-            aten.max.default,
-            aten.min.default,
-            aten.any.default,
-            aten.all.default,
-        ],
-        "... -> ",
-    )
-)
+axis_table({packet.default: "... -> " for packet in (aten.any, aten.max, aten.mean, aten.min, aten.prod)})
 
 
 @axis_rule(aten.sort.default)
@@ -112,7 +98,7 @@ def _(input, dims, *settings, **more):
     return "{0} -> {0}".format(_in_order(input, dims))
 
 
-@axis_rule(aten.unfold.default, aten.unfold_copy.default)
+@axis_rule(aten.unfold.default)
 def _(input, dim, size, step):
     """Windows along a dimension, which may overlap."""
     return "{0} -> {0} _".format(_in_order(input, dim))

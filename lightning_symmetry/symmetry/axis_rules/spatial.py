@@ -12,16 +12,13 @@ aten = torch.ops.aten
 
 
 OVER_SPACE = {
-    1: "avg_pool1d upsample_linear1d upsample_nearest1d",
+    1: "avg_pool1d",
     2: """
         _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _upsample_bicubic2d_aa _upsample_bilinear2d_aa
         adaptive_max_pool2d avg_pool2d avg_pool2d_backward max_pool2d_with_indices upsample_bicubic2d
         upsample_bilinear2d upsample_bilinear2d_backward upsample_nearest2d upsample_nearest2d_backward
     """,
-    3: """
-        _adaptive_avg_pool3d adaptive_max_pool3d avg_pool3d max_pool3d_with_indices upsample_nearest3d
-        upsample_trilinear3d
-    """,
+    3: "_adaptive_avg_pool3d adaptive_max_pool3d avg_pool3d max_pool3d_with_indices upsample_trilinear3d",
 }
 """Operations by how many dimensions space has: all that comes out is laid out as what comes in first."""
 

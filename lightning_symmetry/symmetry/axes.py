@@ -20,7 +20,7 @@ One atom has places in many tensors, and in each its own charge: see `charges`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, count
@@ -197,13 +197,7 @@ def forbid(axis: Axis, why: str = "scaled otherwise") -> None:
     """Forbid to scale or to mix the positions of an axis."""
     for place in places(axis):
         place.atom.vanishing.append(place.charge)
-    stiffen(axis, why)
-
-
-def stiffen(axis: Axis, why: str) -> None:
-    """Forbid to mix the positions of an axis linearly."""
-    for atom in atoms(axis):
-        atom.rigid = atom.rigid or why
+        place.atom.rigid = place.atom.rigid or why
 
 
 def _bind(atom: Atom, axis: Axis) -> None:
@@ -214,15 +208,16 @@ def _bind(atom: Atom, axis: Axis) -> None:
         part.pinned = part.pinned or atom.pinned
         part.rigid = part.rigid or atom.rigid
         part.keeps |= atom.keeps
-    for form in atom.vanishing:
+    _hand_on(atom, atom.vanishing, lambda part: part.vanishing)
+    _hand_on(atom, atom.nearly, lambda part: part.nearly)
+    _hand_on(atom, atom.alone, lambda part: part.vanishing_apart(several))
+
+
+def _hand_on(atom: Atom, forms: Iterable[Charge], to: Callable[[Atom], list[Charge]]) -> None:
+    """Write the forms of an atom that turned out to be an axis to the atoms of that axis, as they are of each."""
+    for form in forms:
         for place in places((Place(atom, form),)):
-            place.atom.vanishing.append(place.charge)
-    for form in atom.nearly:
-        for place in places((Place(atom, form),)):
-            place.atom.nearly.append(place.charge)
-    for form in atom.alone:
-        for place in places((Place(atom, form),)):
-            place.atom.vanishing_apart(several).append(place.charge)
+            to(place.atom).append(place.charge)
 
 
 def unify(left: Axis, right: Axis) -> None:
@@ -306,9 +301,8 @@ def _split_factor(factor: Factor, outer_size: int) -> tuple[Axis, Axis]:
     return _told_apart((factor,), "unaligned split", outer_size, inner_size)
 
 
-def _told_apart(axis: Axis, why: str, *sizes: int) -> tuple[Axis, Axis]:
+def _told_apart(axis: Axis, why: str, first: int, second: int) -> tuple[Axis, Axis]:
     pin(axis, why)
-    first, second = sizes
     return fresh(first, why), fresh(second, why)
 
 

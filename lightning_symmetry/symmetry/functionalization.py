@@ -80,11 +80,6 @@ def functional(tensor: Tensor) -> Tensor:
     return tensor if torch._is_functional_tensor(tensor) else torch._to_functional_tensor(tensor)
 
 
-def functional_copy(tensor: Tensor) -> Tensor:
-    """The same of a copy."""
-    return functional(tensor.clone())
-
-
 def plain(tensor: Tensor) -> Tensor:
     """What a functional tensor has become; any other as it is."""
     if not torch._is_functional_tensor(tensor):

@@ -9,7 +9,7 @@ fused map.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, Place, atoms, resolve
 
@@ -24,10 +24,14 @@ def axis_names(wanted: Iterable[Atom], leaves: Mapping[str, Sequence[Axis]]) -> 
         places = ((leaf, axis) for leaf, axes in leaves.items() for axis in axes if atom in set(atoms(axis)))
         place = next(places, None)
         if place is not None:
-            name = _described(*place, atom)
-            count = 1 + sum(name in (other, other.rpartition(".")[0]) for other in names.values())
-            names[atom] = f"{name}.{count}" if name in names.values() else name
+            names[atom] = unlike(names.values(), _described(*place, atom))
     return names
+
+
+def unlike(taken: Collection[str], name: str) -> str:
+    """A name that is not taken: this one, or else with how many there are of it."""
+    count = 1 + sum(name in (other, other.rpartition(".")[0]) for other in taken)
+    return f"{name}.{count}" if name in taken else name
 
 
 def _described(leaf: str, axis: Axis, atom: Atom) -> str:

@@ -23,7 +23,7 @@ from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.means import Means, mean_is_free
-from lightning_symmetry.symmetry.naming import axis_names
+from lightning_symmetry.symmetry.naming import axis_names, unlike
 from lightning_symmetry.symmetry.planes import rotation_of_planes
 from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.streams import streams
@@ -226,9 +226,7 @@ class _Model:
         """A name that no other group has: an axis within its parameter, or the parameter's module, and the kind."""
         if not f"{stem}.".startswith(f"{parameter.rpartition('.')[0]}."):
             stem = parameter.rpartition(".")[0] or parameter
-        name = f"{stem}.{kind}"
-        count = 1 + sum(name in (other, other.rpartition(".")[0]) for other in self._taken)
-        name = f"{name}.{count}" if name in self._taken else name
+        name = unlike(self._taken, f"{stem}.{kind}")
         self._taken.add(name)
         return name
 

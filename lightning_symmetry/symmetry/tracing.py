@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_symmetry.symmetry.centred import with_centring
-from lightning_symmetry.symmetry.functionalization import functional, functional_copy, functionalized, plain, written_by
+from lightning_symmetry.symmetry.functionalization import functional, functionalized, plain, written_by
 from lightning_symmetry.symmetry.rewriting import with_lengths, with_picked_maps, without_offsets
 from lightning_symmetry.symmetry.step import Step
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value, packets
@@ -41,7 +41,7 @@ def trace(step: Step) -> Tape:
         for tensors in (step.parameters, step.buffers)
     )
     moving = {name for name in step.written.intersection(buffers) if buffers[name].is_floating_point()}
-    with step.alone(functional_copy), enable_python_dispatcher(), recorder:
+    with step.alone(lambda tensor: functional(tensor.clone())), enable_python_dispatcher(), recorder:
         leaves = {name: recorder.depending(tensor, name) for name, tensor in parameters.items()}
         for name, tensor in buffers.items():
             leaves[name] = recorder.depending(tensor, name) if name in moving else recorder.value(tensor, name)

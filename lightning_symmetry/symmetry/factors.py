@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 import torch
 
 from lightning_symmetry.symmetry.axis_rules import Contraction
 from lightning_symmetry.symmetry.layout import LAYOUT, REARRANGED, SLICED, rearranged, sliced
-from lightning_symmetry.symmetry.tape import Operation, Value
+from lightning_symmetry.symmetry.tape import Operation, Tape, Value
 
 aten = torch.ops.aten
 PICKED = {"index", "index_select"}
@@ -41,6 +42,16 @@ def leaf_of(value: Value | None, picked: bool = False) -> str | None:
             break
         value = value.source.args[0]
     return None if value is None or value.source is not None else value.name
+
+
+def readers_of_leaves(tape: Tape, picked: bool = False) -> defaultdict[str, set[Operation]]:
+    """The operations that read each leaf, laid out anew, or also with positions picked."""
+    readers: defaultdict[str, set[Operation]] = defaultdict(set)
+    for operation in tape.operations:
+        if operation.name not in (LAYOUT | PICKED if picked else LAYOUT):
+            for name in filter(None, (leaf_of(value, picked) for value in operation.inputs)):
+                readers[name].add(operation)
+    return readers
 
 
 def kept_last(value: Value) -> Operation | None:

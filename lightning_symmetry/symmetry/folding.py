@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lightning_symmetry.symmetry.factors import PICKED, leaf_of, looks_at_others
+from lightning_symmetry.symmetry.factors import leaf_of, looks_at_others, readers_of_leaves
 from lightning_symmetry.symmetry.layout import LAYOUT
 from lightning_symmetry.symmetry.operation_laws import CONTRACTIONS
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value
@@ -35,12 +35,7 @@ def foldable(tape: Tape) -> list[Affine]:
     for operation in tape.operations:
         for value in dict.fromkeys(operation.inputs):
             consumers[value].append(operation)
-    uses: defaultdict[str, set[int]] = defaultdict(set)
-    for operation in tape.operations:
-        if operation.name not in LAYOUT:
-            picks = operation.name in PICKED
-            for name in filter(None, (leaf_of(value, picked=True) for value in operation.inputs if not picks)):
-                uses[name].add(id(operation))
+    uses = readers_of_leaves(tape, picked=True)
     found: dict[tuple[str, str | None], list[tuple[Operation, Collection[Operation]]]] = defaultdict(list)
     for operation in tape.operations:
         affine = _affine(operation, consumers)
@@ -50,11 +45,9 @@ def foldable(tape: Tape) -> list[Affine]:
     folds = []
     for (gain, bias), places in found.items():
         reading = [reader for _, readers in places for reader in readers]
-        maps = frozenset(filter(None, (_map_of(reader) for reader in reading)))
-        behind = set(map(id, reading))
-        alone = all(_map_of(reader) for reader in reading) and all(uses[name] <= behind for name in maps)
-        at_norms = {id(operation) for operation, _ in places}
-        if maps and alone and uses[gain] == at_norms:
+        maps = frozenset(filter(None, map(_map_of, reading)))
+        alone = all(map(_map_of, reading)) and all(uses[name] <= set(reading) for name in maps)
+        if maps and alone and uses[gain] == {operation for operation, _ in places}:
             folds.append(Affine(gain, bias, maps))
     return folds
 

@@ -43,9 +43,8 @@ from lightning_symmetry.symmetry.axes import (
 from lightning_symmetry.symmetry.axis_rules import Binding, Rule, parse, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
-from lightning_symmetry.symmetry.factors import contraction_of, is_average, kept_last
+from lightning_symmetry.symmetry.factors import contraction_of, kept_last
 from lightning_symmetry.symmetry.folding import with_gains_of_one
-from lightning_symmetry.symmetry.laws import affine, average
 from lightning_symmetry.symmetry.layout import (
     LAYOUT,
     REARRANGED,
@@ -173,11 +172,9 @@ class Labelling:
         self._read += [self.axes(value) for value in operation.inputs if value.depends]
         rule, sizes = rule_of(operation.operation, operation.args, operation.kwargs) or self._asked(operation)
         rule = rule.for_call(len(operation.inputs), len(outputs))
-        law, contraction = law_of_call(operation, self._used), None
-        if operation.operation.overloadpacket in CONTRACTIONS:
-            contraction = contraction_of(operation, rule.contracted)
-            law = (average if len(operation.inputs) == 2 else affine(0, average)) if is_average(operation) else law
-        binding = Binding(sizes, law, contraction)
+        contracts = operation.operation.overloadpacket in CONTRACTIONS
+        contraction = contraction_of(operation, rule.contracted) if contracts else None
+        binding = Binding(sizes, law_of_call(operation, self._used), contraction)
         for pattern, value in zip(rule.inputs, operation.inputs, strict=True):
             binding.read(pattern, self.axes(value))
         at: Positions = {}
@@ -202,7 +199,7 @@ class Labelling:
         standing = self._loops.meet([at, *map(self._standing, operation.inputs)], operation.name in _IN_ANY_ORDER)
         self._positions.update(dict.fromkeys(outputs, standing))
         within = [binding.write(pattern, [1] * len(pattern)) for pattern in rule.within]
-        within += [binding.together()] if contraction is not None else []
+        within += [binding.together()] if contracts else []
         self._within += [(axes, standing) for axes in within]
 
     def _asked(self, operation: Operation) -> tuple[Rule, dict[str, int]]:

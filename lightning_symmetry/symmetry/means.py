@@ -7,16 +7,14 @@ may become ``W + u (1 / g)^T``, while what is to take the bias ``b`` up does so 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, Places, actions_on
 from lightning_symmetry.symmetry.axes import Atom, Place
 from lightning_symmetry.symmetry.charges import Key
-from lightning_symmetry.symmetry.factors import leaf_of
+from lightning_symmetry.symmetry.factors import leaf_of, readers_of_leaves
 from lightning_symmetry.symmetry.labelling import Labelling
-from lightning_symmetry.symmetry.layout import LAYOUT
 from lightning_symmetry.symmetry.operation_laws import is_zero
 from lightning_symmetry.symmetry.shifts import wholes
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value
@@ -38,12 +36,7 @@ class Means:
             self._of_tensor.setdefault(block.tensor, (block, places))
         self._shifts = [shift for along in shifts.values() for shift in along]
         self._read_centred = labelling.read_centred
-        self._uses = Counter(
-            name
-            for operation in tape.operations
-            if operation.name not in LAYOUT
-            for name in {leaf_of(value) for value in operation.inputs}
-        )
+        self._readers = readers_of_leaves(tape)
 
     def along(self, atom: Atom) -> Iterator[Mean]:
         """Every block with a mean along the axis that is free."""
@@ -61,7 +54,7 @@ class Means:
             return ()
         affine = {_affine(norm) for norm in norms}
         gain, bias = affine.pop()
-        if len(norms) != self._uses[block.tensor] or affine or not {gain, bias} <= {None, *self._of_tensor}:
+        if len(norms) != len(self._readers[block.tensor]) or affine or not {gain, bias} <= {None, *self._of_tensor}:
             return None
         folds = []
         if bias is not None:

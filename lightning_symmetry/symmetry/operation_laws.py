@@ -12,12 +12,13 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from lightning_symmetry.symmetry.centred import CENTRED
-from lightning_symmetry.symmetry.factors import multiplier_of
+from lightning_symmetry.symmetry.factors import is_average, multiplier_of
 from lightning_symmetry.symmetry.laws import (
     ROUNDING,
     SMALL,
     Law,
     affine,
+    average,
     centring,
     chosen,
     difference,
@@ -174,6 +175,8 @@ def _is_infinitely_low(value: Value) -> bool:
 
 def law_of_call(operation: Operation, used: set[Value]) -> Law:
     """The law of an operation on a tape, of which the values that are read are used."""
+    if operation.operation.overloadpacket in CONTRACTIONS and is_average(operation):
+        return average if len(operation.inputs) == 2 else affine(0, average)
     number = multiplier_of(operation)
     if number is not None:
         return multiple(number)

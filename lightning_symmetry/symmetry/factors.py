@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Collection
 
 import torch
 
@@ -52,6 +53,19 @@ def readers_of_leaves(tape: Tape, picked: bool = False) -> defaultdict[str, set[
             for name in filter(None, (leaf_of(value, picked) for value in operation.inputs)):
                 readers[name].add(operation)
     return readers
+
+
+def with_gains_of_one(operation: Operation, names: Collection[str]) -> Operation:
+    """The operation as it would be if the gains of these names were one."""
+    args = operation.args
+    gone = [isinstance(arg, Value) and leaf_of(arg) in names for arg in args]
+    if not any(gone):
+        return operation
+    if operation.operation == aten.mul.Tensor:
+        args = (args[gone.index(False)], 1.0)
+    else:
+        args = tuple(None if is_gone else arg for arg, is_gone in zip(args, gone, strict=True))
+    return Operation(operation.operation, args, operation.kwargs, operation.outputs)
 
 
 def kept_last(value: Value) -> Operation | None:

@@ -43,8 +43,7 @@ from lightning_symmetry.symmetry.axes import (
 from lightning_symmetry.symmetry.axis_rules import Binding, Rule, parse, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
-from lightning_symmetry.symmetry.factors import contraction_of, kept_last
-from lightning_symmetry.symmetry.folding import with_gains_of_one
+from lightning_symmetry.symmetry.factors import contraction_of, kept_last, with_gains_of_one
 from lightning_symmetry.symmetry.layout import (
     LAYOUT,
     REARRANGED,

@@ -16,9 +16,8 @@ from lightning_symmetry.symmetry.charges import Key
 from lightning_symmetry.symmetry.factors import leaf_of, readers_of_leaves
 from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.operation_laws import is_zero
-from lightning_symmetry.symmetry.shifts import wholes
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value
-from lightning_symmetry.symmetry.translations import Shift
+from lightning_symmetry.symmetry.translations import Shift, wholes
 
 Mean = tuple[Block, int, tuple[Fold, ...]]
 """A block, the dimension along which its mean is free, and what is folded into it before the mean changes."""

@@ -1,18 +1,32 @@
-"""The translations of a model: the shifts of its leaves that cancel, as they act on blocks of parameters."""
+"""The translations of a model: shifts of its leaves that cancel, as they act on blocks of parameters.
+
+Each axis has linear equations between the shifts of its leaves: what may be added to some along it, and to others to
+make up for it. What comes from other axes, through parameters that map them to this one, is in them too, as an `Image`.
+Solved for as many leaves as possible, every equation says what a leaf must take up for others: a bias after a linear
+map takes up ``-W t`` for the bias t before it. Where no leaf is there to take it up, there is no shift.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 
 from lightning_symmetry.symmetry.actions import Block, Blocks, Carried, Map, Places
 from lightning_symmetry.symmetry.axes import Atom, Place
-from lightning_symmetry.symmetry.charges import Hidden, Image, Key, Unknown
-from lightning_symmetry.symmetry.shifts import Path, root, shifts, wholes
+from lightning_symmetry.symmetry.charges import Echelon, Hidden, Image, Key, Unknown
+
+Passage = tuple[Key, Key]
+"""A linear map, by its unknowns along the axis that it reads, and along that which it writes."""
+
+Path = tuple[Passage, ...]
+"""The linear maps that a shift goes through, the first first."""
+
+Form = dict[Unknown, Fraction]
 
 _LARGEST = 64
 """The largest common denominator of degrees that are given in whole numbers."""
@@ -38,7 +52,10 @@ def shifts_along(blocks: Blocks, atoms: Iterable[Atom]) -> dict[Atom, list[Shift
     hidden = [_without_images_along(outer, key.shift) for key in means if isinstance(key, Hidden)]
     dimensions = _by_dimension(blocks)
     found: dict[Atom, list[Shift]] = {}
-    for leaf, followers in shifts(equations, list(axes), hidden).items():
+    system = _System(list(axes))
+    for equation in chain(equations, *map(system.by_part, hidden)):
+        system.add(equation)
+    for leaf, followers in system.solutions().items():
         degree = _degrees(share for shares in followers.values() for share, _ in shares)
         degrees: dict[Unknown, float] = {
             key: degree(share) for key, shares in followers.items() for share, path in shares if not path
@@ -122,3 +139,113 @@ def _map(dimensions: Mapping[Key, Blocks], read: Key, write: Key) -> Map | None:
     mapping = [each for here, each in found if here]
     whole = {len(each.writes) for _, each in found}
     return mapping[0] if len(mapping) == 1 and len(whole) == 1 else None
+
+
+class _System:
+    """Forms in the shifts of leaves, each of which is to vanish; leaves that come late make up for those before."""
+
+    def __init__(self, leaves: Sequence[Key]) -> None:
+        self._rank = {leaf: number for number, leaf in enumerate(leaves)}
+        self._parts: defaultdict[Unknown, list[Key]] = defaultdict(list)
+        for leaf in leaves:
+            for whole in wholes(leaf):
+                self._parts[whole].append(leaf)
+        self._echelon: Echelon[Unknown] = Echelon()
+        self._rows = self._echelon.rows
+        self._unmatched: list[Form] = []
+        self._taken: dict[Unknown, dict[tuple[Key, Path], Fraction]] = {}
+
+    def add(self, equation: Mapping[Unknown, Fraction]) -> None:
+        """Take an equation up, solved for the last of its leaves."""
+        form = self._echelon.rest(self._in_leaves(equation))
+        matched = [key for key in form if key in self._rank]
+        if matched:
+            round_about = self._needed({key: value for key, value in form.items() if isinstance(key, Image)})
+            pivot = max(matched, key=lambda key: (key not in round_about, self._rank[key]))
+            self._echelon.add(form, lambda keys: pivot)
+        elif form:
+            self._unmatched.append(form)
+
+    def by_part(self, form: Mapping[Unknown, Fraction]) -> list[Mapping[Unknown, Fraction]]:
+        """A form of an axis as a whole, once for each part of it, where all of its leaves were split alike later."""
+        parts = [self._final(key) for key in form]
+        alike = len(set(map(len, parts))) == 1
+        return [dict(zip(some, form.values(), strict=True)) for some in zip(*parts, strict=True)] if alike else [form]
+
+    def solutions(self) -> dict[Key, dict[Key, list[tuple[Fraction, Path]]]]:
+        """For each leaf that may be shifted by any vector, the leaves that are shifted with it, itself first.
+
+        How often they are, and through which linear maps.
+        """
+        for pivot in self._in_order():
+            rest = {key: -value for key, value in self._rows[pivot].items() if key != pivot}
+            self._taken[pivot] = self._expanded(rest)
+        none = {leaf for form in self._unmatched for leaf, _ in self._expanded(self._in_leaves(form))}
+        free = [leaf for leaf in self._rank if leaf not in self._rows and leaf not in none]
+        solutions: dict[Key, dict[Key, list[tuple[Fraction, Path]]]] = {
+            leaf: {leaf: [(Fraction(1), ())]} for leaf in free
+        }
+        for pivot, shares in self._taken.items():
+            for (leaf, path), value in shares.items():
+                if leaf in solutions:
+                    solutions[leaf].setdefault(pivot, []).append((value, path))  # type: ignore[arg-type]
+        return solutions
+
+    def _in_order(self) -> list[Unknown]:
+        """The leaves that take shifts up, each after those that it takes up through maps.
+
+        Where a leaf takes up what goes round to itself, as in a recurrent net, nothing may be shifted.
+        """
+        while True:
+            rest = {pivot: {k: v for k, v in row.items() if k != pivot} for pivot, row in self._rows.items()}
+            graph = {pivot: self._needed(row) & self._rows.keys() for pivot, row in rest.items()}
+            try:
+                return list(TopologicalSorter(graph).static_order())
+            except CycleError as error:
+                for pivot in dict.fromkeys(error.args[1]):
+                    self._unmatched += [{leaf: Fraction(1)} for leaf in self._needed(self._rows[pivot])]
+                    self._rows[pivot] = {pivot: Fraction(1)}
+
+    def _needed(self, form: Mapping[Unknown, Fraction]) -> set[Unknown]:
+        """The leaves in a form, also those of which it has images."""
+        needed: set[Unknown] = set()
+        for key in form:
+            while isinstance(key, Image):
+                key = key.of
+            needed.update(self._final(key))
+        return needed
+
+    def _expanded(self, form: Mapping[Unknown, Fraction]) -> dict[tuple[Key, Path], Fraction]:
+        """A form in the free leaves, each with the maps that it goes through."""
+        total: dict[tuple[Key, Path], Fraction] = {}
+        for key, value in form.items():
+            path: Path = ()
+            while isinstance(key, Image):
+                path = ((key.read, key.write), *path)
+                key = key.of
+            for leaf in self._parts.get(key, []):
+                parts = self._taken.get(leaf, {(leaf, ()): Fraction(1)})
+                for (free, before), share in parts.items():
+                    through = (free, (*before, *path))
+                    total[through] = total.get(through, Fraction(0)) + value * share
+        return {part: share for part, share in total.items() if share}
+
+    def _in_leaves(self, form: Mapping[Unknown, Fraction]) -> Form:
+        """A form with what was split later in its parts."""
+        return {part: value for key, value in form.items() for part in self._final(key)}
+
+    def _final(self, key: Unknown) -> Sequence[Unknown]:
+        return [key] if isinstance(key, Image) else self._parts.get(key, [])
+
+
+def wholes(key: Key) -> Iterator[Key]:
+    """An unknown, and those of the axes that its own is a part of."""
+    yield key
+    while isinstance(key, tuple):
+        key = key[0]
+        yield key
+
+
+def root(key: Key) -> Key:
+    """The unknown of the dimension of a leaf that an axis is a part of."""
+    return list(wholes(key))[-1]

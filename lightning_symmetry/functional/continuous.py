@@ -96,7 +96,7 @@ def product_rank(incoming: Tensor, outgoing: Tensor, tolerance: float = 1e-2) ->
     if not bool(incoming.isfinite().all() and outgoing.isfinite().all()):
         return torch.full((), torch.nan, dtype=torch.float64, device=incoming.device)
     values = torch.linalg.svdvals(scaled_core(incoming, outgoing)[0])
-    rank: Tensor = (values > tolerance * values.amax()).sum().double()
+    rank: Tensor = (values > tolerance * values[:1]).sum().double()
     return rank
 
 

@@ -28,6 +28,9 @@ from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
 
+_FAR = 25.0
+"""The logarithm of a factor beyond which a scale has no place where it comes to rest."""
+
 
 def find_gauge(symmetries: Symmetries, tensors: Tensors, start: Gauge | None = None) -> Gauge:
     """The gauge of a model's parameters.
@@ -212,6 +215,11 @@ def _balanced(
         ]
         living = alive(sums, levels, {name: gauge.living[name] for name in levels})
         found, steps = balance(sums, levels, known, living)
+        unbounded = {name for name, values in found.items() if levels[name].any() and values.abs().max() > _FAR}
+        if unbounded:  # two of them, and zeros among what they scale, leave nothing to balance: they stay as they are
+            left = {name: torch.zeros_like(level) for name, level in levels.items() if name in unbounded}
+            rest = {name: level for name, level in levels.items() if name not in unbounded}
+            return _balanced(replace(gauge, logarithms={**fixed, **left}), rotations, rest, start, tensors)
         gone = {name: found[name] - known.get(name, 0.0) for name in found}
         change = max((float(way.abs().max()) for way in gone.values()), default=0.0)
         done = change < 1e-10 or (jumped and change < 1e-6 and change > 0.1 * last)

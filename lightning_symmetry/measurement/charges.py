@@ -103,9 +103,10 @@ def _rescaling_imbalance(group: SymmetryGroup, tensors: Tensors) -> Tensor:
 
 
 def _rotation_imbalance(group: SymmetryGroup, tensors: Tensors) -> Tensor:
-    """The mean over the rows in which it acts by itself."""
+    """The mean over the rows in which it acts by itself; a side that nothing is on has no columns."""
     parts = list(_parts(group, tensors))
-    above, below = (torch.cat([part for part, degree in parts if degree * sign > 0], -1) for sign in (1, -1))
+    nothing = parts[0][0][..., :0]
+    above, below = (torch.cat([nothing, *(p for p, degree in parts if degree * sign > 0)], -1) for sign in (1, -1))
     return rotation_imbalance(above, below).mean()
 
 

@@ -9,6 +9,8 @@ from torch import nn
 from lightning_symmetry import find_symmetries
 from lightning_symmetry.gauge.mixing import sides_of_rotation
 from lightning_symmetry.gauge.representative import find_gauge
+from lightning_symmetry.measurement.charges import charge_pieces
+from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
 from tests.memory import STATUS, peak_beyond
 from tests.models import mlp
@@ -185,3 +187,47 @@ def test_what_is_not_finite_has_no_gauge():
     tensors["2.weight"][0, 0] = torch.nan
     gauge = find_gauge(symmetries, tensors)
     assert gauge.logarithms["0.rescaling"].isnan().all()
+
+
+class TwoNorms(nn.Module):
+    """A stream that is normed, mapped, and normed: by the biases of zero the gains have no place to come to rest at."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.first = nn.Linear(5, 8), nn.LayerNorm(8)
+        self.inner, self.second, self.out = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 6)
+        for layer in (self.inner, self.out):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, inputs):
+        stream = self.first(self.read(inputs))
+        stream = stream + self.second(self.inner(stream))
+        return nn.functional.layer_norm(self.out(stream), (6,))
+
+
+def test_scales_that_nothing_holds_stay_as_they_are():
+    torch.manual_seed(0)
+    _, _, gauge = found(TwoNorms(), torch.randn(7, 5))
+    assert not gauge.logarithms["first.scale"].any()
+    assert all(values.abs().max() < 10 for values in gauge.logarithms.values())
+
+
+class HalfThrownAway(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.read, self.both, self.head = nn.Linear(5, 6), nn.Linear(6, 8), nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        kept, _ = self.both(self.read(inputs).tanh()).chunk(2, -1)
+        return self.head(kept)
+
+
+def test_what_nothing_reads_has_a_rotation_with_one_side():
+    torch.manual_seed(0)
+    model = HalfThrownAway()
+    symmetries, tensors, gauge = found(model, torch.randn(7, 5))
+    thrown = next(group for group in symmetries if group.name == "both.1.rotation")
+    assert [side.shape[-1] for side in sides_of_rotation(gauge, thrown, tensors)] == [7, 0]
+    charges = charge_pieces(symmetries, ("imbalance",), lambda name: (0.1, False), lambda: 0)
+    for piece in (*symmetry_pieces(symmetries, 1e-2, SharedGauge(symmetries)), *charges):
+        assert all(bool(value.isfinite()) for value in piece.measure(tensors))

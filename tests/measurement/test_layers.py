@@ -78,6 +78,11 @@ def test_without_blocks_layers_with_a_matrix_are():
     assert default_layers(nn.ReLU()) == []
 
 
+def test_a_list_may_have_empty_places():
+    block = nn.Sequential(nn.Linear(2, 2), None, nn.ReLU())
+    assert default_layers(nn.ModuleDict({"blocks": nn.ModuleList([block, None, mlp()])})) == ["blocks.0", "blocks.2"]
+
+
 def test_what_is_compiled_is_one_layer_from_outside():
     model = nn.ModuleDict({"body": torch.compile(mlp(), backend="eager"), "head": nn.Linear(2, 2)})
     assert default_layers(model) == ["body", "head"]

@@ -169,6 +169,8 @@ def undisturbed(gradients: bool = False, copied: Callable[[Tensor], Tensor] = Te
         ):
             stack.callback(enable, enabled)
             enable(False)
+        stack.callback(setattr, torch._C, "_InferenceMode", torch._C._InferenceMode)
+        torch._C._InferenceMode = _without_gradients  # type: ignore[assignment, misc]
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.set_grad_enabled(gradients))
@@ -177,6 +179,11 @@ def undisturbed(gradients: bool = False, copied: Callable[[Tensor], Tensor] = Te
         alone = stack.enter_context(_Alone())
         stack.callback(alone.put_back)
         yield
+
+
+def _without_gradients(mode: bool) -> AbstractContextManager[None]:
+    """What stands for inference mode, whose tensors cannot be followed: gradients are not recorded."""
+    return torch.no_grad() if mode else nullcontext()
 
 
 class _Alone(TorchDispatchMode):

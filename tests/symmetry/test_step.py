@@ -120,6 +120,22 @@ def test_a_step_that_optimizes_by_hand_need_not_record_gradients():
     assert found(Manual()) == ["net.0"]
 
 
+def test_a_step_may_turn_inference_mode_on_within():
+    class Watched(Module):
+        def training_step(self, batch, batch_idx):
+            logits = self(batch[0])
+            self.watch(logits)
+            return F.cross_entropy(logits, batch[1])
+
+        @torch.inference_mode()
+        def watch(self, logits):
+            self.largest = logits.detach().softmax(-1).amax(-1).mean()
+
+    mode = torch._C._InferenceMode
+    assert found(Watched()) == ["net.0"]
+    assert torch._C._InferenceMode is mode
+
+
 def test_what_a_step_changes_in_place_is_told():
     class Writing(Module):
         def __init__(self):

@@ -44,6 +44,8 @@ class _Reading(TorchFunctionMode):
             return _written_back(operation, args, kwargs)
         if getattr(function, "__name__", "") == "_pad_packed_sequence":  # it writes the lengths to memory
             return _padded(*args, **kwargs)
+        if getattr(function, "__name__", "") == "ctc_loss":  # it makes tensors of lengths, and reads their memory
+            args = tuple(torch.tensor(arg) if isinstance(arg, (tuple, list)) else arg for arg in args)
         given = map(plain, args) if function in self._READS else args
         return function(*given, **kwargs)
 

@@ -136,6 +136,15 @@ def test_a_step_may_turn_inference_mode_on_within():
     assert torch._C._InferenceMode is mode
 
 
+def test_lengths_may_be_given_as_numbers():
+    class Spoken(Module):
+        def training_step(self, batch, batch_idx):
+            scores = self(batch[0]).log_softmax(-1).unflatten(0, (2, 4)).transpose(0, 1)
+            return F.ctc_loss(scores, torch.tensor([[1, 2], [2, 1]]), (4, 4), (2, 2))
+
+    assert found(Spoken()) == ["net.0"]
+
+
 def test_what_a_step_changes_in_place_is_told():
     class Writing(Module):
         def __init__(self):

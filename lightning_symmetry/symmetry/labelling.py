@@ -41,7 +41,7 @@ from lightning_symmetry.symmetry.axes import (
     split,
 )
 from lightning_symmetry.symmetry.axis_rules import Binding, Rule, parse, rule_of
-from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Unknown, unknown
+from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Charge, Unknown, unknown
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
 from lightning_symmetry.symmetry.factors import contraction_of, kept_last, with_gains_of_one
 from lightning_symmetry.symmetry.layout import (
@@ -89,6 +89,7 @@ class Labelling:
             that they tell apart, of which no experiment found out what becomes.
         within: The axes of tensors that exist only within an operation.
         read_by_maps: The unknowns of maps along the axes that they read.
+        singled_out: What is added all along axes of which positions are taken by themselves, which it would change.
         read_centred: The unknowns of maps along an axis along which what they read has mean zero before its gain and
             bias, with the norms that it comes from.
     """
@@ -108,6 +109,7 @@ class Labelling:
         self.without_rule: Counter[str] = Counter()
         self._within: list[tuple[Axes, Positions]] = []
         self.read_by_maps: set[Unknown] = set()
+        self.singled_out: list[Charge] = []
         self.read_centred: defaultdict[Unknown, list[Operation | None]] = defaultdict(list)
         self._axes: dict[Value, Axes] = {}
         self._used = {value for operation in tape.operations for value in operation.inputs}
@@ -260,10 +262,10 @@ class Labelling:
             if source.name in SAME:
                 return self._narrowed(given, dim, start, stop, at)
             if source.name in REARRANGED - REPEATED:
-                places = rearranged(source, list(range(len(given.shape))), shape)
-                if isinstance(places[dim], int):
-                    below = self._narrowed(given, places[dim], start, stop, at)
-                    return [below[place] if isinstance(place, int) else () for place in places]
+                dims = rearranged(source, list(range(len(given.shape))), shape)
+                if isinstance(dims[dim], int):
+                    below = self._narrowed(given, dims[dim], start, stop, at)
+                    return [below[each] if isinstance(each, int) else () for each in dims]
             if source.name in VIEWED:
                 group = dimension_viewed(given.shape, shape, dim)
                 if group is not None:
@@ -272,8 +274,14 @@ class Labelling:
         if value.depends and stop - start == 1 and self._steps((value, dim), axes[dim], start, at):
             axes[dim] = ()
         else:
-            axes[dim] = narrow(axes[dim], start, stop)
+            axes[dim] = self._part(axes[dim], start, stop)
         return axes
+
+    def _part(self, axis: Axis, start: int, stop: int) -> Axis:
+        """A stretch of an axis; where it is one position, what is added all along the axis changes it."""
+        if stop - start == 1:
+            self.singled_out += [place.charge.of_mean for place in places(axis)]
+        return narrow(axis, start, stop)
 
     def _steps(self, place: Dimension, axis: Axis, position: int, at: Positions) -> bool:
         """Whether to take one position by itself is a step of a loop; if so, it is added to those given."""
@@ -294,7 +302,7 @@ class Labelling:
         before = math.prod(shape[first:dim])
         after = math.prod(shape[dim + 1 : last])
         outer, rest = split(axes[below], before)
-        middle, inner = split(narrow(rest, start * after, stop * after), stop - start)
+        middle, inner = split(self._part(rest, start * after, stop * after), stop - start)
         return [
             *viewed(axes[:below], shape[:first]),
             *viewed([outer], shape[first:dim]),

@@ -58,7 +58,8 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     blocks = blocks_of(leaves, names, tape.offsets)
     shapes = {name: value.shape for name, value in tape.leaves.items()}
     everywhere = dict.fromkeys(atom for axes in tensors for axis in axes for atom in atoms(axis))
-    model = _Model(blocks, names, rows, parameters, shapes, everywhere)
+    shifts = shifts_along(blocks, everywhere, labelling.singled_out)
+    model = _Model(blocks, names, rows, parameters, shapes, shifts)
     groups = [group for atom in found for group in model.groups_on(atom, kinds)]
     means = Means(tape, labelling, blocks, model.shifts)
     free_means = [mean for atom in found for mean in means.along(atom) if mean[0].tensor in parameters]
@@ -85,7 +86,7 @@ class _Model:
         rows: Mapping[Atom, Sequence[Atom]],
         parameters: Collection[str],
         shapes: Mapping[str, Sequence[int]],
-        everywhere: Iterable[Atom],
+        shifts: Mapping[Atom, Sequence[Shift]],
     ) -> None:
         self.blocks = blocks
         self._places: defaultdict[Atom, defaultdict[int, list[Place]]] = defaultdict(lambda: defaultdict(list))
@@ -93,7 +94,7 @@ class _Model:
             for place in filter(None, places):
                 self._places[place.atom][number].append(place)
         self._offsets = {block.tensor: block.offset for block, _ in blocks}
-        self.shifts = shifts_along(blocks, everywhere)
+        self.shifts = shifts
         self._shapes = shapes
         self._names = names
         self._rows = rows

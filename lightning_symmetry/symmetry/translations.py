@@ -18,7 +18,7 @@ from itertools import chain
 
 from lightning_symmetry.symmetry.actions import Block, Blocks, Carried, Map, Places
 from lightning_symmetry.symmetry.axes import Atom, Place
-from lightning_symmetry.symmetry.charges import Echelon, Hidden, Image, Key, Unknown
+from lightning_symmetry.symmetry.charges import Charge, Echelon, Hidden, Image, Key, Unknown
 
 Passage = tuple[Key, Key]
 """A linear map, by its unknowns along the axis that it reads, and along that which it writes."""
@@ -40,13 +40,19 @@ class Shift:
     carried: tuple[Carried, ...] = ()
 
 
-def shifts_along(blocks: Blocks, atoms: Iterable[Atom]) -> dict[Atom, list[Shift]]:
-    """The shifts that cancel, by the axis along which they start: those of biases before those of matrices."""
+def shifts_along(blocks: Blocks, atoms: Iterable[Atom], more: Iterable[Charge]) -> dict[Atom, list[Shift]]:
+    """The shifts that cancel, by the axis along which they start: those of biases before those of matrices.
+
+    Args:
+        blocks: The blocks of all leaves.
+        atoms: The axes of all tensors.
+        more: Forms that must vanish beside those of axes.
+    """
     vectors_first = sorted(blocks, key=lambda block: len(block[0].axes) > 1)
     axes = {place.key: place.atom for _, places in vectors_first for place in places if place is not None}
     atoms = dict.fromkeys((*axes.values(), *atoms))
     outer = _outer(blocks)
-    forms = [form for atom in atoms for form in atom.vanishing]
+    forms = [*(form for atom in atoms for form in atom.vanishing), *more]
     equations = [_without_images_along(outer, form.shift.items()) for form in forms]
     means = (key for form in forms for key in form.mean)
     hidden = [_without_images_along(outer, key.shift) for key in means if isinstance(key, Hidden)]

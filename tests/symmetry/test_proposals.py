@@ -286,3 +286,24 @@ def test_codes_that_no_parameter_has_and_parameters_without_entries_hinder_nothi
     symmetries = find_symmetries(Codebook(), torch.randn(2, 7, 5))
     assert ("permutation", 8) in {(group.kind, group.size) for group in symmetries}
     assert not symmetries.rejected
+
+
+class Gaussian(nn.Module):
+    """Two numbers for each example, laid out anew and taken one by one: a mean and a deviation."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    def forward(self, inputs, targets):
+        both = self.net(inputs).view(-1, 1, 2)
+        return F.gaussian_nll_loss(both[..., 0], targets, F.softplus(both[..., 1]))
+
+
+def test_what_is_added_to_all_outputs_changes_those_that_are_taken_one_by_one():
+    symmetries = find_symmetries(Gaussian(), (torch.randn(7, 4), torch.randn(7, 1)))
+    assert [(group.kind, group.name) for group in symmetries] == [
+        ("permutation", "net.0"),
+        ("rescaling", "net.0.rescaling"),
+    ]
+    assert not symmetries.rejected

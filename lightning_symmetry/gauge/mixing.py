@@ -98,6 +98,7 @@ def mixtures_of(gauge: Gauge, rotations: Sequence[SymmetryGroup], tensors: Tenso
         if group.name not in together:
             mixtures[group.name] = _mixture(gauge, group, tensors)[0]
     last: dict[str, Tensor] = {}
+    previous = 0.0
     for _ in range(MOST_SWEEPS if together else 0):
         change = 0.0
         for group in rotations:
@@ -107,8 +108,9 @@ def mixtures_of(gauge: Gauge, rotations: Sequence[SymmetryGroup], tensors: Tenso
                 before = last.get(group.name, torch.zeros_like(strengths))
                 change = max(change, float((strengths - before).abs().max() / strengths.max().clamp_min(1e-300)))
                 last[group.name] = strengths
-        if change < 1e-11:
+        if change < 1e-11 or (change < 1e-7 and change > 0.9 * previous):  # what is left is rounding
             break
+        previous = change
     return mixtures
 
 

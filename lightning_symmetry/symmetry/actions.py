@@ -252,6 +252,8 @@ def carry(tensor: Tensor, carried: Carried, tensors: Mapping[str, Tensor], axes:
         vector = torch.einsum(vector, list(range(len(names))), matrix, letters, [*kept, *written])
         names = [*(names[letter] for letter in kept), *(each.block.axes[dim] for dim in each.writes)]
     block = carried.block.view(tensor)
+    if not set(names) <= set(carried.block.axes):
+        raise Misfit(f"what goes on to {carried.block.tensor} is along {names}, and that is along {block.shape}")
     order = sorted(range(len(names)), key=lambda place: carried.block.axes.index(names[place]))
     shape = [length if name in names else 1 for name, length in zip(carried.block.axes, block.shape, strict=True)]
     block += carried.factor * vector.permute(order).reshape(shape)

@@ -7,7 +7,8 @@ is made of it, of the same shapes and of other contents, that is as likely as ca
 * real numbers are moved by noise of half their own standard deviation, and stay between the least and the largest of
   their tensor, as pixels and probabilities do; where all are equal, by a tenth of what they are, or of 1 for zeros;
 * whole numbers (tokens, labels, masks, also as floats) are shuffled among themselves: those of a tensor, or where the
-  step refuses that, those within each of its rows, so that a row keeps its length, its special tokens, its one hot.
+  step refuses that, those within each of its rows, so that a row keeps its length, its special tokens, its one hot; or
+  those of each column, as of a table whose columns count different things.
 
 What only other shapes would show, as the outer taps of a kernel on maps of one pixel, it does not show.
 """
@@ -15,7 +16,7 @@ What only other shapes would show, as the outer taps of a kernel on maps of one 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -37,14 +38,14 @@ def second_batches(batch: Any, seed: int = 0) -> Iterator[Any]:
         >>> [sorted(row) for row in list(second_batches(batch))[1]["tokens"].tolist()]
         [[0, 1, 1, 1], [2, 3, 3, 3]]
     """
-    for n_kept_dims in (0, 1):
+    for shuffled in (_shuffled, _shuffled_in_rows, _shuffled_in_columns):
         generator = Generator().manual_seed(seed)
-        with Copying(partial(_changed, n_kept_dims=n_kept_dims, generator=generator)):
+        with Copying(partial(_changed, shuffled=shuffled, generator=generator)):
             second = copy.deepcopy(batch)
         yield second
 
 
-def _changed(tensor: Tensor, n_kept_dims: int, generator: Generator) -> Tensor:
+def _changed(tensor: Tensor, shuffled: Callable[[Tensor, Generator], Tensor], generator: Generator) -> Tensor:
     tensor = tensor.detach()
     if tensor.layout != torch.strided or tensor.numel() < 2:
         return tensor.clone()
@@ -52,7 +53,7 @@ def _changed(tensor: Tensor, n_kept_dims: int, generator: Generator) -> Tensor:
         return torch.view_as_complex(_moved(torch.view_as_real(tensor), generator))
     if tensor.is_floating_point() and not _is_whole(tensor):
         return _moved(tensor, generator)
-    return _shuffled(tensor, n_kept_dims, generator)
+    return shuffled(tensor, generator)
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -75,8 +76,21 @@ def _moved(numbers: Tensor, generator: Generator) -> Tensor:
     return moved.where(numbers.isfinite(), numbers)
 
 
-def _shuffled(tensor: Tensor, n_kept_dims: int, generator: Generator) -> Tensor:
-    """The entries in another order, within each slice along the first dimensions."""
-    slices = tensor.reshape(*tensor.shape[:n_kept_dims], -1)
-    order = torch.rand(slices.shape, generator=generator).argsort(-1).to(tensor.device)
-    return slices.gather(-1, order).reshape(tensor.shape)
+def _shuffled(tensor: Tensor, generator: Generator) -> Tensor:
+    """The entries in another order."""
+    return _in_other_order(tensor.reshape(1, -1), generator).reshape(tensor.shape)
+
+
+def _shuffled_in_rows(tensor: Tensor, generator: Generator) -> Tensor:
+    """The entries of each slice along the first dimension in another order."""
+    return _in_other_order(tensor.reshape(len(tensor), -1), generator).reshape(tensor.shape)
+
+
+def _shuffled_in_columns(tensor: Tensor, generator: Generator) -> Tensor:
+    """The entries of each place of such a slice in another order, each by itself."""
+    return _in_other_order(tensor.reshape(len(tensor), -1).T, generator).T.reshape(tensor.shape)
+
+
+def _in_other_order(rows: Tensor, generator: Generator) -> Tensor:
+    order = torch.rand(rows.shape, generator=generator).argsort(-1).to(rows.device)
+    return rows.gather(-1, order)

@@ -34,6 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_symmetry.symmetry.silence import idle, lend_optimizers, nothing, silence, stand_in, with_wrapped
+from lightning_symmetry.symmetry.writing import Writing
 
 Tensors = dict[str, Tensor]
 _MAX_SHARED = 100
@@ -115,10 +116,10 @@ class Step:
         before = cloned(kept)
         try:
             try:
-                given = self._try(before)
+                given, written = self._try(before)
             except Exception:
                 self.gradients = True
-                given = self._try(before)
+                given, written = self._try(before)
         finally:
             changed = [name for name, tensor in kept.items() if not _identical(tensor, before[name])]
             for name in changed:
@@ -130,18 +131,20 @@ class Step:
                 "model refers to it from outside, as `self.f = lambda x: self.net(x)` does, which should be a method; "
                 "or the step calls a method of an optimizer that changes parameters, beside `step`"
             )
-        self.written = frozenset(name for name, tensor in given.items() if not _identical(tensor, before[name]))
+        changed_in_place = (name for name, tensor in given.items() if not _identical(tensor, before[name]))
+        self.written = frozenset([*written, *changed_in_place])
 
-    def _try(self, tensors: Tensors) -> Tensors:
-        """Run the step, and return the parameters and buffers that it was given, as it left them."""
+    def _try(self, tensors: Tensors) -> tuple[Tensors, set[str]]:
+        """Run the step; return the parameters and buffers that it was given, as it left them, and those written to."""
         given = cloned(tensors)
-        with self.alone():
+        writing = Writing(given)
+        with self.alone(), writing:
             self(
                 {name: given[name] for name in self.parameters},
                 {name: given[name] for name in self.buffers},
                 self.batch,
             )
-        return given
+        return given, writing.written
 
 
 def cloned(tensors: Mapping[str, Tensor]) -> Tensors:

@@ -1,5 +1,7 @@
 """One step as a pure function: what it leaves as it was."""
 
+import copy
+
 import pytest
 import torch
 import torch.distributed.nn
@@ -162,6 +164,32 @@ def test_what_a_step_changes_in_place_is_told():
     step.rehearse()
     assert step.written == {"count", "net.2.bias"}
     assert module.count == 0
+
+
+class Teacher(Module):
+    """Follows a net that it begins as: at first it is written to, and stays what it is."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.follower, self.by = copy.deepcopy(self.net).requires_grad_(False), by
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            for mine, others in zip(self.follower.parameters(), self.net.parameters(), strict=True):
+                if self.by == "data":
+                    mine.data = mine.data * 0.5 + others.data * 0.5
+                else:
+                    mine.data.mul_(0.5).add_(others.data, alpha=0.5)
+            targets = self.follower(batch[0])
+        return F.mse_loss(self(batch[0]).tanh(), targets)
+
+
+@pytest.mark.parametrize("by", ["data", "in place"])
+def test_what_a_step_writes_to_is_told_also_where_it_stays_what_it_is(by):
+    step = Step(module := Teacher(by), BATCH)
+    step.rehearse()
+    assert step.written == {f"follower.{name}" for name, _ in module.net.named_parameters()}
+    assert found(module) == ["net.0", "net.2"]
 
 
 def test_a_generator_outside_of_the_module_is_put_back():

@@ -48,5 +48,5 @@ class Writing(TorchDispatchMode):
 
 
 def _memory(tensor: Tensor) -> int | None:
-    """Where the memory of a tensor is; None where it has none of its own."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided and tensor.numel() else None
+    """What tells the memory of a tensor from others, also of one that has a shape alone; None where it is sparse."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else None

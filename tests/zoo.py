@@ -126,52 +126,31 @@ def vit() -> nn.Module:
     )
 
 
+LLAMA = {
+    "vocab_size": 31,
+    "hidden_size": 36,
+    "intermediate_size": 22,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "use_cache": False,
+}
+"""The sizes of Llama, and of those that are built as it is."""
+
+
 def llama() -> nn.Module:
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=31,
-            hidden_size=36,
-            intermediate_size=22,
-            num_hidden_layers=2,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            head_dim=8,
-            use_cache=False,
-        )
-    )
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA))
 
 
 def gemma() -> nn.Module:
     """As Llama, with gains that are kept as their differences from one."""
-    return transformers.GemmaForCausalLM(
-        transformers.GemmaConfig(
-            vocab_size=31,
-            hidden_size=36,
-            intermediate_size=22,
-            num_hidden_layers=2,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            head_dim=8,
-            tie_word_embeddings=False,
-            use_cache=False,
-            pad_token_id=0,
-        )
-    )
+    config = transformers.GemmaConfig(**LLAMA, tie_word_embeddings=False, pad_token_id=0)
+    return transformers.GemmaForCausalLM(config)
 
 
 def mixtral(experts: str) -> nn.Module:
-    config = transformers.MixtralConfig(
-        vocab_size=31,
-        hidden_size=36,
-        intermediate_size=22,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=8,
-        num_local_experts=5,
-        num_experts_per_tok=3,
-        use_cache=False,
-    )
+    config = transformers.MixtralConfig(**LLAMA, num_local_experts=5, num_experts_per_tok=3)
     config._experts_implementation = experts
     return transformers.MixtralForCausalLM(config)
 

@@ -7,13 +7,12 @@ operations a mean, a difference and a variance; on the tape they are a centring,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from lightning_symmetry.symmetry.tape import Operation, Value
+from lightning_symmetry.symmetry.tape import Operation, Value, made
 
 aten = torch.ops.aten
 
@@ -56,13 +55,13 @@ def _centring(difference: Operation) -> list[Operation]:
     if given is None or output is None:
         return []
     if first is given:
-        return [_made(output, CENTRED, given, dims)]
+        return [made(output, CENTRED, given, dims)]
     added = first.source if first.source is not None and first.source.operation == aten.add.Tensor else None
     if added is None or added.kwargs or given not in added.inputs or len(added.inputs) != 2:
         return []
     other = next(value for value in added.inputs if value is not given)
     centred = Value(given.shape, given.dtype)
-    return [_made(centred, CENTRED, given, dims), _made(output, aten.add.Tensor, other, centred)]
+    return [made(centred, CENTRED, given, dims), made(output, aten.add.Tensor, other, centred)]
 
 
 def _averaged(mean: Value) -> tuple[Value | None, list[int]]:
@@ -87,19 +86,13 @@ def _squared_length(variance: Operation) -> list[Operation]:
     written = []
     if output is not None:
         centred, length = Value(given.shape, given.dtype), Value(output.shape, output.dtype)
-        written.append(_made(centred, CENTRED, given, dims))
-        written.append(_made(length, aten.linalg_vector_norm.default, centred, 2, dims, keepdim))
-        written.append(_made(output, aten.pow.Tensor_Scalar, length, 2))
-    return [*written, *(_made(mean, aten.mean.dim, given, dims, keepdim) for mean in means if mean is not None)]
+        written.append(made(centred, CENTRED, given, dims))
+        written.append(made(length, aten.linalg_vector_norm.default, centred, 2, dims, keepdim))
+        written.append(made(output, aten.pow.Tensor_Scalar, length, 2))
+    return [*written, *(made(mean, aten.mean.dim, given, dims, keepdim) for mean in means if mean is not None)]
 
 
 def _all_named(given: Value, dims: Sequence[int] | None) -> list[int]:
     """Dimensions counted from the first; all of a tensor's where none is named."""
     n_dims = len(given.shape)
     return sorted(dim % n_dims for dim in dims or range(n_dims)) if n_dims else []
-
-
-def _made(output: Value, operation: OpOverload, *args: Any) -> Operation:
-    """An operation on the tape, of which a value is the output."""
-    output.source = Operation(operation, args, {}, [output])
-    return output.source

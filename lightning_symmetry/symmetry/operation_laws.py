@@ -49,8 +49,7 @@ aten = torch.ops.aten
 
 LINEAR = packets("""
     _adaptive_avg_pool2d _adaptive_avg_pool3d as_strided_copy embedding flip gather index index_select mean unfold
-    upsample_bilinear2d upsample_nearest2d upsample_trilinear3d
-    view_as_complex_copy view_as_real_copy
+    upsample_bilinear2d upsample_nearest2d upsample_trilinear3d view_as_complex_copy view_as_real_copy
 """)
 _MATRIX_PRODUCTS = packets("_grouped_mm bmm linalg_vecdot mm")
 _OF_ONE = packets("_fft_c2c _fft_c2r _fft_r2c avg_pool1d avg_pool2d avg_pool3d cumsum")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Set
-from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.utils._pytree import tree_map
 
-from lightning_symmetry.symmetry.tape import Operation, Value
+from lightning_symmetry.symmetry.tape import Operation, Value, made
 
 aten = torch.ops.aten
 
@@ -20,25 +18,19 @@ _SUMMED = {aten.sum.dim_IntList, aten.mean.dim}
 def with_picked_maps(operations: list[Operation]) -> list[Operation]:
     """Products of tokens, sorted by their experts, with the map of each expert as those with the map each picks."""
     written: list[Operation] = []
-
-    def made(operation: OpOverload, args: tuple[Any, ...], *shape: int) -> Value:
-        value = Value(shape, rows.dtype)
-        value.source = Operation(operation, args, {}, [value])
-        written.append(value.source)
-        return value
-
     for operation in operations:
-        experts = _experts(operation)
-        if experts is None:
+        experts, (output, *_) = _experts(operation), operation.outputs or [None]
+        if experts is None or output is None:
             written.append(operation)
             continue
         rows, maps = operation.inputs[:2]
-        (n_rows, width), (output,) = rows.shape, operation.outputs
-        picked = made(aten.index.Tensor, (maps, [experts]), n_rows, *maps.shape[1:])
-        row = made(aten.unsqueeze_copy.default, (rows, 1), n_rows, 1, width)
-        product = made(aten.bmm.default, (row, picked), n_rows, 1, maps.shape[-1])
-        written.append(Operation(aten.squeeze_copy.dim, (product, 1), {}, [output]))
-        output.source = written[-1]  # type: ignore[union-attr]
+        n_rows, width = rows.shape
+        shapes = ((n_rows, *maps.shape[1:]), (n_rows, 1, width), (n_rows, 1, maps.shape[-1]))
+        picked, row, product = (Value(shape, rows.dtype) for shape in shapes)
+        written.append(made(picked, aten.index.Tensor, maps, [experts]))
+        written.append(made(row, aten.unsqueeze_copy.default, rows, 1))
+        written.append(made(product, aten.bmm.default, row, picked))
+        written.append(made(output, aten.squeeze_copy.dim, product, 1))
     return written
 
 
@@ -126,14 +118,12 @@ def _in_one(product: Operation, total: Operation) -> list[Operation]:
     square = _squared(product)
     if square is not None and square.depends:
         length = Value(output.shape, output.dtype)
-        length.source = Operation(aten.linalg_vector_norm.default, (square, 2, *total.args[1:3]), {}, [length])
-        output.source = Operation(aten.pow.Tensor_Scalar, (length, 2), {}, [output])
-        return [length.source, output.source]
+        norm = made(length, aten.linalg_vector_norm.default, square, 2, *total.args[1:3])
+        return [norm, made(output, aten.pow.Tensor_Scalar, length, 2)]
     factors = product.inputs if product.operation == aten.mul.Tensor else []
     alike = len(factors) == 2 and factors[0].shape == factors[1].shape and all(value.depends for value in factors)
     if alike and total.args[1] in ([-1], [len(factors[0].shape) - 1]) and not total.args[2:]:
-        output.source = Operation(aten.linalg_vecdot.default, tuple(factors), {}, [output])
-        return [output.source]
+        return [made(output, aten.linalg_vecdot.default, *factors)]
     return []
 
 

@@ -76,6 +76,12 @@ class Tape:
     offsets: Mapping[str, float] = field(default_factory=dict)
 
 
+def made(output: Value, operation: OpOverload, *args: Any) -> Operation:
+    """An operation of which a value is the output."""
+    output.source = Operation(operation, args, {}, [output])
+    return output.source
+
+
 def packets(names: str) -> frozenset[Any]:
     """Operations of ATen, whatever their overloads."""
     return frozenset(getattr(aten, name) for name in names.split())

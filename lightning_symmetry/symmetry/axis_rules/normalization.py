@@ -10,18 +10,19 @@ from lightning_symmetry.symmetry.centred import CENTRED
 aten = torch.ops.aten
 
 
-@axis_rule(aten._softmax.default, aten._log_softmax.default)
-def _(input, dim, half_to_float=False):
-    letters = [f"a{k}" for k in range(len(input.shape))]
-    kept = [letter for k, letter in enumerate(letters) if k != dim % max(len(letters), 1)]
-    return f"{' '.join(letters)} -> {' '.join(letters)}; {' '.join(kept)}"
-
-
-@axis_rule(CENTRED)
-def _(input, dims):
+def _along(input, dims):
+    """What looks at some dimensions as wholes: it takes one number within at every place of the others."""
     letters = [f"a{k}" for k in range(len(input.shape))]
     kept = [letter for k, letter in enumerate(letters) if k not in dims]
     return f"{' '.join(letters)} -> {' '.join(letters)}; {' '.join(kept)}"
+
+
+@axis_rule(aten._softmax.default, aten._log_softmax.default)
+def _(input, dim, half_to_float=False):
+    return _along(input, [dim % max(len(input.shape), 1)])
+
+
+axis_rule(CENTRED)(_along)
 
 
 @axis_rule(aten.native_layer_norm.default)

@@ -21,6 +21,7 @@ from torch import Tensor
 from lightning_symmetry.symmetry.actions import Action, Block, along, carry, derive, transform
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
+from lightning_symmetry.symmetry.stacks import first_of
 
 Tensors = Mapping[str, Tensor]
 
@@ -42,16 +43,16 @@ def shifts_of(
     received: dict[str, Tensor] = {}
     lessened = {group.name: lessened_by(group, pivots) for group in groups}
     for together in _joined(groups, {group.name: set(group.parameters) for group in groups}):
-        if any(group.carried or len(lessened[group.name]) < len(_of_parameters(group)) for group in together):
+        if any(group.carried or len(lessened[group.name]) < len(group.actions_on_parameters) for group in together):
             shifts |= _carried_on(together, lessened, tensors, received)
         else:
             shifts |= _least(together, lessened, tensors)
     return shifts, received
 
 
-def lessened_by(group: SymmetryGroup, pivots: Collection[Block]) -> list[Action]:
+def lessened_by(group: SymmetryGroup, pivots: Collection[Block]) -> Sequence[Action]:
     """The actions on what a translation makes least: biases of norms, else what it is not carried on to as well."""
-    actions = _of_parameters(group)
+    actions = group.actions_on_parameters
     targets = {each.block.tensor for each in group.carried}
     starts = [action for action in actions if action.block.tensor not in targets]
     return [action for action in actions if action.block in pivots] or starts or actions
@@ -73,7 +74,12 @@ def _carried_on(
     received: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """Shifts of which one changes where the next one starts: one after another, until nothing changes."""
-    after = {name: tensors[name].double().clone() for group in groups for name in group.parameters}
+    after = {
+        name: tensors[name].double().clone()
+        for group in groups
+        for name in group.tensors
+        if first_of(name) in group.parameters
+    }
     tensors_of = {name: {action.block.tensor for action in actions} for name, actions in lessened.items()}
     total: dict[str, Tensor] = {}
     for _ in range(len(groups) + 1):
@@ -93,7 +99,7 @@ def _carried_on(
 
 def _shift(group: SymmetryGroup, shift: Tensor, after: dict[str, Tensor], tensors: Tensors) -> None:
     """Let a translation act, in place."""
-    for action in _of_parameters(group):
+    for action in group.actions_on_parameters:
         transform(after[action.block.tensor], action, [row for row, _ in group.rows], KINDS["translation"], shift)
     vector = shift.reshape(*(length for _, length in group.rows), group.size)
     for each in group.carried:

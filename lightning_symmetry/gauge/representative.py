@@ -27,6 +27,7 @@ from lightning_symmetry.gauge.mixing import MOST_SWEEPS, meeting, mixtures_of, r
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
+from lightning_symmetry.symmetry.stacks import first_of
 
 _FAR = 25.0
 """The logarithm of a factor beyond which a scale has no place where it comes to rest."""
@@ -72,7 +73,7 @@ def _structure(symmetries: Symmetries) -> Gauge:
     """What acts on each block, with nothing scaled or mixed yet."""
     moved = {name for group in symmetries for name in group.parameters}
     every = symmetries.blocks or dict.fromkeys(block for group in symmetries for block in group.blocks)
-    blocks = dict.fromkeys(block for block in every if block.tensor in moved)
+    blocks = dict.fromkeys(block for block in every if first_of(block.tensor) in moved)
     scaled: dict[Block, list[Acting]] = {}
     mixed: dict[Block, list[Acting]] = {}
     translations: dict[str, list[tuple[str, Action, tuple[str, ...]]]] = {}
@@ -120,8 +121,7 @@ def _level(group: SymmetryGroup, symmetries: Symmetries, tensors: Tensors) -> Te
         return level
     if not _is_whole(group):
         return level + 1
-    grown = {action.block.tensor for action in group.actions if max(action.degrees, key=abs) > 0}
-    grown &= set(group.parameters)
+    grown = {action.block.tensor for action in group.actions_on_parameters if max(action.degrees, key=abs) > 0}
     sizes: list[dict[str, int]] = []
     for name in grown:
         blocks = [block for block in symmetries.blocks if block.tensor == name]
@@ -134,8 +134,8 @@ def _level(group: SymmetryGroup, symmetries: Symmetries, tensors: Tensors) -> Te
 def _folded(gauge: Gauge, group: SymmetryGroup, signs: Sequence[SymmetryGroup], tensors: Tensors) -> Gauge:
     """Fold the vectors on one side of a rescaling, a norm's gain and bias, into the maps on the other side."""
     sides: dict[bool, list[Action]] = {True: [], False: []}
-    for action in group.actions:
-        if action.block.tensor in group.parameters and action.block not in gauge.absorbed:
+    for action in group.actions_on_parameters:
+        if action.block not in gauge.absorbed:
             sides[max(action.degrees, key=abs) > 0].append(action)
     of_vectors = {
         side: bool(actions) and all(len(action.degrees) == 1 + len(group.rows) for action in actions)
@@ -154,7 +154,7 @@ def _folded(gauge: Gauge, group: SymmetryGroup, signs: Sequence[SymmetryGroup], 
     logarithms = torch.where(squares > 0, -squares.log() / (2 * degrees.pop()), 0.0)
     gauge = replace(gauge, logarithms={**gauge.logarithms, group.name: logarithms})
     moved = set(group.blocks)
-    flips = [sign for sign in signs if {block for block in sign.blocks if block.tensor in sign.parameters} == moved]
+    flips = [sign for sign in signs if {action.block for action in sign.actions_on_parameters} == moved]
     if len(vectors) > 1 or not flips or flips[0].rows != group.rows:
         return gauge
     flip = flips[0]

@@ -22,6 +22,7 @@ from lightning_symmetry.functional.charges import (
 from lightning_symmetry.measurement.indicators import NONE_YET, Piece, key_names
 from lightning_symmetry.symmetry.actions import along
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+from lightning_symmetry.symmetry.stacks import first_of
 
 CHARGE_INDICATORS = ("imbalance", "mean_component", "effective_lr", "angular_speed")
 """What can be measured: of rescalings and rotations, of translations that shift all alike, and two of scales."""
@@ -153,16 +154,16 @@ def _scaled(group: SymmetryGroup, tensors: Tensors) -> Iterator[Tensor]:
 
 def _scaled_first(group: SymmetryGroup) -> str:
     """The first parameter that a norm divides by its size."""
-    tensors = (each.block.tensor for each in group.actions if max(each.degrees) > 0)
-    return next(tensor for tensor in tensors if tensor in group.parameters)
+    scaled = (each.block.tensor for each in group.actions_on_parameters if max(each.degrees) > 0)
+    return first_of(next(scaled))
 
 
 def _parts(
     group: SymmetryGroup, tensors: Tensors, names: Collection[str] | None = None
 ) -> Iterator[tuple[Tensor, float]]:
     """The blocks of parameters, all or some, that a group moves, as ``(n_rows, n, rest)``, with their degrees."""
-    for action in group.actions:
-        if action.block.tensor in (group.parameters if names is None else names):
+    for action in group.actions_on_parameters:
+        if names is None or first_of(action.block.tensor) in names:
             for part, degree in along(tensors[action.block.tensor], action, [row for row, _ in group.rows]):
                 yield part.contents, degree
 

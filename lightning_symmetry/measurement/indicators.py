@@ -183,9 +183,9 @@ def _rank(group: SymmetryGroup, shared: SharedGauge, tolerance: float, tensors: 
 def _stream_rank(group: SymmetryGroup, gauge: Gauge, tolerance: float, tensors: Tensors) -> Sequence[Tensor]:
     """The rank of all that writes to a stream, side by side; of one whose mean nothing sees, at most n - 1."""
     gram = torch.zeros(group.n_rows, group.size, group.size, dtype=torch.float64)
-    for action in group.actions:
+    for action in group.actions_on_parameters:
         for dim, degree in enumerate(action.degrees):
-            if degree > 0 and action.block.tensor in group.parameters:
+            if degree > 0:
                 writes = in_front(gauge.of(action.block, tensors), action.block, group, [dim])
                 gram += (writes @ writes.mT).double().cpu()
     if not bool(gram.isfinite().all()):

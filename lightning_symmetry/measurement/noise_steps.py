@@ -22,6 +22,7 @@ from lightning_symmetry.functional.precision import for_measuring
 from lightning_symmetry.measurement.charges import squares_of_sides
 from lightning_symmetry.measurement.indicators import Piece, key_names
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+from lightning_symmetry.symmetry.stacks import Stacked
 
 WINDOW = 16
 """Over how many steps before a measurement the covariance is taken: few enough for the mean gradient to stay."""
@@ -52,6 +53,7 @@ class NoiseSteps:
         }
         self._own = [group for group in symmetries if group.name in self._keys][rank::world_size]
         self._names = {name for group in self._own for name in group.parameters}
+        self._stacked = self._names.difference(name for group in self._own for name in group.tensors)
         self._model = model
         self._window = window
         self._listening = self._stepped = self._counted = False
@@ -82,6 +84,9 @@ class NoiseSteps:
         gradients = {
             name: _dense(each.grad) for name, each in stepping.items() if name in self._names and each.grad is not None
         }
+        if gradients:  # a stack is whole, though what was sent to none of its experts gives these no gradient
+            missing = self._stacked - gradients.keys()
+            gradients |= {name: torch.zeros_like(self._model.get_parameter(name)) for name in missing}
         if scaler is not None and not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
             return
         scaled = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
@@ -92,7 +97,7 @@ class NoiseSteps:
             self._sums[name].add_(gradient, alpha=1 / scale)
         for group in self._own:
             if some := gradients.keys() & set(group.parameters):
-                squares = squares_of_sides(group, gradients, some) / scale**2
+                squares = squares_of_sides(group, Stacked(gradients), some) / scale**2
                 self._squares[group.name] = squares + self._squares.get(group.name, torch.zeros_like(squares))
         for name in self._names & stepping.keys():
             self._steps[name] = self._steps.get(name, 0) + 1
@@ -140,7 +145,8 @@ class NoiseSteps:
 
     def _imbalance(self, group: SymmetryGroup, steps: int) -> Tensor:
         """From the lengths of the sums, as one entry for each side of each unit: nothing else of them is needed."""
-        incoming, outgoing = squares_of_sides(group, self._sums, self._sums.keys() & set(group.parameters)).cpu().sqrt()
+        names = self._sums.keys() & set(group.parameters)
+        incoming, outgoing = squares_of_sides(group, Stacked(self._sums), names).cpu().sqrt()
         squares = self._squares[group.name].cpu()
         made = squares.new_tensor(steps)
         return noise_imbalance_of(incoming[:, None], outgoing[:, None], squares[0], squares[1], made)

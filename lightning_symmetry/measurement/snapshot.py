@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from lightning_symmetry.symmetry.stacks import stack_of
+
 if TYPE_CHECKING:
     from lightning_symmetry.measurement.measure import Ranks
 
@@ -26,9 +28,10 @@ MOST_KEPT = 2**26
 
 
 class Snapshot(Mapping[str, Tensor]):
-    """The tensors of a model by name; one that is spread over ranks is made whole, in its own type, when it is read.
+    """The tensors of a model by name, and stacks of them.
 
-    After reading every rank must `attend`, before it turns to anything else that ranks do together.
+    One that is spread over ranks is made whole, in its own type, when it is read. After reading every rank must
+    `attend`, before it turns to anything else that ranks do together.
 
     Args:
         tensors: What this process holds.
@@ -45,15 +48,20 @@ class Snapshot(Mapping[str, Tensor]):
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._spread:
+        if name in self._tensors and name not in self._spread:
             return self._tensors[name]
-        if name not in self._kept:
+        if name in self._spread and name not in self._kept:
             self._round(name)
+        elif name not in self._kept:
+            self._kept[name] = stack_of(name, self)
         self._kept.move_to_end(name)
         whole = self._kept[name]
         while sum(tensor.nbytes for tensor in self._kept.values()) > MOST_KEPT:
             self._kept.popitem(last=False)
         return whole
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

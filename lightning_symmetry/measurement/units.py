@@ -46,8 +46,8 @@ def units_of(
     coupled: list[tuple[Tensor, tuple[int, int]]] = []
     halves: dict[tuple[str, Action], dict[int, Tensor]] = {}
     where_of: dict[tuple[str, Action], tuple[SymmetryGroup, list[str]]] = {}
-    for block in group.blocks:
-        if block.tensor not in group.parameters or block in gauge.folded:
+    for block in (action.block for action in group.actions_on_parameters):
+        if block in gauge.folded:
             continue
         entries = partial(gauge.of, block, tensors)
         own = block.dims(group.axis)[:2]
@@ -106,9 +106,9 @@ def sides_of(group: SymmetryGroup, gauge: Gauge, tensors: Tensors, row: int, sig
     """The parts of all units in which their axis has degrees of one sign: ``(n_units, dim)``, in the gauge."""
     parts = [
         in_front(gauge.of(action.block, tensors), action.block, group, [dim])[row]
-        for action in group.actions
+        for action in group.actions_on_parameters
         for dim, degree in enumerate(action.degrees)
-        if degree * sign > 0 and action.block.tensor in group.parameters
+        if degree * sign > 0
     ]
     some = tensors[group.parameters[0]]
     return torch.cat(parts, dim=1) if parts else some.new_zeros(group.size, 0)

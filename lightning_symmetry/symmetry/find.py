@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from lightning_symmetry.symmetry.actions import Block
+from lightning_symmetry.symmetry.exchange import exchangeable, propose_with_exchanges, unexchanged
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
-from lightning_symmetry.symmetry.proposals import propose
+from lightning_symmetry.symmetry.stacks import first_of
 from lightning_symmetry.symmetry.step import Step
 from lightning_symmetry.symmetry.tracing import trace
 from lightning_symmetry.symmetry.verification import Verified, verify
@@ -59,10 +60,17 @@ def find_symmetries(
             f"what one step of {type(model).__name__} returns depends on none of its parameters, or reaches them from "
             "outside, as `self.f = torch.compile(self.net.forward)` does; make that a method"
         )
-    proposals = propose(tape, step.parameters, tuple(KINDS) if kinds is None else kinds)
-    verified = Verified(proposals.groups)
-    if sum(parameter.numel() for parameter in step.parameters.values()) <= verify_up_to:
-        verified = verify(step, proposals.groups)
+    kinds = tuple(KINDS) if kinds is None else kinds
+    lists = exchangeable(tape, step.parameters) if "permutation" in kinds else {}
+    while True:
+        proposals = propose_with_exchanges(tape, step.parameters, lists, kinds)
+        verified = Verified(proposals.groups)
+        if sum(parameter.numel() for parameter in step.parameters.values()) <= verify_up_to:
+            verified = verify(step, proposals.groups)
+        false = unexchanged(verified.groups, lists)
+        if not false:
+            break
+        lists = {name: modules for name, modules in lists.items() if name not in false}
     return Symmetries(
         groups=tuple(verified.groups),
         blocks=proposals.blocks,
@@ -90,6 +98,6 @@ def _share(groups: Sequence[SymmetryGroup], blocks: Sequence[Block], step: Step)
     """The share of the parameters' entries that are in a block which a group moves, or in a tensor moved as a whole."""
     moved = {block for group in groups for block in group.blocks}
     wholes = {block.tensor for block in moved.difference(blocks)}
-    of_parameters = [block for block in blocks if block.tensor in step.parameters]
+    of_parameters = [block for block in blocks if first_of(block.tensor) in step.parameters]
     entries = sum(block.numel for block in of_parameters if block in moved or block.tensor in wholes)
     return entries / sum(parameter.numel() for parameter in step.parameters.values())

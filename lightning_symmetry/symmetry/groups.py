@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache
+from itertools import chain
 from typing import Any, cast, get_args, get_type_hints, overload
 
 import torch
@@ -18,6 +19,7 @@ from torch.autograd import forward_ad
 
 from lightning_symmetry.symmetry.actions import Action, Block, Carried, Fold, carry, derive, transform
 from lightning_symmetry.symmetry.kinds import FORMS, KINDS, Kind
+from lightning_symmetry.symmetry.stacks import Stacked, first_of, unstacked
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,18 @@ class SymmetryGroup:
         return tuple(action.block for action in self.actions)
 
     @property
+    def actions_on_parameters(self) -> tuple[Action, ...]:
+        """What it does to parts of parameters, and not of buffers."""
+        return tuple(action for action in self.actions if first_of(action.block.tensor) in self.parameters)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of all tensors that it changes, if only for a time; stacks by the names with stars."""
+        changed = (*self.blocks, *(each.block for each in self.carried))
+        folded = (name for fold in self.folds for name in fold.tensors)
+        return tuple(dict.fromkeys((*(block.tensor for block in changed), *folded)))
+
+    @property
     def n_rows(self) -> int:
         """In how many rows it acts by itself."""
         return math.prod(length for _, length in self.rows)
@@ -96,13 +110,14 @@ class SymmetryGroup:
             KeyError: A tensor that the group moves is missing.
         """
         kind = self.acts_as
+        given, tensors = tensors, Stacked(tensors)
         element = self._element(tensors, generator)
         moved, folded = self._folded(tensors)
         for action in self.actions:
             transform(moved[action.block.tensor], action, [row for row, _ in self.rows], kind, element)
         self._carry(moved, moved, element)
         self._unfold(moved, folded)
-        return {**tensors, **{name: moved[name] for name in (*self.parameters, *self.buffers)}}
+        return {**given, **self._by_name(moved)}
 
     def tangent(self, tensors: Mapping[str, Tensor], generator: Generator | None = None) -> dict[str, Tensor]:
         """One random direction of the Lie algebra at a point: zeros for a discrete group.
@@ -131,10 +146,11 @@ class SymmetryGroup:
         Returns:
             As `tangent`.
         """
+        tensors = Stacked(tensors)
         free = self._free(tensors)
         direction = self.acts_as.nearest(direction.to(free.device), free)
         moved, folded = self._folded(tensors) if self.folds else (tensors, [])
-        tangent = {name: torch.zeros_like(moved[name]) for name in self._changed}
+        tangent = {name: torch.zeros_like(moved[name]) for name in self.tensors}
         for action in self.actions:
             name = action.block.tensor
             derive(moved[name], tangent[name], action, [row for row, _ in self.rows], self.acts_as, direction)
@@ -142,9 +158,14 @@ class SymmetryGroup:
         if folded:
             with forward_ad.dual_level():
                 dual = {name: forward_ad.make_dual(moved[name].clone(), change) for name, change in tangent.items()}
-                self._unfold({**moved, **dual}, folded)
+                self._unfold(Stacked({**moved, **dual}), folded)
                 tangent = {name: forward_ad.unpack_dual(tensor).tangent for name, tensor in dual.items()}
-        return {name: tangent[name] for name in (*self.parameters, *self.buffers)}
+        return self._by_name(tangent)
+
+    def _by_name(self, changed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters and buffers among tensors of its own, those of stacks apart."""
+        by_name = dict(chain.from_iterable(unstacked(name, changed[name]) for name in self.tensors))
+        return {name: by_name[name] for name in (*self.parameters, *self.buffers)}
 
     def _element(self, tensors: Mapping[str, Tensor], generator: Generator | None) -> Tensor:
         """A random element of those that move no unit but such as are free."""
@@ -166,15 +187,9 @@ class SymmetryGroup:
             free = free.to(reached.device) & (reached if self.acts_as.order == 2 else reached.all())
         return free
 
-    @property
-    def _changed(self) -> dict[str, None]:
-        """The names of all tensors that it changes, if only for a time."""
-        folded = (name for fold in self.folds for name in fold.tensors)
-        return dict.fromkeys((*self.parameters, *self.buffers, *folded))
-
-    def _folded(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def _folded(self, tensors: Mapping[str, Tensor]) -> tuple[Stacked, list[Tensor]]:
         """The tensors, those that change copied and folded, and the elements of the folds."""
-        moved = {**tensors, **{name: tensors[name].clone() for name in self._changed}}
+        moved = Stacked({**tensors, **{name: tensors[name].clone() for name in self.tensors}})
         elements = [fold.element(tensors) for fold in self.folds]
         for fold, element in zip(self.folds, elements, strict=True):
             fold.apply(moved, element)

@@ -30,6 +30,7 @@ from lightning_symmetry.symmetry.axes import (
     Axis,
     Concatenation,
     atoms,
+    equate,
     every,
     forbid,
     fresh,
@@ -43,7 +44,7 @@ from lightning_symmetry.symmetry.axes import (
 from lightning_symmetry.symmetry.axis_rules import Binding, Rule, parse, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Charge, Unknown, unknown
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
-from lightning_symmetry.symmetry.factors import contraction_of, kept_last, with_gains_of_one
+from lightning_symmetry.symmetry.factors import contraction_of, kept_last, leaf_of, with_gains_of_one
 from lightning_symmetry.symmetry.layout import (
     LAYOUT,
     REARRANGED,
@@ -56,8 +57,9 @@ from lightning_symmetry.symmetry.layout import (
     sliced,
     viewed,
 )
-from lightning_symmetry.symmetry.loops import Loop, Loops, Positions, walked_beside
+from lightning_symmetry.symmetry.loops import Loop, Loops, Positions, laid_side_by_side, walked_beside
 from lightning_symmetry.symmetry.operation_laws import CONTRACTIONS, is_zero, law_of_call
+from lightning_symmetry.symmetry.stacks import STAR
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value
 
 aten = torch.ops.aten
@@ -74,7 +76,7 @@ class Indices:
     places: Axes
 
 
-_IN_ANY_ORDER = {"add", "index_put", "maximum", "minimum", "mul", "scatter_add", "where"}
+IN_ANY_ORDER = {"add", "index", "index_put", "maximum", "minimum", "mul", "scatter_add", "where"}
 
 
 class Labelling:
@@ -197,11 +199,24 @@ class Labelling:
         self.read_by_maps.update(binding.read_by_maps)
         for key, number in binding.read_centred:
             self.read_centred[key].append(kept_last(operation.inputs[number]))
-        standing = self._loops.meet([at, *map(self._standing, operation.inputs)], operation.name in _IN_ANY_ORDER)
+        stood = list(map(self._standing, operation.inputs))
+        side_by_side = laid_side_by_side(stood) if operation.name == "cat" else None
+        if side_by_side is not None:
+            self._lay_along(side_by_side, operation)
+        standing = self._loops.meet([at, *stood], side_by_side is not None or operation.name in IN_ANY_ORDER)
         self._positions.update(dict.fromkeys(outputs, standing))
         within = [binding.write(pattern, [1] * len(pattern)) for pattern in rule.within]
         within += [binding.together()] if contracts else []
         self._within += [(axes, standing) for axes in within]
+
+    def _lay_along(self, loop: Loop, operation: Operation) -> None:
+        """What a loop gives at its positions, laid side by side, is along its axis."""
+        first, *others = (self.axes(value) for value in operation.inputs)
+        (output,) = operation.outputs
+        dim = (*operation.args[1:], 0)[0] % len(first)
+        for axes in others:
+            equate(first[dim], axes[dim])
+        self._axes[output][dim] = loop.axis + first[dim]  # type: ignore[index]
 
     def _asked(self, operation: Operation) -> tuple[Rule, dict[str, int]]:
         """The rule of a call of an operation that has none registered: what an experiment tells, or all told apart."""
@@ -289,7 +304,8 @@ class Labelling:
         if place not in self._walked:
             return False
         if place not in self._loop_over:
-            self._loop_over[place] = self._loops.over(narrow(axis, 0, self._walked[place]))
+            stacked = STAR in (leaf_of(place[0]) or "")
+            self._loop_over[place] = self._loops.over(narrow(axis, 0, self._walked[place]), alone=stacked)
         at[self._loop_over[place]] = position
         forbid(axis, "walked in a loop")
         return True

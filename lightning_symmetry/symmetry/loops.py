@@ -7,13 +7,14 @@ A model may walk an axis in Python, as it does where one expert runs after the o
 
 Selecting a position tells it from the others. But where the parts selected meet position by position, and what comes of
 them is added up, the axes walked are one axis, whose positions may be permuted together. That each of them is treated
-alike is not followed any further: it is proposed, and verification decides.
+alike is not followed any further: it is proposed, and verification decides. Laid side by side in order, as heads that
+are modules, they are the axis again.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -22,9 +23,16 @@ from lightning_symmetry.symmetry.axes import Axis, atoms, pin, size, unify
 
 @dataclass(eq=False)
 class Loop:
-    """An axis whose positions are selected one by one: `ordered` where what comes of them is not just added up."""
+    """An axis whose positions are selected one by one.
+
+    Attributes:
+        axis: The axis.
+        alone: Whether its positions are alike though no others meet them, as those of stacked modules.
+        ordered: Whether what comes of them is not just added up, or laid side by side.
+    """
 
     axis: Axis
+    alone: bool = False
     ordered: bool = False
 
 
@@ -39,9 +47,9 @@ class Loops:
         self._loops: list[Loop] = []
         self._met: defaultdict[tuple[Loop, Loop], set[tuple[int, int]]] = defaultdict(set)
 
-    def over(self, axis: Axis) -> Loop:
+    def over(self, axis: Axis, alone: bool) -> Loop:
         """A new loop."""
-        self._loops.append(Loop(axis))
+        self._loops.append(Loop(axis, alone))
         return self._loops[-1]
 
     def meet(self, inputs: Iterable[Positions], in_any_order: bool) -> Positions:
@@ -65,8 +73,18 @@ class Loops:
                 unify(left.axis, right.axis)
                 joined.update((left, right))
         for loop in self._loops:
-            if loop.ordered or loop not in joined:
+            if loop.ordered or not (loop.alone or loop in joined):
                 pin(loop.axis, "walked in order")
+
+
+def laid_side_by_side(inputs: Sequence[Positions]) -> Loop | None:
+    """A loop all of whose positions come one after the other, if there is one; all others do so with it."""
+    standing = ((loop, position) for positions in inputs for loop, position in positions.items())
+    loops = dict.fromkeys(loop for loop, position in standing if position is not None)
+    in_order = list(range(len(inputs)))
+    if len(inputs) == 1 or any([positions.get(loop) for positions in inputs] != in_order for loop in loops):
+        return None
+    return next((loop for loop in loops if size(loop.axis) == len(inputs)), None)
 
 
 def walked_beside(positions: Positions) -> list[Axis]:

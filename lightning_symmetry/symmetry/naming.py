@@ -3,7 +3,8 @@
 ``encoder.0.mlp`` is an axis that is a whole dimension of a parameter of that module. Where it is one factor of a
 product, the name says which: ``attn.heads`` and ``attn.head_dims``, or ``groups`` and ``units`` outside attention.
 Where it is in some segments of a concatenation, it says in which: ``attn.qk.head_dims`` and ``attn.v.head_dims`` of a
-fused map.
+fused map. Where modules are stacked, ``heads`` is the axis along the list of them, whatever else has it, and
+``heads.query`` one within each.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, Place, atoms, resolve
+from lightning_symmetry.symmetry.stacks import STAR, without_stars
 
 _ATTENTION_ROLES = ("head_dims", "heads", "head_groups")
 _OTHER_ROLES = ("units", "groups", "outer_groups")
@@ -20,8 +22,10 @@ _OTHER_ROLES = ("units", "groups", "outer_groups")
 def axis_names(wanted: Iterable[Atom], leaves: Mapping[str, Sequence[Axis]]) -> dict[Atom, str]:
     """A name for each atom that is on a leaf, none given twice."""
     names: dict[Atom, str] = {}
+    dimensions = [(leaf, dim, axis) for leaf, axes in leaves.items() for dim, axis in enumerate(axes)]
+    dimensions.sort(key=lambda dimension: dimension[1] >= dimension[0].count(STAR))  # those along stacks first
     for atom in wanted:
-        places = ((leaf, axis) for leaf, axes in leaves.items() for axis in axes if atom in set(atoms(axis)))
+        places = ((_module(leaf, dim), axis) for leaf, dim, axis in dimensions if atom in set(atoms(axis)))
         place = next(places, None)
         if place is not None:
             names[atom] = unlike(names.values(), _described(*place, atom))
@@ -34,8 +38,15 @@ def unlike(taken: Collection[str], name: str) -> str:
     return f"{name}.{count}" if name in taken else name
 
 
-def _described(leaf: str, axis: Axis, atom: Atom) -> str:
-    module = re.sub(r"[._](weight|bias)$", "", leaf)
+def _module(leaf: str, dim: int) -> str:
+    """The module that an axis of a parameter is named after: along a stack the list of the modules in it."""
+    parts = leaf.split(f".{STAR}")
+    if dim < len(parts) - 1:
+        return "".join(parts[: dim + 1])
+    return re.sub(r"[._](weight|bias)$", "", without_stars(leaf))
+
+
+def _described(module: str, axis: Axis, atom: Atom) -> str:
     attention = "att" in module.lower()
     words = [module]
     axis = resolve(axis)

@@ -100,7 +100,9 @@ def law_of(
         case aten.sum:
             return multiple(_summed(args[0].shape, args[1] if len(args) > 1 else None))
         case aten.add if isinstance(args[1], (int, float)):
-            return product if abs(args[1]) <= ROUNDING else nearly_unchanged if 0 < args[1] <= SMALL else neutral
+            if abs(args[1]) <= ROUNDING:
+                return product if args[1] else linear
+            return nearly_unchanged if 0 < args[1] <= SMALL else neutral
         case aten.ge | aten.gt | aten.le | aten.lt if n_tensors == 1 and args[1] == 0:
             return power(0, "neither")
         case aten._embedding_bag | aten._embedding_bag_forward_only if args[4] < 2:  # no maxima

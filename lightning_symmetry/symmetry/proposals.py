@@ -26,6 +26,7 @@ from lightning_symmetry.symmetry.means import Means, mean_is_free
 from lightning_symmetry.symmetry.naming import axis_names, unlike
 from lightning_symmetry.symmetry.planes import rotation_of_planes
 from lightning_symmetry.symmetry.rows import rows_of
+from lightning_symmetry.symmetry.stacks import members, without_stars
 from lightning_symmetry.symmetry.streams import streams
 from lightning_symmetry.symmetry.tape import Tape
 from lightning_symmetry.symmetry.translations import Shift, shifts_along
@@ -69,8 +70,9 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
         groups.append(model.completed(rotation))
     groups += model.groups_of_whole_tensors(of_whole_tensors(tape), found, [block for block, *_ in free_means])
     groups = [group for group in groups if group.kind in kinds]
+    order = {name: number for number, name in enumerate(leaves)}
     return Proposals(
-        sorted(groups, key=lambda group: list(leaves).index(group.parameters[0])),
+        sorted(groups, key=lambda group: next(order[name] for name in group.tensors if name in parameters)),
         tuple(block for block, _ in model.blocks),
         dict(labelling.without_rule),
     )
@@ -130,7 +132,7 @@ class _Model:
 
     def mean(self, block: Block, dim: int, folds: tuple[Fold, ...]) -> SymmetryGroup:
         """The translation of a block along one dimension: it has one position, and all other dimensions are rows."""
-        name = self._name("translation", block.tensor, block.tensor)
+        name = self._name("translation", without_stars(block.tensor), block.tensor)
         shape = block.shape(self._shapes[block.tensor])
         rows = tuple(f"{name}[{k}]" for k in range(len(shape)))
         axes = tuple("" if k == dim else row for k, row in enumerate(rows))
@@ -138,19 +140,22 @@ class _Model:
         sizes = tuple((row, size) for k, (row, size) in enumerate(zip(rows, shape, strict=True)) if k != dim)
         action = Action(seen, (1, *[0] * len(shape)))
         moved = dict.fromkeys((block.tensor, *_unfolded_otherwise(folds, {block})))
-        parameters = tuple(tensor for tensor in moved if tensor in self._parameters)
+        parameters = tuple(self._members(tensor for tensor in moved if tensor in self._parameters))
         return SymmetryGroup("translation", name, name, 1, sizes, (action,), parameters, folds=folds)
 
     def completed(self, group: SymmetryGroup, parameter: str = "") -> SymmetryGroup:
         """A group with the tensors that it moves, and with a name after one of its parameters, else after the first."""
         tensors = dict.fromkeys(block.tensor for block in (*group.blocks, *(each.block for each in group.carried)))
-        parameters = tuple(name for name in tensors if name in self._parameters)
+        parameters = [name for name in tensors if name in self._parameters]
         return replace(
             group,
             name=group.name or self._name(group.kind, group.axis, parameter or parameters[0]),
-            parameters=parameters,
-            buffers=tuple(name for name in tensors if name not in self._parameters),
+            parameters=tuple(self._members(parameters)),
+            buffers=tuple(self._members(name for name in tensors if name not in self._parameters)),
         )
+
+    def _members(self, names: Iterable[str]) -> Iterator[str]:
+        return chain.from_iterable(members(name, self._shapes[name]) for name in names)
 
     def groups_of_whole_tensors(
         self, wholes: Wholes, atoms: Iterable[Atom], means: Collection[Block]
@@ -186,7 +191,8 @@ class _Model:
     def _of_wholes(self, kind: str, degrees: Mapping[str, int], exact: bool) -> SymmetryGroup:
         """A group that acts on whole tensors, seen with a dimension of one position in front."""
         parameter = next(tensor for tensor in degrees if tensor in self._parameters)
-        name = self._name(kind, parameter.rpartition(".")[0] or parameter, parameter)
+        stem = without_stars(parameter)
+        name = self._name(kind, stem.rpartition(".")[0] or stem, parameter)
         actions = []
         for tensor, degree in degrees.items():
             shape = self._shapes[tensor]
@@ -225,6 +231,7 @@ class _Model:
 
     def _name(self, kind: str, stem: str, parameter: str) -> str:
         """A name that no other group has: an axis within its parameter, or the parameter's module, and the kind."""
+        parameter = without_stars(parameter)
         if not f"{stem}.".startswith(f"{parameter.rpartition('.')[0]}."):
             stem = parameter.rpartition(".")[0] or parameter
         name = unlike(self._taken, f"{stem}.{kind}")

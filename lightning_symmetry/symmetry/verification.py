@@ -13,7 +13,7 @@ One copy of the parameters in float64 is all that is held; for each trial it is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -28,6 +28,7 @@ from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.halving import passing
 from lightning_symmetry.symmetry.laws import ROUNDING, SMALL
 from lightning_symmetry.symmetry.second_batch import second_batches
+from lightning_symmetry.symmetry.stacks import STAR, stack_of, unstacked
 from lightning_symmetry.symmetry.step import Outputs, Step, Tensors
 from lightning_symmetry.symmetry.tracing import typical_draw
 
@@ -62,7 +63,7 @@ def verify(step: Step, groups: Sequence[SymmetryGroup], seed: int = 0) -> Verifi
     may change what `forward` returns, though not the loss, apart from all others: both first, since they move less,
     which must be put back after. Culprits tend to be of one kind, so that sorted by kind fewer halves hold one.
     """
-    trials = _Trials(step, seed)
+    trials = _Trials(step, groups, seed)
     passed: dict[str, SymmetryGroup] = {}
     one_batch = None
     for exact in (False, True):
@@ -85,7 +86,7 @@ def verify(step: Step, groups: Sequence[SymmetryGroup], seed: int = 0) -> Verifi
 class _Trials:
     """A step at generic parameters, compared with itself at parameters that groups have moved."""
 
-    def __init__(self, step: Step, seed: int) -> None:
+    def __init__(self, step: Step, groups: Iterable[SymmetryGroup], seed: int) -> None:
         self._step = step
         self._seed = seed
         self._elements = Generator().manual_seed(seed)
@@ -93,6 +94,9 @@ class _Trials:
             name: torch.empty_like(tensor, dtype=_lifted(tensor.dtype))
             for name, tensor in {**step.parameters, **step.buffers}.items()
         }
+        for name in dict.fromkeys(name for group in groups for name in group.tensors if STAR in name):
+            stack = self._tensors[name] = stack_of(name, self._tensors)  # its tensors share the memory with it
+            self._tensors.update(unstacked(name, stack))
         self._moved_before = set(self._tensors)
         self._make_generic()
         self._squared_norms = {
@@ -176,7 +180,7 @@ class _Trials:
 
     def _make_generic(self) -> None:
         """Make those tensors anew that were moved since they were made."""
-        for number, name in enumerate(self._tensors):
+        for number, name in enumerate((*self._step.parameters, *self._step.buffers)):
             if name in self._moved_before:
                 original = self._step.parameters.get(name)
                 if original is None:
@@ -216,12 +220,12 @@ def _move(group: SymmetryGroup, tensors: Tensors, squared_norms: Mapping[str, fl
     Where it acts on each tensor by itself they are moved one after the other, and copied only until it has moved far
     enough, which most have with the smallest. Where the change of one depends on another, all are copied.
     """
-    names = sorted((*group.parameters, *group.buffers), key=lambda name: tensors[name].numel())
+    names = sorted(group.tensors, key=lambda name: tensors[name].numel())
     enough = max(MOVEMENT**2 * sum(squared_norms[name] for name in names), 1e-300)
     distance = 0.0
     if group.folds or group.carried:
         moved = group.transform(tensors, generator)
-        for name in names:
+        for name in (*group.parameters, *group.buffers):
             distance += _squared_norm(tensors[name].sub_(moved[name]))
             tensors[name].copy_(moved[name])
         return distance >= enough

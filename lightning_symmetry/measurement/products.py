@@ -19,6 +19,7 @@ from lightning_symmetry.gauge.mixing import sides_of_rotation
 from lightning_symmetry.measurement.indicators import Piece, SharedGauge, Tensors, key_names, read_with
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+from lightning_symmetry.symmetry.stacks import STAR
 
 INDICATORS = ("product_effective_rank", "attention_logit_bound")
 """What is measured of a product; the second of queries and keys alone."""
@@ -72,12 +73,12 @@ def is_query_key(group: SymmetryGroup) -> bool:
 
 
 def _origins(block: Block) -> tuple[int, ...]:
-    """Of which dimension of its tensor each dimension of a block is a part."""
+    """Of which dimension of its tensor each dimension of a block is a part; along a stack they are before the first."""
     splits = [view for view in block.views if len(view) == 2]
     origins = list(range(len(block.axes) - sum(len(sizes) - 1 for _, sizes in splits)))
     for dim, sizes in splits:
         origins[dim : dim + 1] = [origins[dim]] * len(sizes)
-    return tuple(origins)
+    return tuple(origin - block.tensor.count(STAR) for origin in origins)
 
 
 def _products(group: SymmetryGroup, gauge: SharedGauge, tensors: Tensors) -> Sequence[Tensor]:

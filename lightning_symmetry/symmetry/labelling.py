@@ -306,6 +306,7 @@ class Labelling:
         if place not in self._loop_over:
             stacked = STAR in (leaf_of(place[0]) or "")
             self._loop_over[place] = self._loops.over(narrow(axis, 0, self._walked[place]), alone=stacked)
+            self._read.append([self._loop_over[place].axis])
         at[self._loop_over[place]] = position
         forbid(axis, "walked in a loop")
         return True

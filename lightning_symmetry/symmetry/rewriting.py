@@ -45,6 +45,53 @@ def _experts(operation: Operation) -> Value | None:
     return value if [name for name in way if name != "_to_copy"] == ["cumsum", "histc"] else None
 
 
+def with_sums(operations: list[Operation]) -> list[Operation]:
+    """Sums and means of tensors that were stacked for it, as one added to the other: they share what is added."""
+    uses = Counter(id(value) for operation in operations for value in operation.inputs)
+    written: list[Operation] = []
+    for operation in operations:
+        stacking = _stacking(operation) if operation.operation in _SUMMED else []
+        if stacking and all(uses[id(each.outputs[0])] == 1 for each in stacking):
+            written = [each for each in written if each not in stacking]
+            written += _added(stacking[-1].inputs, operation)
+        else:
+            written.append(operation)
+    return written
+
+
+def _stacking(total: Operation) -> list[Operation]:
+    """The operations that stack the tensors of which a sum is made, the last first; empty where none do.
+
+    Along the first dimension they are laid side by side and viewed apart, along another each has one position.
+    """
+    stack, dims = total.args[:2]
+    last = stack.source
+    first = last.args[0].source if last is not None and last.name == "view" else last
+    if first is None or first.operation != aten.cat.default or dims is None or len(dims) != 1:
+        return []
+    shapes = {value.shape for value in first.inputs}
+    dim, along = dims[0] % len(stack.shape), (*first.args[1:], 0)[0]
+    if first is last:
+        stacked = dim == along % len(stack.shape) and all(shape[dim] == 1 for shape in shapes)
+    else:
+        stacked = (dim, along) == (0, 0) and shapes == {stack.shape[1:]}
+    return list(dict.fromkeys([last, first])) if stacked else []
+
+
+def _added(values: list[Value], total: Operation) -> list[Operation]:
+    """The sum or the mean of tensors, one added to the other."""
+    (output,) = total.outputs
+    assert output is not None
+    written: list[Operation] = []
+    for value in values[1:]:
+        so_far = written[-1].outputs[0] if written else values[0]
+        written.append(made(Value(value.shape, value.dtype), aten.add.Tensor, so_far, value))
+    if total.operation == aten.mean.dim:
+        mean = Value(values[0].shape, values[0].dtype)
+        written.append(made(mean, aten.mul.Tensor, written[-1].outputs[0], 1 / len(values)))
+    return [*written, made(output, aten.view.default, written[-1].outputs[0], list(output.shape))]
+
+
 def with_lengths(operations: list[Operation]) -> list[Operation]:
     """Sums and means of squares by way of lengths, and those of products as contractions.
 

@@ -22,8 +22,10 @@ def stack_of(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
         KeyError: There is none.
     """
     before, star, after = name.partition(STAR)
-    if name in tensors or not star:
+    if name in tensors:
         return tensors[name]
+    if not star:
+        raise KeyError(name)
     stacked: list[Tensor] = []
     try:
         while True:

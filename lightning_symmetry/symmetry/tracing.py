@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_symmetry.symmetry.centred import with_centring
 from lightning_symmetry.symmetry.functionalization import functional, functionalized, plain, written_by
-from lightning_symmetry.symmetry.rewriting import with_lengths, with_picked_maps, without_offsets
+from lightning_symmetry.symmetry.rewriting import with_lengths, with_picked_maps, with_sums, without_offsets
 from lightning_symmetry.symmetry.step import Step
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value, packets
 
@@ -52,7 +52,7 @@ def trace(step: Step) -> Tape:
     operations, offsets = without_offsets(
         _living(with_centring(with_picked_maps(recorder.operations)), returned), leaves, set(returned)
     )
-    operations = with_lengths(operations)
+    operations = with_lengths(with_sums(operations))
     read = {id(value) for operation in operations for value in operation.inputs}
     for name in moving:
         if id(leaves[name]) not in read:

@@ -1,0 +1,122 @@
+"""Models that keep heads, experts and members as modules of a list: see `tests.minis`."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.minis import Mini, numbers
+
+
+class Head(nn.Module):
+    """One head of attention that sees what came before."""
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, size, bias=False) for _ in range(3))
+        self.register_buffer("seen", torch.tril(torch.ones(32, 32, dtype=torch.bool)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        scores = self.query(tokens) @ self.key(tokens).mT * self.key.out_features**-0.5
+        return F.softmax(scores.masked_fill(~self.seen[:length, :length], -torch.inf), -1) @ self.value(tokens)
+
+
+class Heads(nn.Module):
+    def __init__(self, width: int = 6, n_heads: int = 3, size: int = 2) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(Head(width, size) for _ in range(n_heads))
+        self.out = nn.Linear(n_heads * size, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(torch.cat([head(tokens) for head in self.heads], -1))
+
+
+class Expert(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.down(torch.tanh(self.up(tokens)))
+
+
+class Experts(nn.Module):
+    """Every token goes to every expert."""
+
+    def __init__(self, width: int = 4, n_experts: int = 3, hidden: int = 5) -> None:
+        super().__init__()
+        self.router = nn.Linear(width, n_experts)
+        self.experts = nn.ModuleList(Expert(width, hidden) for _ in range(n_experts))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        weights = F.softmax(self.router(tokens), -1)
+        return sum(weights[:, k : k + 1] * expert(tokens) for k, expert in enumerate(self.experts))
+
+
+class StackedExperts(Experts):
+    def forward(self, tokens: Tensor) -> Tensor:
+        weights = F.softmax(self.router(tokens), -1)
+        outputs = torch.stack([expert(tokens) for expert in self.experts], 1)
+        return torch.einsum("ne,ned->nd", weights, outputs)
+
+
+class RoutedExperts(Experts):
+    """Each token goes to the two experts that its router gives the largest weights."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        weights, chosen = torch.topk(F.softmax(self.router(tokens), -1), 2)
+        outputs = torch.zeros_like(tokens)
+        for k, expert in enumerate(self.experts):
+            sent = (chosen == k).any(-1)
+            if sent.any():
+                weight = (weights * (chosen == k)).sum(-1)[sent]
+                outputs[sent] += weight[:, None] * expert(tokens[sent])
+        return outputs
+
+
+class Ensemble(nn.Module):
+    def __init__(self, n_members: int = 3) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)) for _ in range(n_members)
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.stack([member(inputs) for member in self.members]).mean(0)
+
+
+class Branches(nn.Module):
+    """Convolutions of one image, side by side, each with its own batch norm."""
+
+    def __init__(self, n_branches: int = 3) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.Tanh(), nn.Conv2d(3, 3, 1))
+            for _ in range(n_branches)
+        )
+        self.out = nn.Linear(3 * n_branches, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.out(torch.cat([branch(images) for branch in self.branches], 1).mean((2, 3)))
+
+
+class Towers(nn.Module):
+    """Modules that are alike, but read inputs of their own: they cannot be exchanged."""
+
+    def __init__(self, n_towers: int = 3) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)) for _ in range(n_towers))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return sum(tower(each) for tower, each in zip(self.towers, inputs.unbind(1), strict=True))
+
+
+MODULE_LISTS = {
+    "heads as modules": Mini(Heads, numbers(3, 7, 6)),
+    "experts as modules": Mini(Experts, numbers(16, 4)),
+    "experts as modules, stacked": Mini(StackedExperts, numbers(16, 4)),
+    "experts as modules, routed": Mini(RoutedExperts, numbers(32, 4)),
+    "ensemble": Mini(Ensemble, numbers(16, 4)),
+    "branches": Mini(Branches, numbers(4, 2, 5, 5)),
+    "towers": Mini(Towers, numbers(16, 3, 4)),
+}

@@ -1,5 +1,7 @@
 """Models that keep heads, experts and members as modules of a list: see `tests.minis`."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,21 +34,27 @@ class Heads(nn.Module):
 
 
 class Expert(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, activation: Callable[[Tensor], Tensor] = torch.tanh) -> None:
         super().__init__()
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.up, self.down, self.activation = nn.Linear(width, hidden), nn.Linear(hidden, width), activation
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.down(torch.tanh(self.up(tokens)))
+        return self.down(self.activation(self.up(tokens)))
 
 
 class Experts(nn.Module):
     """Every token goes to every expert."""
 
-    def __init__(self, width: int = 4, n_experts: int = 3, hidden: int = 5) -> None:
+    def __init__(
+        self,
+        width: int = 4,
+        n_experts: int = 3,
+        hidden: int = 5,
+        activation: Callable[[Tensor], Tensor] = torch.tanh,
+    ) -> None:
         super().__init__()
         self.router = nn.Linear(width, n_experts)
-        self.experts = nn.ModuleList(Expert(width, hidden) for _ in range(n_experts))
+        self.experts = nn.ModuleList(Expert(width, hidden, activation) for _ in range(n_experts))
 
     def forward(self, tokens: Tensor) -> Tensor:
         weights = F.softmax(self.router(tokens), -1)

@@ -22,6 +22,7 @@ from lightning_symmetry.symmetry.groups import Symmetries
 from tests import nets
 from tests.fingerprint import differences, fingerprint
 from tests.minis import MINIS, count
+from tests.module_lists import MODULE_LISTS, Ensemble, Heads, RoutedExperts
 from tests.small_models import SMALL_MODELS
 
 
@@ -211,6 +212,9 @@ ZOO: dict[str, Case] = {
     "gru": Case(lambda: nets.Recurrent(nn.GRU), lambda: tokens(23)),
     "mamba": of_language(mamba),
     "lora": of_vectors(nets.lora_net),
+    "heads in a list": Case(lambda: Heads(7, 3, 2), lambda: (numbers(2, 5, 7),)),
+    "experts in a list": Case(lambda: RoutedExperts(4, 3, 6), lambda: (numbers(32, 4),)),
+    "ensemble": Case(Ensemble, lambda: (numbers(6, 4),)),
     "vae": of_vectors(nets.VAE),
     "mlp-mixer": of_images(nets.Mixer),
     "graph convolution": Case(nets.GraphConvolution, lambda: (numbers(9, 5), nets.ring(9))),
@@ -284,7 +288,7 @@ def table() -> Iterator[str]:
 def completeness() -> Iterator[str]:
     """For each mini model: its continuous directions, those that no group accounts for, and of what family they are."""
     yield f"{'mini model':36} {'directions':>10} {'unaccounted':>11}  missing"
-    for name, mini in (*MINIS.items(), *SMALL_MODELS.items()):
+    for name, mini in {**MINIS, **SMALL_MODELS, **MODULE_LISTS}.items():
         counted = count(mini)
         yield f"{name:36} {counted['nullity']:10} {counted['unaccounted']:11}  {mini.missing[1]}"
 

@@ -78,7 +78,7 @@ def _carried_on(
         name: tensors[name].double().clone()
         for group in groups
         for name in group.tensors
-        if first_of(name) in group.parameters
+        if first_of(name) not in group.buffers
     }
     tensors_of = {name: {action.block.tensor for action in actions} for name, actions in lessened.items()}
     total: dict[str, Tensor] = {}

@@ -28,9 +28,12 @@ _NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
 Modules = list[dict[str, str]]
 """The names of the tensors of each of several modules, by the names of their stacks."""
 
+Lists = Mapping[str, Modules]
+"""Lists of modules by their names, those within others first: what these have are stacks already."""
+
 
 def propose_with_exchanges(
-    tape: Tape, parameters: Collection[str], lists: Mapping[str, Modules], kinds: Collection[str] = tuple(KINDS)
+    tape: Tape, parameters: Collection[str], lists: Lists, kinds: Collection[str] = tuple(KINDS)
 ) -> Proposals:
     """Propose groups with the modules of some lists stacked, so that they may be exchanged.
 
@@ -40,14 +43,8 @@ def propose_with_exchanges(
         lists: Of those that `exchangeable` found.
         kinds: The kinds of symmetry.
     """
-    places = {
-        leaf: (stack, number)
-        for modules in lists.values()
-        for number, module in enumerate(modules)
-        for stack, leaf in module.items()
-    }
-    stacked = dict.fromkeys(places[name][0] if name in places else name for name in parameters)
-    proposals = propose(_with_stacks(tape, lists), stacked, kinds)
+    places = _places(lists)
+    proposals = propose(_with_stacks(tape, lists), {_stack_of(name, places): None for name in parameters}, kinds)
     if lists and "translation" in kinds:
         apart = propose(_with_stacks(tape, {}), parameters, ["translation"]).groups
         between = [_on_stacks(group, places) for group in apart if _is_between(group, places)]
@@ -56,52 +53,86 @@ def propose_with_exchanges(
 
 
 def exchangeable(tape: Tape, parameters: Collection[str]) -> dict[str, Modules]:
-    """The lists of modules that may be exchanged as far as the tape tells, by their names.
+    """The lists of modules that may be exchanged as far as the tape tells.
 
     None of them hides another group: where modules differ in what is within them, they are left as they are.
     """
-    lists = {name: modules for name, modules in _alike(tape).items() if _joined_in_any_order(tape, modules)}
+    lists = _joined_lists(tape)
     if not lists:
         return {}
-    apart = _extent(propose(tape, parameters).groups)
+    apart = _extent(propose_with_exchanges(tape, parameters, {}).groups)
 
-    def hides_none(some: Mapping[str, Modules]) -> bool:
+    def hides_none(some: Lists) -> bool:
         groups = propose_with_exchanges(tape, parameters, some).groups
         extent = _extent(groups)
         return not unexchanged(groups, some) and all(extent[kind] >= size for kind, size in apart.items())
 
     if hides_none(lists):
         return lists
-    return {name: modules for name, modules in lists.items() if hides_none({name: modules})}
+    kept: dict[str, Modules] = {}
+    for name in lists:
+        some = without(lists, lists.keys() - {*kept, name})
+        kept = some if name in some and hides_none(some) else kept
+    return kept
 
 
-def unexchanged(groups: Iterable[SymmetryGroup], lists: Mapping[str, Modules]) -> list[str]:
+def unexchanged(groups: Iterable[SymmetryGroup], lists: Lists) -> list[str]:
     """The lists of modules that none of these groups exchanges."""
     exchanged = {
-        action.block.tensor
+        (action.block.tensor, dim)
         for group in groups
         for action in group.actions
-        if group.kind == "permutation" and STAR in action.block.tensor and action.degrees[0]
+        for dim in range(action.block.tensor.count(STAR))
+        if group.kind == "permutation" and action.degrees[dim]
     }
-    return [name for name, modules in lists.items() if exchanged.isdisjoint(modules[0])]
+    places = _places(lists)
+    along = {
+        name: {(whole := _stack_of(stack, places), whole.count(STAR) - stack.count(STAR)) for stack in modules[0]}
+        for name, modules in lists.items()
+    }
+    return [name for name, dims in along.items() if dims.isdisjoint(exchanged)]
 
 
-def _alike(tape: Tape) -> dict[str, Modules]:
-    """The lists of modules, numbered from 0, with tensors of the same names and shapes; of nested lists the inner."""
+def without(lists: Lists, names: Collection[str]) -> dict[str, Modules]:
+    """The lists but for some, and for those of what these stack."""
+    kept: dict[str, Modules] = {}
+    for name, modules in lists.items():
+        stacks = {stack for others in kept.values() for stack in others[0]}
+        if name not in names and all(STAR not in leaf or leaf in stacks for leaf in modules[0].values()):
+            kept[name] = modules
+    return kept
+
+
+def _joined_lists(tape: Tape) -> dict[str, Modules]:
+    """The lists of modules that are alike, and of which what comes is joined in any order."""
+    lists: dict[str, Modules] = {}
+    depths = {leaf[: number.start()].count(".") for leaf in tape.leaves for number in _numbers(leaf)}
+    for depth in sorted(depths, reverse=True):
+        stacked = _with_stacks(tape, lists)
+        for name, modules in _alike(stacked, depth).items():
+            if _joined_in_any_order(stacked, modules):
+                lists[name] = modules
+    return lists
+
+
+def _alike(tape: Tape, depth: int) -> dict[str, Modules]:
+    """The lists at a depth of modules, numbered from 0, with tensors of the same names and shapes."""
     found: defaultdict[str, defaultdict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     for leaf, value in tape.leaves.items():
-        for number in _NUMBER.finditer(leaf) if value.depends else ():
+        for number in _numbers(leaf) if value.depends else ():
             before, after = leaf[: number.start()], leaf[number.end() :]
-            found[before][int(number.group())][f"{before}{STAR}{after}"] = leaf
+            if before.count(".") == depth:
+                found[before][int(number.group())][f"{before}{STAR}{after}"] = leaf
     alike: dict[str, Modules] = {}
-    taken: set[str] = set()
-    for before in sorted(found, key=len, reverse=True):
-        modules = [found[before].get(number, {}) for number in range(len(found[before]))]
-        alone = taken.isdisjoint(leaf for module in modules for leaf in module.values())
-        if len(modules) > 1 and modules[0] and alone and len(set(_shapes(tape, modules))) == 1:
+    for before, numbered in found.items():
+        modules = [numbered.get(number, {}) for number in range(len(numbered))]
+        if len(modules) > 1 and modules[0] and len(set(_shapes(tape, modules))) == 1:
             alike[before] = modules
-            taken.update(leaf for module in modules for leaf in module.values())
     return alike
+
+
+def _numbers(leaf: str) -> Iterator[re.Match[str]]:
+    return _NUMBER.finditer(leaf)
 
 
 def _shapes(tape: Tape, modules: Modules) -> Iterator[frozenset[object]]:
@@ -129,28 +160,49 @@ def _joined_in_any_order(tape: Tape, modules: Modules) -> bool:
     return joined and used >= set(range(len(modules))) and all(at.get(output) is None for output in tape.outputs)
 
 
-def _with_stacks(tape: Tape, lists: Mapping[str, Modules]) -> Tape:
+def _with_stacks(tape: Tape, lists: Lists) -> Tape:
     """The tape with the tensors of modules in lists stacked, and with no others."""
+    leaves, offsets = dict(tape.leaves), dict(tape.offsets)
     selected: list[Operation] = []
-    stack_of: dict[str, str] = {}
-    for value in tape.leaves.values():
+    for value in leaves.values():
         value.source = None
     for modules in lists.values():
-        for name in modules[0]:
-            values = [tape.leaves[module[name]] for module in modules]
-            stack = Value((len(values), *values[0].shape), values[0].dtype, name=name)
-            selected += [made(each, torch.ops.aten.select_copy.int, stack, 0, k) for k, each in enumerate(values)]
-            stack_of.update((module[name], name) for module in modules)
-    leaves: dict[str, Value] = {}
-    for leaf, value in tape.leaves.items():
-        leaves.setdefault(stack_of.get(leaf, leaf), value if value.source is None else value.source.args[0])
-    offsets = {stack_of.get(leaf, leaf): number for leaf, number in tape.offsets.items()}
-    return replace(tape, operations=selected + tape.operations, leaves=leaves, offsets=offsets)
+        for name, first in modules[0].items():
+            values = [leaves[module[name]] for module in modules]
+            stack = leaves[name] = Value((len(values), *values[0].shape), values[0].dtype, name=name)
+            selected[:0] = [made(each, torch.ops.aten.select_copy.int, stack, 0, k) for k, each in enumerate(values)]
+            if first in offsets:
+                offsets[name] = offsets[first]
+    places = _places(lists)
+    in_place = {_stack_of(name, places): None for name in tape.leaves}
+    return replace(
+        tape,
+        operations=selected + tape.operations,
+        leaves={name: leaves[name] for name in in_place},
+        offsets={name: number for name, number in offsets.items() if name in in_place},
+    )
+
+
+def _places(lists: Lists) -> dict[str, tuple[str, int]]:
+    """The stack that a tensor is in, and where."""
+    return {
+        leaf: (stack, number)
+        for modules in lists.values()
+        for number, module in enumerate(modules)
+        for stack, leaf in module.items()
+    }
+
+
+def _stack_of(name: str, places: Mapping[str, tuple[str, int]]) -> str:
+    """The name of the outermost stack that a tensor is in, or its own."""
+    while name in places:
+        name, _ = places[name]
+    return name
 
 
 def _is_between(group: SymmetryGroup, places: Mapping[str, tuple[str, int]]) -> bool:
     """Whether a translation moves several of the modules that are stacked."""
-    stacks = [places[block.tensor][0] for block in group.blocks if block.tensor in places]
+    stacks = [_stack_of(block.tensor, places) for block in group.blocks if block.tensor in places]
     return len(set(stacks)) < len(stacks) and not group.carried and not group.folds
 
 
@@ -160,9 +212,8 @@ def _on_stacks(group: SymmetryGroup, places: Mapping[str, tuple[str, int]]) -> S
     actions = []
     for block, degrees in ((action.block, action.degrees) for action in group.actions):
         own = replace(block, axes=tuple(axes.get(axis, "") for axis in block.axes))
-        if block.tensor in places:
-            stack, number = places[block.tensor]
-            own, degrees = _of_stack(own, stack, number), (0, *degrees)
+        while own.tensor in places:
+            own, degrees = _of_stack(own, *places[own.tensor]), (0, *degrees)
         actions.append(Action(own, degrees))
     rows = tuple((axes[row], length) for row, length in group.rows)
     return replace(group, axis=axes[group.axis], rows=rows, actions=tuple(actions))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_symmetry.symmetry.actions import Block
-from lightning_symmetry.symmetry.exchange import exchangeable, propose_with_exchanges, unexchanged
+from lightning_symmetry.symmetry.exchange import exchangeable, propose_with_exchanges, unexchanged, without
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.stacks import first_of
@@ -70,7 +70,7 @@ def find_symmetries(
         false = unexchanged(verified.groups, lists)
         if not false:
             break
-        lists = {name: modules for name, modules in lists.items() if name not in false}
+        lists = without(lists, false)
     return Symmetries(
         groups=tuple(verified.groups),
         blocks=proposals.blocks,

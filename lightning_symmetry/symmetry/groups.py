@@ -80,7 +80,7 @@ class SymmetryGroup:
     @property
     def actions_on_parameters(self) -> tuple[Action, ...]:
         """What it does to parts of parameters, and not of buffers."""
-        return tuple(action for action in self.actions if first_of(action.block.tensor) in self.parameters)
+        return tuple(action for action in self.actions if first_of(action.block.tensor) not in self.buffers)
 
     @property
     def tensors(self) -> tuple[str, ...]:

@@ -78,13 +78,13 @@ class Loops:
 
 
 def laid_side_by_side(inputs: Sequence[Positions]) -> Loop | None:
-    """A loop all of whose positions come one after the other, if there is one; all others do so with it."""
+    """A loop all of whose positions come one after the other, where no other loop has them in another order."""
     standing = ((loop, position) for positions in inputs for loop, position in positions.items())
     loops = dict.fromkeys(loop for loop, position in standing if position is not None)
-    in_order = list(range(len(inputs)))
-    if len(inputs) == 1 or any([positions.get(loop) for positions in inputs] != in_order for loop in loops):
+    moving = {loop: found for loop in loops if len(set(found := [each.get(loop) for each in inputs])) > 1}
+    if any(found != list(range(len(inputs))) for found in moving.values()):
         return None
-    return next((loop for loop in loops if size(loop.axis) == len(inputs)), None)
+    return next((loop for loop in moving if size(loop.axis) == len(inputs)), None)
 
 
 def walked_beside(positions: Positions) -> list[Axis]:

@@ -16,7 +16,7 @@ import torch
 from lightning_symmetry import read_history
 from tests.callbacks.test_untouched_training import assert_identical
 from tests.callbacks.trainings import outcome
-from tests.callbacks.two_processes import SPREAD, TRAININGS, Spread, of_steps
+from tests.callbacks.two_processes import SPREAD, TRAININGS, Listed, Spread, of_steps
 from tests.sinks.test_wandb import of_type, records
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,11 @@ def left(said, folder):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The history, by step, and the groups of the same training on one process."""
-    _, (monitor, _), _ = outcome(tmp_path_factory.mktemp("alone"), 3, True, Spread, **SPREAD)
+    return on_one_process(tmp_path_factory.mktemp("alone"), Spread)
+
+
+def on_one_process(folder, build):
+    _, (monitor, _), _ = outcome(folder, 3, True, build, **SPREAD)
     history = [(row.step, row.values) for row in monitor.history.measurements]
     return by_step(history), [str(group) for group in monitor.symmetries]
 
@@ -115,6 +119,15 @@ def test_the_same_numbers_are_measured_on_two_processes_as_on_one(left, alone, n
         unlike = ("representation/linear_cka/", "representation/effective_rank_fraction", "spectrum/gradient_")
         for key in values.keys() - {key for key in values if key.startswith(unlike)}:
             assert values[key] == pytest.approx(expected[key], rel=1e-5), key
+
+
+def test_modules_of_a_list_that_are_spread_are_measured_as_on_one_process(left, tmp_path):
+    history, groups = on_one_process(tmp_path, Listed)
+    assert any("name='inner.experts'" in group for group in groups)
+    assert left["listed"][0]["groups"] == groups
+    rows = by_step(left["listed"][0]["history"])
+    for step in (0, 3, 5):
+        assert of_weights(rows[step]) == pytest.approx(of_weights(history[step]), rel=1e-5, abs=1e-7)
 
 
 def test_a_layer_whose_features_are_spread_over_ranks_is_not_heard_by_halves(left, alone):
@@ -234,7 +247,7 @@ def test_rank_zero_alone_writes_one_run(left, folder):
         (run,) = (folder / f"{name}-True" / "symmetry").iterdir()
         assert sorted(path.name for path in run.iterdir()) == ["history.jsonl", "report.html"]
         (begun,) = [event for event in read_history(run).events if event.kind == "run"]
-        assert begun.details["model"] in ("Net", "Talking", "HalfUsed", "Spread", "Routed")
+        assert begun.details["model"] in ("Net", "Talking", "HalfUsed", "Spread", "Listed", "Routed")
         written = by_step([(row.step, row.values) for row in read_history(run).measurements])
         assert list(written) == list(by_step(left[name][0]["history"]))
         assert not (folder / f"{name}-False" / "symmetry").exists()

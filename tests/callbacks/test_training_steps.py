@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import queue
 import threading
 
@@ -15,8 +16,10 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from transformers.modeling_outputs import CausalLMOutput
 
+from lightning_symmetry import SymmetryMonitor
 from tests.callbacks.test_untouched_training import assert_identical
-from tests.callbacks.trainings import Net, outcome
+from tests.callbacks.trainings import OF_STEPS, Net, outcome, train
+from tests.module_lists import RoutedExperts
 
 COMPILED = {"times": 0, "calls": 0}
 
@@ -180,6 +183,18 @@ class OnGraph(Net):
         return super().forward(torch.sparse.mm(self.graph, images.flatten(1).T).T.view_as(images))
 
 
+class OfExperts(Net):
+    """Sends each image to two of three experts, which are modules of a list; one may get none."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixture = RoutedExperts(8, 3, 5, torch.relu)
+
+    def forward(self, images):
+        features = torch.relu(self.norm(self.conv(images))).flatten(1)
+        return self.head(self.mixture(torch.tanh(self.hidden(features))))
+
+
 class Counting(Net):
     """Weighs its loss by a count of its own."""
 
@@ -332,6 +347,7 @@ UNITS = [("conv", 6), ("hidden", 8)]
         *((build, UNITS) for build in (WeightNormed, SpectrallyNormed)),
         (Orthogonal, [("conv", 6)]),
         (Tied, [("encoder", 9)]),
+        (OfExperts, [("conv", 6), ("hidden", 8), ("mixture", 3), ("mixture", 5)]),
     ],
 )
 def test_its_symmetries_are_found_and_its_training_is_untouched(tmp_path, build, expected):
@@ -342,6 +358,19 @@ def test_its_symmetries_are_found_and_its_training_is_untouched(tmp_path, build,
     assert all(group.verified for group in monitor.symmetries)
     assert not monitor.symmetries.rejected
     assert_identical(with_monitors, without)
+
+
+def test_experts_in_a_list_are_measured_one_upon_another_in_every_way(tmp_path):
+    """Also what is measured of steps, where some expert has no gradient in some of them."""
+    kinds = ("imbalance", "effective_lr", "angular_speed", *OF_STEPS)
+    monitor = SymmetryMonitor(indicators=kinds, every_n_train_steps=3, on_error="raise")
+    train(tmp_path, [monitor], OfExperts(), epochs=4)
+    for name in ("imbalance", "noise_imbalance", "alive_units"):
+        _, values = monitor.history.series(f"symmetry/{name}/mixture_experts_up_rescaling")
+        assert len(values) >= 1
+        assert all(map(math.isfinite, values))
+    assert monitor.history.series("symmetry/distinct_units/mixture_experts")[1][0] == 3
+    assert 0 < monitor.history.series("symmetry/orbit_fraction")[1][-1] < 1
 
 
 def test_a_compiled_model_stays_compiled_and_is_compiled_no_more_often(tmp_path):

@@ -30,6 +30,7 @@ from lightning_symmetry.callbacks.session import Session
 from lightning_symmetry.measurement.listening import Listener
 from lightning_symmetry.measurement.snapshot import Snapshot
 from tests.callbacks.trainings import OF_STEPS, Net, data, on_a_budget, outcome
+from tests.module_lists import Experts
 
 PATIENCE = timedelta(seconds=60)
 """How long a rank waits for another: of a deadlock the tests tell by an error."""
@@ -102,6 +103,21 @@ class Spread(LightningModule):
         )
 
     val_dataloader = train_dataloader
+
+
+class Listed(Spread):
+    """Has experts that are modules of a list, each spread by itself."""
+
+    def __init__(self, sharded=False):
+        super().__init__(sharded)
+        self.inner = Experts(8, 3, 5)
+        self.head = nn.Linear(8, 3)
+
+    def configure_model(self):
+        if self.sharded:
+            for expert in self.inner.experts:
+                fully_shard(expert, mesh=self.device_mesh["data_parallel"])
+        super().configure_model()
 
 
 class Routed(Spread):
@@ -249,6 +265,7 @@ TRAININGS = {
     "whole": (Spread, {**SPREAD, **ddp()}, nullcontext),
     "steps": (Spread, {**SPREAD, **ddp(), "epochs": 4}, of_steps),
     "wandb": (Net, {**ddp(), "epochs": 2}, nullcontext),
+    "listed": (partial(Listed, sharded=True), over(2, 1), nullcontext),
     "slow": (SHARDED, over(2, 1), rank_one_is_slow),
     "budget": (SHARDED, {**over(2, 1), "epochs": 12}, on_a_budget),
     "large": (SHARDED, over(2, 1), too_large_for_rank_zero),
@@ -260,7 +277,20 @@ TRAININGS = {
     ),
     "full": (SHARDED, over(2, 1), rank_one_has_no_room),
 }
-RAISING = ("ddp", "whole", "steps", "unused", "static", "sharded", "parallel", "both", "half", "slow", "budget")
+RAISING = (
+    "ddp",
+    "whole",
+    "steps",
+    "unused",
+    "static",
+    "sharded",
+    "parallel",
+    "both",
+    "half",
+    "listed",
+    "slow",
+    "budget",
+)
 
 
 def whole(left):

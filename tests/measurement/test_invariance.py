@@ -9,6 +9,7 @@ from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_piec
 from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.symmetry.actions import along
+from lightning_symmetry.symmetry.stacks import Stacked
 from tests.zoo import ZOO, found
 
 FEW = ("mlp tanh", "unet", "encoder post-norm", "llama", "lstm")
@@ -37,7 +38,7 @@ def moved(tensors, groups, seed=5):
 
 def measured(symmetries, tensors):
     """All order parameters, from a gauge that is found anew."""
-    values, gauge = {}, SharedGauge(symmetries)
+    values, gauge, tensors = {}, SharedGauge(symmetries), Stacked(tensors)
     for piece in [*symmetry_pieces(symmetries, 1e-2, gauge), *product_pieces(symmetries, gauge)]:
         values |= dict(zip(piece.keys, map(float, piece.measure(tensors)), strict=True))
     return values

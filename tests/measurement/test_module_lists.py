@@ -1,0 +1,100 @@
+"""What is measured of modules in a list is what is measured of the same model with one tensor for all of them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_symmetry.measurement.charges import charge_pieces
+from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_pieces
+from lightning_symmetry.measurement.products import product_pieces
+from lightning_symmetry.measurement.snapshot import snapshot
+from lightning_symmetry.symmetry.find import find_symmetries
+from tests.module_lists import Experts, Heads
+
+
+class FusedHeads(nn.Module):
+    """The heads of a list as one map for queries, one for keys, one for values."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.n_heads, self.out = len(model.heads), model.out
+        for name in ("query", "key", "value"):
+            weights = [getattr(head, name).weight.detach() for head in model.heads]
+            setattr(self, name, nn.Parameter(torch.cat(weights)))
+
+    def forward(self, tokens):
+        maps = (self.query, self.key, self.value)
+        queries, keys, values = (F.linear(tokens, w).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for w in maps)
+        seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        return self.out(seen.transpose(1, 2).flatten(2))
+
+
+class BatchedExperts(nn.Module):
+    """The experts of a list as one tensor for each of their maps and biases."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.router = model.router
+        for name, _ in model.experts[0].named_parameters():
+            stack = torch.stack([expert.get_parameter(name).detach() for expert in model.experts])
+            setattr(self, name.replace(".", "_"), nn.Parameter(stack))
+
+    def forward(self, tokens):
+        hidden = torch.tanh(torch.einsum("ehd,nd->neh", self.up_weight, tokens) + self.up_bias)
+        outputs = torch.einsum("edh,neh->ned", self.down_weight, hidden) + self.down_bias
+        return torch.einsum("ne,ned->nd", F.softmax(self.router(tokens), -1), outputs)
+
+
+def measured(model, batch):
+    """All indicators of one model, by their names and the number of units of their groups."""
+    symmetries = find_symmetries(model, (batch,))
+    gauge = SharedGauge(symmetries)
+    pieces = [
+        *symmetry_pieces(symmetries, 1e-2, gauge),
+        *product_pieces(symmetries, gauge),
+        *charge_pieces(symmetries, ["imbalance"], lambda name: (0.1, False), lambda: 0),
+    ]
+    tensors = snapshot(model)
+    with torch.no_grad():
+        found = [
+            (key.split("/")[1], float(value))
+            for piece in pieces
+            for key, value in zip(piece.keys, piece.measure(tensors), strict=True)
+        ]
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("listed", "fused", "batch"), [(Heads, FusedHeads, (2, 5, 6)), (Experts, BatchedExperts, (16, 4))]
+)
+def test_the_same_is_measured_of_a_list_as_of_one_tensor(listed, fused, batch):
+    torch.manual_seed(0)
+    model, batch = listed(), torch.randn(batch)
+    twin = fused(model)
+    assert torch.allclose(model(batch), twin(batch), atol=1e-6)
+    ours, theirs = measured(model, batch), measured(twin, batch)
+    assert [name for name, _ in ours] == [name for name, _ in theirs]
+    assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], rel=1e-5)
+    assert len(ours) > 10
+
+
+@pytest.mark.parametrize(("alike", "distinct"), [(0, 3), (1, 2), (2, 1)])
+def test_modules_that_have_become_equal_are_counted(alike, distinct):
+    """However their units are ordered, and whatever their signs."""
+    torch.manual_seed(0)
+    model = Experts()
+    symmetries = find_symmetries(model, (torch.randn(16, 4),))
+    with torch.no_grad():
+        for k in range(1, alike + 1):
+            model.experts[k].load_state_dict(model.experts[0].state_dict())
+            model.experts[k].up.weight.copy_(-model.experts[0].up.weight.flip(0))
+            model.experts[k].up.bias.copy_(-model.experts[0].up.bias.flip(0))
+            model.experts[k].down.weight.copy_(-model.experts[0].down.weight.flip(1))
+            model.router.weight[k] = model.router.weight[0]
+            model.router.bias[k] = model.router.bias[0]
+    pieces = symmetry_pieces(symmetries, 1e-2)
+    piece = next(each for each in pieces if "symmetry/distinct_units/experts" in each.keys)
+    with torch.no_grad():
+        values = dict(zip(piece.keys, map(float, piece.measure(snapshot(model))), strict=True))
+    assert values["symmetry/distinct_units/experts"] == distinct

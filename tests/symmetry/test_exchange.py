@@ -1,0 +1,149 @@
+"""Modules of a list that may be exchanged, and those that may not.
+
+That the groups of heads, experts and ensembles in lists are all that there are, and which they are, is in the tests of
+the zoo and of completeness.
+"""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_symmetry.symmetry.exchange import exchangeable
+from lightning_symmetry.symmetry.find import find_symmetries
+from lightning_symmetry.symmetry.groups import Symmetries
+from lightning_symmetry.symmetry.step import Step
+from lightning_symmetry.symmetry.tracing import trace
+from tests.module_lists import Ensemble, Expert, Experts, Heads, RoutedExperts, StackedExperts, Towers
+from tests.zoo import ZOO, found
+
+
+def lists_of(model, *batch):
+    step = Step(model, batch)
+    return list(exchangeable(trace(step), step.parameters))
+
+
+def exchanges(model, *batch):
+    symmetries = find_symmetries(model, batch)
+    assert symmetries.rejected == ()
+    return {group.name: group.size for group in symmetries if group.kind == "permutation" and not group.rows}
+
+
+def test_the_elements_of_a_group_exchange_whole_modules():
+    torch.manual_seed(0)
+    model = Heads(6, 3, 2)
+    (group,) = [group for group in find_symmetries(model, (torch.randn(2, 5, 6),)) if group.name == "heads"]
+    before = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    after = group.transform(before, torch.Generator().manual_seed(1))
+    assert after.keys() == before.keys()
+    came_from = [
+        next(k for k in range(3) if torch.equal(after[f"heads.{n}.key.weight"], before[f"heads.{k}.key.weight"]))
+        for n in range(3)
+    ]
+    assert came_from != [0, 1, 2]
+    for n, k in enumerate(came_from):
+        for name in ("query", "key", "value"):
+            assert torch.equal(after[f"heads.{n}.{name}.weight"], before[f"heads.{k}.{name}.weight"])
+        assert torch.equal(after["out.weight"][:, 2 * n : 2 * n + 2], before["out.weight"][:, 2 * k : 2 * k + 2])
+
+
+def test_the_parameters_of_a_group_are_named_as_the_model_names_them():
+    for name in ("heads in a list", "experts in a list", "ensemble"):
+        model = ZOO[name].build()
+        own = {each for each, _ in model.named_parameters()}
+        for group in found(name):
+            assert set(group.parameters) <= own
+            assert group.tangent(dict(model.named_parameters())).keys() == set(group.parameters)
+
+
+def test_what_was_found_goes_through_json():
+    symmetries = found("experts in a list")
+    assert Symmetries.from_dict(json.loads(json.dumps(symmetries.to_dict()))) == symmetries
+
+
+@pytest.mark.parametrize("kind", [Experts, StackedExperts, RoutedExperts])
+def test_experts_are_exchanged_with_what_their_router_gives_them(kind):
+    torch.manual_seed(0)
+    model = kind()
+    symmetries = find_symmetries(model, (torch.randn(32, 4),))
+    group = next(group for group in symmetries if group.name == "experts")
+    assert set(group.parameters) == {name for name, _ in model.named_parameters()}
+
+
+def test_running_statistics_are_exchanged_too():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branches = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)) for _ in range(3))
+            self.out = nn.Linear(15, 2)
+
+        def forward(self, inputs):
+            return self.out(torch.relu(torch.cat([branch(inputs) for branch in self.branches], -1)))
+
+    symmetries = find_symmetries(Branches(), (torch.randn(8, 4),))
+    group = next(group for group in symmetries if group.name == "branches")
+    assert set(group.buffers) == {f"branches.{k}.1.running_{what}" for k in range(3) for what in ("mean", "var")}
+
+
+def test_lists_within_lists_are_exchanged_each():
+    class Committee(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.members = nn.ModuleList(Heads(6, 3, 2) for _ in range(2))
+
+        def forward(self, tokens):
+            return sum(member(tokens) for member in self.members)
+
+    symmetries = find_symmetries(Committee(), (torch.randn(2, 5, 6),))
+    found = {group.name: (group.rows, group.size) for group in symmetries}
+    assert found["members"] == ((), 2)
+    assert found["members.heads"] == ((("members", 2),), 3)
+    assert found["members.heads.query.rotation"] == ((("members", 2), ("members.heads", 3)), 2)
+
+
+def test_layers_one_after_the_other_are_not_tried():
+    torch.manual_seed(0)
+    deep = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    assert lists_of(deep, torch.randn(8, 4)) == []
+    assert exchanges(nn.Sequential(Expert(4, 5), Expert(4, 5)), torch.randn(8, 4)).keys() == {"0.up", "1.up"}
+
+
+def test_modules_whose_outputs_are_told_apart_are_not_tried():
+    class Tasks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tasks = nn.ModuleList(nn.Linear(4, 2) for _ in range(3))
+
+        def forward(self, inputs):
+            return [task(inputs) for task in self.tasks]
+
+    assert lists_of(Tasks(), torch.randn(8, 4)) == []
+
+
+def test_modules_that_read_inputs_of_their_own_are_not_exchanged():
+    """That they do no tape tells: they are tried, and what is within each is found as before."""
+    names = {f"towers.{k}.0": 5 for k in range(3)}
+    assert exchanges(Towers(), torch.randn(9, 3, 4)) == names
+
+
+def test_modules_that_do_different_things_are_not_exchanged():
+    class Uneven(Ensemble):
+        def forward(self, inputs):
+            return sum((k + 1) * member(inputs) for k, member in enumerate(self.members))
+
+    assert exchanges(Uneven(), torch.randn(9, 4)) == {f"members.{k}.0": 5 for k in range(3)}
+
+
+def test_modules_of_different_shapes_are_not_tried():
+    class Sizes(Ensemble):
+        def __init__(self):
+            super().__init__()
+            self.members = nn.ModuleList(Expert(4, hidden) for hidden in (5, 5, 6))
+
+    assert lists_of(Sizes(), torch.randn(9, 4)) == []
+
+
+def test_groups_of_kinds_that_were_not_asked_for_are_left_out():
+    kinds = {group.kind for group in find_symmetries(Experts(), (torch.randn(16, 4),), kinds=["sign"])}
+    assert kinds == {"sign"}

@@ -181,6 +181,23 @@ class LayerScale(nn.Module):
         return self.head(stream + self.gain * self.layer(stream))
 
 
+class PreNorm(nn.Module):
+    """A layer that a norm reads, and that writes through a gain."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm, self.gain = nn.LayerNorm(width, eps=0), nn.Parameter(torch.full((width,), 0.1))
+        self.layer = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, width))
+
+    def forward(self, stream: Tensor) -> Tensor:
+        return stream + self.gain * self.layer(self.norm(stream))
+
+
+def layer_scale_between_norms() -> nn.Module:
+    """As in CaiT and DINOv2."""
+    return nn.Sequential(nn.Linear(5, 5), PreNorm(5, 6), PreNorm(5, 7), nn.LayerNorm(5, eps=0), nn.Linear(5, 6))
+
+
 TAKEN_UP = "what is added to a factor of a product, which the bias of the other factor, or after the product, takes up"
 
 SMALL_MODELS = {
@@ -200,4 +217,5 @@ SMALL_MODELS = {
     "ratings": Mini(Ratings, entries(7, 6), missing=(4, TAKEN_UP)),
     "modulated": Mini(Modulated, pairs(4, 3), missing=(5, TAKEN_UP)),
     "layer scale": Mini(LayerScale, numbers(16, 4), missing=(16, "mixtures of a stream that gains write to")),
+    "layer scale between norms": Mini(layer_scale_between_norms, numbers(16, 5)),
 }

@@ -1,8 +1,9 @@
 """Means that nothing sees: what may be added that is the same all along an axis.
 
 A norm or a softmax takes the mean along its axis away, so whatever *writes* to that axis may have anything added that
-is the same all along it. Whatever *reads* a LayerNorm ``y = g x + b`` meets an ``x`` whose mean is zero: its map ``W``
-may become ``W + u (1 / g)^T``, while what is to take the bias ``b`` up does so with the new map.
+is the same all along it; what writes through a gain ``g`` of its own may become ``W + g^-1 1 u^T``. Whatever *reads* a
+LayerNorm ``y = g x + b`` meets an ``x`` whose mean is zero: its map ``W`` may become ``W + u (1 / g)^T``, while what is
+to take the bias ``b`` up does so with the new map.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, Places, actions_on
+from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, Places, actions_on, blocks_of
 from lightning_symmetry.symmetry.axes import Atom, Place
 from lightning_symmetry.symmetry.charges import Key
 from lightning_symmetry.symmetry.factors import leaf_of, readers_of_leaves
+from lightning_symmetry.symmetry.gains import written_gains
 from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.operation_laws import is_zero
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value
@@ -77,6 +79,25 @@ class Means:
                 carried = tuple(replace(each, factor=turn * each.factor) for each in shift.carried)
                 return Fold("translation", vector, actions_on(self._blocks, degrees), carried)
         return None
+
+
+def means_behind_gains(tape: Tape, blocks: Blocks) -> Iterator[Mean]:
+    """Every block that is written through a gain of its own to an axis whose mean nothing sees, once that is folded."""
+    gains = written_gains(tape)
+    if not gains:
+        return
+    labelling = Labelling(tape, {each.gain for each in gains})
+    own = {(block.tensor, block.views): block for block, _ in blocks}
+    for each in gains:
+        vectors = [block for block, _ in blocks if block.tensor == each.gain]
+        leaves = {name: labelling.leaf(tape.leaves[name]) for name in each.written}
+        for block, places in blocks_of(leaves, {}, tape.offsets):
+            for dim, place in enumerate(places):
+                written = place is not None and labelling.read_by_maps.isdisjoint(wholes(place.key))
+                if written and mean_is_free(place) and len(vectors) == 1 and (block.tensor, block.views) in own:
+                    degrees = tuple(int(k == dim) for k in range(len(places)))
+                    moved = own[block.tensor, block.views]
+                    yield moved, dim, (Fold("rescaling", vectors[0], (Action(moved, degrees),)),)
 
 
 def mean_is_free(place: Place | None) -> bool:

@@ -22,7 +22,7 @@ from lightning_symmetry.symmetry.charges import Echelon, Unknown, scalings, sign
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.labelling import Labelling
-from lightning_symmetry.symmetry.means import Means, mean_is_free
+from lightning_symmetry.symmetry.means import Means, mean_is_free, means_behind_gains
 from lightning_symmetry.symmetry.naming import axis_names, unlike
 from lightning_symmetry.symmetry.planes import rotation_of_planes
 from lightning_symmetry.symmetry.rows import rows_of
@@ -63,7 +63,8 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     model = _Model(blocks, names, rows, parameters, shapes, shifts)
     groups = [group for atom in found for group in model.groups_on(atom, kinds)]
     means = Means(tape, labelling, blocks, model.shifts)
-    free_means = [mean for atom in found for mean in means.along(atom) if mean[0].tensor in parameters]
+    free_means = [*(mean for atom in found for mean in means.along(atom)), *means_behind_gains(tape, blocks)]
+    free_means = [mean for mean in free_means if mean[0].tensor in parameters]
     groups += [model.mean(*mean) for mean in free_means]
     for rotation in streams(tape, labelling, parameters, names, leaves, blocks) if "rotation" in kinds else ():
         groups = [group for group in groups if not _is_within(group, rotation)]

@@ -333,3 +333,24 @@ def test_a_repeated_axis_is_a_product_with_the_axis_that_was_repeated(times):
     moved = {"first.weight", "first.bias", "second.weight"}
     assert groups[("permutation", 8)] == groups[("sign", 8)] == moved
     assert not symmetries.rejected
+
+
+def test_the_stream_of_a_vision_model_to_which_layers_write_through_gains_is_rotated():
+    """What its last norm gives is read at two places end to end: at the class token, and the mean of all patches."""
+    torch.manual_seed(0)
+    model = transformers.Dinov2ForImageClassification(
+        transformers.Dinov2Config(
+            hidden_size=12, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=2, image_size=8, patch_size=4
+        )
+    )
+    symmetries = find_symmetries(model, {"pixel_values": numbers(2, 3, 8, 8), "labels": torch.tensor([0, 1])})
+    (rotation,) = [group for group in symmetries if group.form]
+    assert (rotation.form, rotation.size, rotation.verified) == ("orthogonal, mean kept", 12, True)
+    layer = "dinov2.encoder.layer.1.{}"
+    gains = {fold.pivot.tensor for fold in rotation.folds}
+    assert {layer.format("layer_scale2.lambda1"), layer.format("norm2.weight"), "dinov2.layernorm.weight"} <= gains
+    assert not gains & set(rotation.parameters)
+    means = {group.name: group.n_rows for group in symmetries if group.kind == "translation"}
+    assert means[layer.format("mlp.fc2.weight.translation")] == 24
+    assert means[layer.format("mlp.fc2.bias.translation")] == 1
+    assert not symmetries.rejected

@@ -218,7 +218,14 @@ EXPECTED = {
             "convnext.encoder.stages.1.downsampling_layer.0",
             "convnext.encoder.stages.1.layers.0.dwconv",
         ),
-        means(**{"convnext.embeddings.patch_embeddings": (3, 4, 4)}),
+        means(
+            **{
+                "convnext.embeddings.patch_embeddings": (3, 4, 4),
+                # through the layer scale, where a norm reads next
+                "convnext.encoder.stages.0.layers.1.pwconv2": (24,),
+                "convnext.encoder.stages.1.layers.0.pwconv2": (40,),
+            }
+        ),
         reads(
             **of_each({"convnext.encoder.stages.0.layers.{}.pwconv1": (24,)}, *LAYERS),
             **{"convnext.encoder.stages.1.layers.0.pwconv1": (40,), "classifier": (5,)},

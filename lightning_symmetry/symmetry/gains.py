@@ -1,0 +1,141 @@
+"""Gains that can be folded into maps: those of norms into what reads them, those of layers into what they multiply.
+
+``W (g x + b)`` is ``(W g) (x + b / g)``, and ``g (W x + b)``, as of a layer that writes to a stream through a gain of
+its own (LayerScale), is ``(g W) x + g b``. Once a gain is folded away it tells the positions of its axis apart no more.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from lightning_symmetry.symmetry.factors import leaf_of, looks_at_others, readers_of_leaves
+from lightning_symmetry.symmetry.layout import LAYOUT
+from lightning_symmetry.symmetry.operation_laws import CONTRACTIONS
+from lightning_symmetry.symmetry.tape import Operation, Tape, Value
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class ReadGain:
+    """A gain, the bias added after it, if any, and the maps that alone read them, by name."""
+
+    gain: str
+    bias: str | None
+    readers: frozenset[str]
+
+
+@dataclass(frozen=True)
+class WrittenGain:
+    """A gain that multiplies what a map gives, by name, and with it the bias of the map, if any."""
+
+    gain: str
+    written: frozenset[str]
+
+
+def read_gains(tape: Tape) -> list[ReadGain]:
+    """The gains that can be folded into maps that read nothing else."""
+    consumers = _consumers(tape)
+    uses = readers_of_leaves(tape, picked=True)
+    found: dict[tuple[str, str | None], list[tuple[Operation, Collection[Operation]]]] = defaultdict(list)
+    for operation in tape.operations:
+        affine = _affine(operation, consumers)
+        if affine is not None:
+            gain, bias, output = affine
+            found[gain, bias].append((operation, list(_readers(output, consumers))))
+    folds = []
+    for (gain, bias), norms in found.items():
+        reading = [reader for _, readers in norms for reader in readers]
+        maps = frozenset(filter(None, map(_map_of, reading)))
+        alone = all(map(_map_of, reading)) and all(uses[name] <= set(reading) for name in maps)
+        if maps and alone and uses[gain] == {operation for operation, _ in norms}:
+            folds.append(ReadGain(gain, bias, maps))
+    return folds
+
+
+def written_gains(tape: Tape) -> list[WrittenGain]:
+    """The gains that multiply what one map gives, and nothing else."""
+    consumers = _consumers(tape)
+    uses = readers_of_leaves(tape)
+    found = []
+    for operation in tape.operations:
+        gains = [value for value in operation.inputs if _is_vector(value) and leaf_of(value) is not None]
+        if operation.operation != aten.mul.Tensor or len(operation.inputs) != 2 or len(gains) != 1:
+            continue
+        (given,) = (value for value in operation.inputs if value is not gains[0])
+        source = _computed_by(given, consumers)
+        kernel = _map_of(source) if source is not None else None
+        if source is not None and kernel is not None:
+            gain, written = leaf_of(gains[0]), frozenset(filter(None, map(leaf_of, source.inputs)))
+            if gain is not None and uses[gain] == {operation} and all(uses[name] == {source} for name in written):
+                found.append(WrittenGain(gain, written))
+    return found
+
+
+def _computed_by(value: Value, consumers: Mapping[Value, list[Operation]]) -> Operation | None:
+    """The operation that computed a tensor, laid out anew since; None where anything else reads it on the way."""
+    while value.source is not None and len(consumers[value]) == 1:
+        if not (value.source.name in LAYOUT or looks_at_others(value.source)):
+            return value.source
+        value = value.source.args[0]
+    return None
+
+
+def _consumers(tape: Tape) -> defaultdict[Value, list[Operation]]:
+    consumers: defaultdict[Value, list[Operation]] = defaultdict(list)
+    for operation in tape.operations:
+        for value in dict.fromkeys(operation.inputs):
+            consumers[value].append(operation)
+    return consumers
+
+
+def _affine(operation: Operation, consumers: Mapping[Value, list[Operation]]) -> tuple[str, str | None, Value] | None:
+    """The gain that an operation applies, the bias after it, and the tensor that comes out."""
+    output = operation.outputs[0] if operation.outputs else None
+    if output is None or not output.depends:
+        return None
+    if operation.operation == aten.native_layer_norm.default:
+        gain, bias = map(leaf_of, operation.args[2:4])
+        return (gain, bias, output) if gain is not None else None
+    if operation.operation != aten.mul.Tensor:
+        return None
+    gains = [leaf_of(arg) for arg in operation.args if isinstance(arg, Value) and _is_vector(arg)]
+    if len(gains) != 1 or gains[0] is None or len(operation.inputs) != 2:
+        return None
+    after = consumers[output]
+    if len(after) == 1 and after[0].operation == aten.add.Tensor:
+        added = [
+            leaf_of(arg) for arg in after[0].args if isinstance(arg, Value) and arg is not output and _is_vector(arg)
+        ]
+        if added and added[0] is not None:
+            return gains[0], added[0], after[0].outputs[0]  # type: ignore[return-value]
+    return gains[0], None, output
+
+
+def _is_vector(value: Value) -> bool:
+    return len(value.shape) >= 1 and value.shape[-1] > 1 and all(length == 1 for length in value.shape[:-1])
+
+
+def _readers(value: Value, consumers: Mapping[Value, list[Operation]]) -> Iterable[Operation]:
+    """The operations that read a tensor, laid out anew or not, or laid beside others."""
+    for operation in consumers[value]:
+        if not any(output is not None and output.depends for output in operation.outputs):
+            continue
+        if operation.name in LAYOUT or operation.name == "cat" or looks_at_others(operation):
+            for output in operation.outputs:
+                if output is not None:
+                    yield from _readers(output, consumers)
+        else:
+            yield operation
+
+
+def _map_of(operation: Operation) -> str | None:
+    """The name of the parameter by which an operation multiplies what it is given."""
+    if operation.operation.overloadpacket not in CONTRACTIONS or not operation.inputs:
+        return None
+    factors = operation.inputs[-2:] if operation.operation != aten.convolution.default else operation.inputs[:2]
+    return leaf_of(factors[-1], picked=True) or leaf_of(factors[0], picked=True)

@@ -23,7 +23,7 @@ from tests import nets
 from tests.fingerprint import differences, fingerprint
 from tests.minis import MINIS, count
 from tests.module_lists import MODULE_LISTS, Ensemble, Heads, RoutedExperts
-from tests.small_models import SMALL_MODELS
+from tests.small_models import SMALL_MODELS, layer_scale_between_norms
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,7 @@ ZOO: dict[str, Case] = {
     "gru": Case(lambda: nets.Recurrent(nn.GRU), lambda: tokens(23)),
     "mamba": of_language(mamba),
     "lora": of_vectors(nets.lora_net),
+    "layer scale": Case(layer_scale_between_norms, lambda: (numbers(16, 5),)),
     "heads in a list": Case(lambda: Heads(7, 3, 2), lambda: (numbers(2, 5, 7),)),
     "experts in a list": Case(lambda: RoutedExperts(4, 3, 6), lambda: (numbers(32, 4),)),
     "ensemble": Case(Ensemble, lambda: (numbers(6, 4),)),

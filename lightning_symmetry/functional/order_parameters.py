@@ -30,6 +30,9 @@ CLOSE = 1e-2
 MOST_EIGENVALUES = 4096
 """The largest matrix of which `effective_units` computes the eigenvalues: 64 MiB in float32, seconds on a CPU."""
 
+ROUNDING = 64
+"""How many units in the last place of the largest norm a unit may have that is zero but for rounding."""
+
 PERMUTATION_INDICATORS = (
     "broken_fraction",
     "distinct_units",
@@ -168,10 +171,10 @@ def effective_units(units: Tensor | Units) -> Tensor:
 
     K_ij is the cosine similarity of w_i and w_j, under the best inner permutation for inner tensors (negative
     eigenvalues, which that can cause, are set to 0 and the rest normalised), of the vectors (row, column) for coupled
-    ones. Zero units are left out. The eigenvalues are those of the smaller of K and the scatter of directions; where
-    both have more than 4,096 rows the result is an estimate (`lightning_symmetry.functional.spectral_entropy`): within
-    1 % where nothing is matched, 10 % where signs are, which can make eigenvalues negative. Friedman and Dieng, "The
-    Vendi Score" (arXiv:2210.02410).
+    ones. Zero units, up to rounding, are left out. The eigenvalues are those of the smaller of K and the scatter of
+    directions; where both have more than 4,096 rows the result is an estimate
+    (`lightning_symmetry.functional.spectral_entropy`): within 1 % where nothing is matched, 10 % where signs are, which
+    can make eigenvalues negative. Friedman and Dieng, "The Vendi Score" (arXiv:2210.02410).
 
     Args:
         units: ``(n_units, dim)``, or `Units`.
@@ -318,9 +321,10 @@ def _scatter(rows: Tensor) -> Tensor:
 def _effective_units(geometry: PairGeometry, gram: Tensor | None = None) -> Tensor:
     """From the eigenvalues of the smaller side; where that is too large, from products with the similarity matrix."""
     norms = geometry.squared_norms.sqrt()
-    weights = torch.where(norms > 0, norms.reciprocal(), 0.0)[:, None]
+    living = norms > ROUNDING * torch.finfo(norms.dtype).eps * norms.max()
+    weights = torch.where(living, norms.reciprocal(), 0.0)[:, None]
     if (geometry.dimension if _is_thin(geometry) else geometry.n_units) > MOST_EIGENVALUES:
-        alive = (norms > 0).to(norms)
+        alive = living.to(norms)
         weights = weights / alive.sum().clamp_min(1.0).sqrt()
         multiply = geometry.product if _is_linear(geometry) else geometry.product_by_rows if gram is None else gram.mm
         return estimated_perplexity(lambda vectors: weights * multiply(weights * vectors), alive)

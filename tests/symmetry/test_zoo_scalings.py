@@ -419,6 +419,15 @@ EXPECTED = {
         wholes("backbone.embeddings", *of_each({"backbone.layers.{}.mixer": ()}, *LAYERS)),
     ),
     "lora": {"rotation": {"0.A": (3,), "2.A": (2,)}},
+    "layer scale": together(
+        {"rotation": {"0": (5,)}},
+        wholes("0"),
+        affine("1.norm", "2.norm", "3", "1", "2", size=5),  # those of norms, and those that layers write through
+        {"sign": {"1.layer.0": (6,), "2.layer.0": (7,)}},
+        means(**{"0": (5,), "1.layer.2": (6,), "2.layer.2": (7,)}),
+        reads(**{"1.layer.0": (6,), "2.layer.0": (7,), "4": (6,)}),
+        shifts("1.norm", "2.norm", "3", size=5),
+    ),
     "heads in a list": {"rotation": {"heads.query": (3, 2), "heads.value": (3, 2)}},
     "experts in a list": {
         "sign": {"experts.up": (3, 6)},

@@ -22,7 +22,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_symmetry.symmetry.centred import with_centring
 from lightning_symmetry.symmetry.functionalization import functional, functionalized, plain, written_by
-from lightning_symmetry.symmetry.rewriting import with_lengths, with_picked_maps, with_sums, without_offsets
+from lightning_symmetry.symmetry.parts import with_parts_viewed
+from lightning_symmetry.symmetry.rewriting import (
+    with_lengths,
+    with_picked_maps,
+    with_sums,
+    without_offsets,
+)
 from lightning_symmetry.symmetry.step import Step
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value, packets
 
@@ -50,7 +56,9 @@ def trace(step: Step) -> Tape:
             outputs = step(inputs[0], inputs[1], step.batch)
             returned = [recorder.value(plain(output)) for output in outputs.preserved]
     operations, offsets = without_offsets(
-        _living(with_centring(with_picked_maps(recorder.operations)), returned), leaves, set(returned)
+        _living(with_centring(with_picked_maps(with_parts_viewed(recorder.operations))), returned),
+        leaves,
+        set(returned),
     )
     operations = with_lengths(with_sums(operations))
     read = {id(value) for operation in operations for value in operation.inputs}

@@ -25,6 +25,7 @@ from lightning_symmetry.measurement.snapshot import held
 from lightning_symmetry.measurement.units import in_front, sides_of, units_of
 from lightning_symmetry.symmetry.actions import Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+from lightning_symmetry.symmetry.stacks import STAR
 
 Tensors = Mapping[str, Tensor]
 
@@ -50,10 +51,10 @@ class Piece:
 
 
 def key_names(names: Iterable[str]) -> dict[str, str]:
-    """Names of groups or layers as parts of keys, in which W&B would take dots for nesting; no two alike."""
+    """Names of groups or layers as parts of keys, in which W&B would take dots for nesting, and stars for patterns."""
     keys: dict[str, str] = {}
     for name in names:
-        stem = key = name.removesuffix(".weight").replace(".", "_")
+        stem = key = name.removesuffix(".weight").replace(".", "_").replace(STAR, "each")
         number = 1
         while key in keys.values():
             number += 1

@@ -137,7 +137,7 @@ def _symmetries(history: History) -> dict[str, Any] | None:
 
 
 def _group(history: History, group: Mapping[str, Any]) -> dict[str, Any]:
-    key = "symmetry/broken_fraction/" + group["name"].replace(".", "_")
+    key = "symmetry/broken_fraction/" + group["name"].replace(".", "_").replace("*", "each")
     values = history.series(key)[1] if key in history else []
     return {
         "kind": group["kind"],

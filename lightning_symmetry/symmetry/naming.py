@@ -4,7 +4,7 @@
 product, the name says which: ``attn.heads`` and ``attn.head_dims``, or ``groups`` and ``units`` outside attention.
 Where it is in some segments of a concatenation, it says in which: ``attn.qk.head_dims`` and ``attn.v.head_dims`` of a
 fused map. Where modules are stacked, ``heads`` is the axis along the list of them, whatever else has it, and
-``heads.query`` one within each.
+``heads.*.query`` one within each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, Place, atoms, resolve
-from lightning_symmetry.symmetry.stacks import STAR, without_stars
+from lightning_symmetry.symmetry.stacks import STAR
 
 _ATTENTION_ROLES = ("head_dims", "heads", "head_groups")
 _OTHER_ROLES = ("units", "groups", "outer_groups")
@@ -42,8 +42,8 @@ def _module(leaf: str, dim: int) -> str:
     """The module that an axis of a parameter is named after: along a stack the list of the modules in it."""
     parts = leaf.split(f".{STAR}")
     if dim < len(parts) - 1:
-        return "".join(parts[: dim + 1])
-    return re.sub(r"[._](weight|bias)$", "", without_stars(leaf))
+        return f".{STAR}".join(parts[: dim + 1])
+    return re.sub(r"[._](weight|bias)$", "", leaf)
 
 
 def _described(module: str, axis: Axis, atom: Atom) -> str:

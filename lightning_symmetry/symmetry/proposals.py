@@ -26,7 +26,7 @@ from lightning_symmetry.symmetry.means import Means, mean_is_free, means_behind_
 from lightning_symmetry.symmetry.naming import axis_names, unlike
 from lightning_symmetry.symmetry.planes import rotation_of_planes
 from lightning_symmetry.symmetry.rows import rows_of
-from lightning_symmetry.symmetry.stacks import members, without_stars
+from lightning_symmetry.symmetry.stacks import members
 from lightning_symmetry.symmetry.streams import streams
 from lightning_symmetry.symmetry.tape import Tape
 from lightning_symmetry.symmetry.translations import Shift, shifts_along
@@ -133,7 +133,7 @@ class _Model:
 
     def mean(self, block: Block, dim: int, folds: tuple[Fold, ...]) -> SymmetryGroup:
         """The translation of a block along one dimension: it has one position, and all other dimensions are rows."""
-        name = self._name("translation", without_stars(block.tensor), block.tensor)
+        name = self._name("translation", block.tensor, block.tensor)
         shape = block.shape(self._shapes[block.tensor])
         rows = tuple(f"{name}[{k}]" for k in range(len(shape)))
         axes = tuple("" if k == dim else row for k, row in enumerate(rows))
@@ -192,8 +192,7 @@ class _Model:
     def _of_wholes(self, kind: str, degrees: Mapping[str, int], exact: bool) -> SymmetryGroup:
         """A group that acts on whole tensors, seen with a dimension of one position in front."""
         parameter = next(tensor for tensor in degrees if tensor in self._parameters)
-        stem = without_stars(parameter)
-        name = self._name(kind, stem.rpartition(".")[0] or stem, parameter)
+        name = self._name(kind, parameter.rpartition(".")[0] or parameter, parameter)
         actions = []
         for tensor, degree in degrees.items():
             shape = self._shapes[tensor]
@@ -232,7 +231,6 @@ class _Model:
 
     def _name(self, kind: str, stem: str, parameter: str) -> str:
         """A name that no other group has: an axis within its parameter, or the parameter's module, and the kind."""
-        parameter = without_stars(parameter)
         if not f"{stem}.".startswith(f"{parameter.rpartition('.')[0]}."):
             stem = parameter.rpartition(".")[0] or parameter
         name = unlike(self._taken, f"{stem}.{kind}")

@@ -57,11 +57,6 @@ def first_of(name: str) -> str:
     return name.replace(STAR, "0")
 
 
-def without_stars(name: str) -> str:
-    """A name as that of an ordinary module's: `heads.query.weight`."""
-    return name.replace(f"{STAR}.", "").replace(f".{STAR}", "")
-
-
 def members(name: str, shape: Sequence[int]) -> list[str]:
     """The names of the tensors that one of this name and shape is made of: of one without a star itself.
 

@@ -366,7 +366,7 @@ def test_experts_in_a_list_are_measured_one_upon_another_in_every_way(tmp_path):
     monitor = SymmetryMonitor(indicators=kinds, every_n_train_steps=3, on_error="raise")
     train(tmp_path, [monitor], OfExperts(), epochs=4)
     for name in ("imbalance", "noise_imbalance", "alive_units"):
-        _, values = monitor.history.series(f"symmetry/{name}/mixture_experts_up_rescaling")
+        _, values = monitor.history.series(f"symmetry/{name}/mixture_experts_each_up_rescaling")
         assert len(values) >= 1
         assert all(map(math.isfinite, values))
     assert monitor.history.series("symmetry/distinct_units/mixture_experts")[1][0] == 3

@@ -98,8 +98,8 @@ def test_lists_within_lists_are_exchanged_each():
     symmetries = find_symmetries(Committee(), (torch.randn(2, 5, 6),))
     found = {group.name: (group.rows, group.size) for group in symmetries}
     assert found["members"] == ((), 2)
-    assert found["members.heads"] == ((("members", 2),), 3)
-    assert found["members.heads.query.rotation"] == ((("members", 2), ("members.heads", 3)), 2)
+    assert found["members.*.heads"] == ((("members", 2),), 3)
+    assert found["members.*.heads.*.query.rotation"] == ((("members", 2), ("members.*.heads", 3)), 2)
 
 
 def test_layers_one_after_the_other_are_not_tried():

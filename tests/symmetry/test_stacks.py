@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_symmetry.symmetry.stacks import Stacked, first_of, members, stack_of, unstacked, without_stars
+from lightning_symmetry.symmetry.stacks import Stacked, first_of, members, stack_of, unstacked
 
 TENSORS = {f"models.{m}.heads.{h}.bias": torch.full((2,), 10.0 * m + h) for m in range(2) for h in range(3)}
 
@@ -46,7 +46,5 @@ def test_what_is_not_there_is_named(name):
         Stacked(TENSORS)[name]
 
 
-def test_names_without_stars():
+def test_a_stack_has_a_first_tensor():
     assert first_of("models.*.heads.*.bias") == "models.0.heads.0.bias"
-    assert without_stars("models.*.heads.*.bias") == "models.heads.bias"
-    assert without_stars("*.bias") == "bias"

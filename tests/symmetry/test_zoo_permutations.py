@@ -155,9 +155,9 @@ EXPECTED = {
     ),
     "lora": {"0.A": (3,), "0.B": (11,), "2.A": (2,)},
     "layer scale": {"0": (5,), "1.layer.0": (6,), "2.layer.0": (7,)},
-    "heads in a list": {"heads": (3,), "heads.query": (3, 2), "heads.value": (3, 2)},
-    "experts in a list": {"experts": (3,), "experts.up": (3, 6)},
-    "ensemble": {"members": (3,), "members.0": (3, 5)},
+    "heads in a list": {"heads": (3,), "heads.*.query": (3, 2), "heads.*.value": (3, 2)},
+    "experts in a list": {"experts": (3,), "experts.*.up": (3, 6)},
+    "ensemble": {"members": (3,), "members.*.0": (3, 5)},
     "vae": {"encoder.0": (11,), "encoder.2": (3,), "decoder.0": (9,)},
     "mlp-mixer": {
         "read": (10,),

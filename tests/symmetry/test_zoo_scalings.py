@@ -428,12 +428,12 @@ EXPECTED = {
         reads(**{"1.layer.0": (6,), "2.layer.0": (7,), "4": (6,)}),
         shifts("1.norm", "2.norm", "3", size=5),
     ),
-    "heads in a list": {"rotation": {"heads.query": (3, 2), "heads.value": (3, 2)}},
+    "heads in a list": {"rotation": {"heads.*.query": (3, 2), "heads.*.value": (3, 2)}},
     "experts in a list": {
-        "sign": {"experts.up": (3, 6)},
+        "sign": {"experts.*.up": (3, 6)},
         "translation": {"router.weight": (4, 1), "router.bias": (1,)},
     },
-    "ensemble": {"sign": {"members.0": (3, 5)}, "translation": {"members.0.2": (2,), "members.1.2": (2,)}},
+    "ensemble": {"sign": {"members.*.0": (3, 5)}, "translation": {"members.0.2": (2,), "members.1.2": (2,)}},
     "vae": {},
     "mlp-mixer": together(
         affine("blocks.0.norm2", "blocks.1.norm2", "norm", size=10),

@@ -167,6 +167,16 @@ def atoms(axis: Axis) -> list[Atom]:
     return [place.atom for place in places(axis)]
 
 
+def taken_apart(axis: Axis) -> list[Atom]:
+    """The atoms of an axis, as it once was, all of whose positions turned out to stand alone."""
+    found: list[Atom] = []
+    for place in _listed(axis):
+        atom = _representative(place.atom)
+        if atom.bound is not None:
+            found += taken_apart(atom.bound) if _listed(atom.bound) else [atom]
+    return found
+
+
 def is_one(axis: Axis) -> bool:
     """Whether one atom is all that there is to an axis: positions that stand alone have none."""
     return [atom.size for atom in atoms(axis)] == [size(axis)]

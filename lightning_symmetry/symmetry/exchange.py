@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import SymmetryGroup
@@ -33,47 +35,45 @@ Lists = Mapping[str, Modules]
 
 
 def propose_with_exchanges(
-    tape: Tape, parameters: Collection[str], lists: Lists, kinds: Collection[str] = tuple(KINDS)
-) -> Proposals:
-    """Propose groups with the modules of some lists stacked, so that they may be exchanged.
+    tape: Tape, parameters: Collection[str], kinds: Collection[str] = tuple(KINDS), false: Collection[str] = ()
+) -> tuple[Proposals, Lists]:
+    """Propose groups with the modules of lists stacked, so that they may be exchanged.
+
+    None of the lists hides another group: where modules differ in what is within them, they are left as they are.
 
     Args:
         tape: The tape.
         parameters: The names of its leaves that are parameters.
-        lists: Of those that `exchangeable` found.
         kinds: The kinds of symmetry.
+        false: The names of lists that are known to be none.
+
+    Returns:
+        The proposals, and the lists that are exchanged as far as the tape tells.
     """
-    places = _places(lists)
-    proposals = propose(_with_stacks(tape, lists), {_stack_of(name, places): None for name in parameters}, kinds)
-    if lists and "translation" in kinds:
-        apart = propose(_with_stacks(tape, {}), parameters, ["translation"]).groups
-        between = [_on_stacks(group, places) for group in apart if _is_between(group, places)]
-        proposals = replace(proposals, groups=[*proposals.groups, *between])
-    return proposals
+    lists = without(_joined_lists(tape), false) if "permutation" in kinds else {}
+    apart = propose(_with_stacks(tape, {}), parameters, kinds)
 
+    def stacked(some: Lists) -> Proposals | None:
+        """The proposals with these lists stacked; None where that hides a group, or exchanges nothing."""
+        places = _places(some)
+        names = {_stack_of(name, places): None for name in parameters}
+        proposals = propose(_with_stacks(tape, some), names, kinds)
+        between = [_on_stacks(group, places) for group in apart.groups if _is_between(group, places)]
+        groups = [*proposals.groups, *between]
+        hidden = any(_extent(groups)[kind] < size for kind, size in _extent(apart.groups).items())
+        return None if hidden or unexchanged(groups, some) else replace(proposals, groups=groups)
 
-def exchangeable(tape: Tape, parameters: Collection[str]) -> dict[str, Modules]:
-    """The lists of modules that may be exchanged as far as the tape tells.
-
-    None of them hides another group: where modules differ in what is within them, they are left as they are.
-    """
-    lists = _joined_lists(tape)
-    if not lists:
-        return {}
-    apart = _extent(propose_with_exchanges(tape, parameters, {}).groups)
-
-    def hides_none(some: Lists) -> bool:
-        groups = propose_with_exchanges(tape, parameters, some).groups
-        extent = _extent(groups)
-        return not unexchanged(groups, some) and all(extent[kind] >= size for kind, size in apart.items())
-
-    if hides_none(lists):
-        return lists
-    kept: dict[str, Modules] = {}
+    proposals = stacked(lists) if lists else apart
+    if proposals is not None:
+        return proposals, lists
+    kept: Lists = {}
+    proposals = apart
     for name in lists:
         some = without(lists, lists.keys() - {*kept, name})
-        kept = some if name in some and hides_none(some) else kept
-    return kept
+        found = stacked(some) if name in some else None
+        if found is not None:
+            kept, proposals = some, found
+    return proposals, kept
 
 
 def unexchanged(groups: Iterable[SymmetryGroup], lists: Lists) -> list[str]:
@@ -142,10 +142,14 @@ def _shapes(tape: Tape, modules: Modules) -> Iterator[frozenset[object]]:
 
 
 def _joined_in_any_order(tape: Tape, modules: Modules) -> bool:
-    """Whether what comes of each module meets that of others, and only where they may be exchanged."""
+    """Whether what comes of each module meets that of others, and only where they may be exchanged.
+
+    What they read beside must be the same, as far as it is constant: not columns of a table, each by one of them.
+    """
     at: dict[Value, int | None] = {
         tape.leaves[leaf]: number for number, module in enumerate(modules) for leaf in module.values()
     }
+    beside: list[list[Tensor]] = [[] for _ in modules]
     used: set[int | None] = set()
     joined = False
     for operation in tape.operations:
@@ -157,7 +161,18 @@ def _joined_in_any_order(tape: Tape, modules: Modules) -> bool:
         if met:
             position = met.pop() if len(met) == 1 else None
             at.update((output, position) for output in operation.outputs if output is not None)
-    return joined and used >= set(range(len(modules))) and all(at.get(output) is None for output in tape.outputs)
+            if position is not None:
+                beside[position] += [value.constant for value in operation.inputs if value.constant is not None]
+    alike = all(all(map(_may_be_same, beside[0], others)) for others in beside)
+    everywhere = joined and used >= set(range(len(modules)))
+    return alike and everywhere and all(at.get(output) is None for output in tape.outputs)
+
+
+def _may_be_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two constants may be the same, or of what is different in number, as tokens are that experts are sent."""
+    if one is other or one.shape != other.shape or one.layout != torch.strided or other.layout != torch.strided:
+        return True
+    return isinstance(one, FakeTensor) or isinstance(other, FakeTensor) or torch.equal(one, other)
 
 
 def _with_stacks(tape: Tape, lists: Lists) -> Tape:
@@ -201,9 +216,10 @@ def _stack_of(name: str, places: Mapping[str, tuple[str, int]]) -> str:
 
 
 def _is_between(group: SymmetryGroup, places: Mapping[str, tuple[str, int]]) -> bool:
-    """Whether a translation moves several of the modules that are stacked."""
-    stacks = [_stack_of(block.tensor, places) for block in group.blocks if block.tensor in places]
-    return len(set(stacks)) < len(stacks) and not group.carried and not group.folds
+    """Whether a group is a translation of several of the modules that are stacked."""
+    tensors = {block.tensor for block in group.blocks if block.tensor in places}
+    several = len({_stack_of(tensor, places) for tensor in tensors}) < len(tensors)
+    return several and group.kind == "translation" and not group.carried and not group.folds
 
 
 def _on_stacks(group: SymmetryGroup, places: Mapping[str, tuple[str, int]]) -> SymmetryGroup:

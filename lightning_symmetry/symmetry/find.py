@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_symmetry.symmetry.actions import Block
-from lightning_symmetry.symmetry.exchange import exchangeable, propose_with_exchanges, unexchanged, without
+from lightning_symmetry.symmetry.exchange import propose_with_exchanges, unexchanged
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.stacks import first_of
@@ -61,16 +61,15 @@ def find_symmetries(
             "outside, as `self.f = torch.compile(self.net.forward)` does; make that a method"
         )
     kinds = tuple(KINDS) if kinds is None else kinds
-    lists = exchangeable(tape, step.parameters) if "permutation" in kinds else {}
+    false: list[str] = []
     while True:
-        proposals = propose_with_exchanges(tape, step.parameters, lists, kinds)
+        proposals, lists = propose_with_exchanges(tape, step.parameters, kinds, false)
         verified = Verified(proposals.groups)
         if sum(parameter.numel() for parameter in step.parameters.values()) <= verify_up_to:
             verified = verify(step, proposals.groups)
-        false = unexchanged(verified.groups, lists)
-        if not false:
+        if not unexchanged(verified.groups, lists):
             break
-        lists = without(lists, false)
+        false += unexchanged(verified.groups, lists)
     return Symmetries(
         groups=tuple(verified.groups),
         blocks=proposals.blocks,

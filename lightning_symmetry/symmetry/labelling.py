@@ -40,6 +40,7 @@ from lightning_symmetry.symmetry.axes import (
     resolve,
     size,
     split,
+    taken_apart,
 )
 from lightning_symmetry.symmetry.axis_rules import Binding, Rule, parse, rule_of
 from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Charge, Unknown, unknown
@@ -91,7 +92,7 @@ class Labelling:
             that they tell apart, of which no experiment found out what becomes.
         within: The axes of tensors that exist only within an operation.
         read_by_maps: The unknowns of maps along the axes that they read.
-        singled_out: What is added all along axes of which positions are taken by themselves, which it would change.
+        singled_out: What must vanish of axes whose positions are taken by themselves: what is added all along them.
         read_centred: The unknowns of maps along an axis along which what they read has mean zero before its gain and
             bias, with the norms that it comes from.
     """
@@ -127,12 +128,14 @@ class Labelling:
         self._loops.join()
         for output in tape.outputs:
             self._pin(output, "output")
+        known = (*self._axes.values(), *(axes for axes, _ in self._within))
+        apart = dict.fromkeys(atom for axes in known for axis in axes for atom in taken_apart(axis))
+        self.singled_out += [form for atom in apart for form in atom.vanishing]
         used = {atom for axes in self._read for axis in axes for atom in atoms(axis)}
-        for leaf in tape.leaves.values():
-            for axis in self._axes.get(leaf, ()):
-                for place in places(axis):
-                    if place.atom not in used:
-                        pin((place,), "unused")
+        held = (axis for leaf in tape.leaves.values() for axis in self._axes.get(leaf, ()))
+        for place in (place for axis in held for place in places(axis)):
+            if place.atom not in used:
+                pin((place,), "unused")
 
     def tensors(self) -> list[Axes]:
         """The axes of every tensor that an operation met, those within operations included.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_symmetry.symmetry.exchange import exchangeable
+from lightning_symmetry.symmetry.exchange import propose_with_exchanges
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
 from lightning_symmetry.symmetry.step import Step
@@ -21,7 +21,7 @@ from tests.zoo import ZOO, found
 
 def lists_of(model, *batch):
     step = Step(model, batch)
-    return list(exchangeable(trace(step), step.parameters))
+    return list(propose_with_exchanges(trace(step), step.parameters)[1])
 
 
 def exchanges(model, *batch):
@@ -121,13 +121,15 @@ def test_modules_whose_outputs_are_told_apart_are_not_tried():
     assert lists_of(Tasks(), torch.randn(8, 4)) == []
 
 
-def test_modules_that_read_inputs_of_their_own_are_not_exchanged():
-    """That they do no tape tells: they are tried, and what is within each is found as before."""
+def test_modules_that_read_inputs_of_their_own_are_not_tried():
+    assert lists_of(Towers(), torch.randn(9, 3, 4)) == []
     names = {f"towers.{k}.0": 5 for k in range(3)}
     assert exchanges(Towers(), torch.randn(9, 3, 4)) == names
 
 
 def test_modules_that_do_different_things_are_not_exchanged():
+    """That they do no tape tells: they are tried, and what is within each is found as before."""
+
     class Uneven(Ensemble):
         def forward(self, inputs):
             return sum((k + 1) * member(inputs) for k, member in enumerate(self.members))
@@ -147,3 +149,23 @@ def test_modules_of_different_shapes_are_not_tried():
 def test_groups_of_kinds_that_were_not_asked_for_are_left_out():
     kinds = {group.kind for group in find_symmetries(Experts(), (torch.randn(16, 4),), kinds=["sign"])}
     assert kinds == {"sign"}
+
+
+def test_what_is_within_each_module_is_found_once():
+    """Also where a map of each has several blocks: here one that reads what is laid end to end."""
+
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(4, 3), nn.Linear(4, 5)
+            self.members = nn.ModuleList(nn.Linear(8, 4) for _ in range(3))
+            self.out = nn.Linear(4, 2)
+
+        def forward(self, inputs):
+            features = torch.cat([self.left(inputs), torch.tanh(self.right(inputs))], -1)
+            return self.out(torch.tanh(sum(member(features) for member in self.members)))
+
+    symmetries = find_symmetries(Fused(), (torch.randn(9, 4),))
+    assert "members" in [group.name for group in symmetries]
+    moved = [(group.kind, group.parameters) for group in symmetries]
+    assert len(moved) == len(set(moved))

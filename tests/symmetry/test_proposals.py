@@ -307,3 +307,23 @@ def test_what_is_added_to_all_outputs_changes_those_that_are_taken_one_by_one():
         ("rescaling", "net.0.rescaling"),
     ]
     assert not symmetries.rejected
+
+
+def test_what_becomes_of_a_shift_is_followed_to_axes_whose_positions_are_taken_by_themselves():
+    """As the weights of variables are, which are modules each: by a softmax of a gated sum of all."""
+
+    class Selection(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embeddings = nn.ModuleList(nn.Linear(1, 4) for _ in range(5))
+            self.first, self.second, self.gate = nn.Linear(20, 6), nn.Linear(6, 5), nn.Linear(5, 10)
+            self.norm, self.out = nn.LayerNorm(5), nn.Linear(4, 2)
+
+        def forward(self, columns):
+            each = [embedding(columns[:, k : k + 1]) for k, embedding in enumerate(self.embeddings)]
+            gated = F.glu(self.gate(self.second(F.elu(self.first(torch.cat(each, -1))))), -1)
+            weights = F.softmax(self.norm(gated), -1).unsqueeze(-2)
+            return self.out((torch.tanh(torch.stack(each, -1)) * weights).sum(-1))
+
+    torch.manual_seed(0)
+    assert find_symmetries(Selection(), (torch.randn(9, 5),)).rejected == ()

@@ -21,6 +21,7 @@ from torch import Tensor
 from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, Place, resolve, size
 from lightning_symmetry.symmetry.charges import Unknown
 from lightning_symmetry.symmetry.kinds import KINDS, Kind
+from lightning_symmetry.symmetry.stacks import STAR
 
 Unflatten = tuple[int, tuple[int, ...]]
 Narrow = tuple[int, int, int]
@@ -140,6 +141,11 @@ class Map:
     reads: tuple[int, ...]
     writes: tuple[int, ...]
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The axes of the lists of modules each of which has a map of its own: those of a stack come first."""
+        return self.block.axes[: self.block.tensor.count(STAR)]
+
 
 @dataclass(frozen=True)
 class Carried:
@@ -235,6 +241,8 @@ def derive(
 def carry(tensor: Tensor, carried: Carried, tensors: Mapping[str, Tensor], axes: Sequence[str], vector: Tensor) -> None:
     """Add a vector, gone through linear maps, to a block of a tensor, in place.
 
+    Of stacked modules each has a map of its own: what comes of them is taken up by each, or by all together.
+
     Args:
         tensor: The tensor that takes it up.
         carried: Which block of it, and through which maps.
@@ -245,18 +253,30 @@ def carry(tensor: Tensor, carried: Carried, tensors: Mapping[str, Tensor], axes:
     names, vector = list(axes), vector.to(tensor.device)
     for each in carried.maps:
         matrix = each.block.of(tensors[each.block.tensor]).to(vector)
-        read = {dim: names.index(each.block.axes[dim]) for dim in each.reads if each.block.axes[dim] in names}
-        letters = [read.get(dim, len(names) + dim) for dim in range(matrix.ndim)]
-        kept = [letter for letter in range(len(names)) if letter not in read.values()]
-        written = [letters[dim] for dim in each.writes]
-        vector = torch.einsum(vector, list(range(len(names))), matrix, letters, [*kept, *written])
-        names = [*(names[letter] for letter in kept), *(each.block.axes[dim] for dim in each.writes)]
+        vector, names = _through(each, matrix, vector, names)
+    for name in {name for each in carried.maps for name in each.modules} - set(carried.block.axes):
+        if name in names:  # all modules of a list add to it
+            vector = vector.sum(names.index(name))
+            names.remove(name)
     block = carried.block.view(tensor)
     if not set(names) <= set(carried.block.axes):
         raise Misfit(f"what goes on to {carried.block.tensor} is along {names}, and that is along {block.shape}")
     order = sorted(range(len(names)), key=lambda place: carried.block.axes.index(names[place]))
     shape = [length if name in names else 1 for name, length in zip(carried.block.axes, block.shape, strict=True)]
     block += carried.factor * vector.permute(order).reshape(shape)
+
+
+def _through(each: Map, matrix: Tensor, vector: Tensor, names: list[str]) -> tuple[Tensor, list[str]]:
+    """A vector gone through a linear map, and the axes of its dimensions."""
+    axes, beside = each.block.axes, range(len(each.modules))
+    known = {dim: names.index(axes[dim]) for dim in (*each.reads, *beside) if axes[dim] in names}
+    letters = [known.get(dim, len(names) + dim) for dim in range(matrix.ndim)]
+    read = {known[dim] for dim in each.reads if dim in known}
+    kept = [letter for letter in range(len(names)) if letter not in read]
+    written = [dim for dim in dict.fromkeys((*beside, *each.writes)) if letters[dim] not in kept]
+    result = [*kept, *(letters[dim] for dim in written)]
+    gone = torch.einsum(vector, list(range(len(names))), matrix, letters, result)
+    return gone, [*(names[letter] for letter in kept), *(axes[dim] for dim in written)]
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,14 @@ followed a second time.
 from __future__ import annotations
 
 import math
-import weakref
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
-from torch import Tensor
 
 from lightning_symmetry.symmetry.axes import (
     Axis,
-    Concatenation,
     atoms,
     equate,
     every,
@@ -37,13 +33,13 @@ from lightning_symmetry.symmetry.axes import (
     narrow,
     pin,
     places,
-    resolve,
     size,
     split,
     taken_apart,
 )
 from lightning_symmetry.symmetry.axis_rules import Binding, Rule, parse, rule_of
-from lightning_symmetry.symmetry.charges import NEUTRAL, UNIFORM, Charge, Unknown, unknown
+from lightning_symmetry.symmetry.charges import NEUTRAL, Charge, Unknown, unknown
+from lightning_symmetry.symmetry.constants import axes_of_constant
 from lightning_symmetry.symmetry.experiment import rule_by_experiment
 from lightning_symmetry.symmetry.factors import contraction_of, kept_last, leaf_of, with_gains_of_one
 from lightning_symmetry.symmetry.layout import (
@@ -59,7 +55,7 @@ from lightning_symmetry.symmetry.layout import (
     viewed,
 )
 from lightning_symmetry.symmetry.loops import Loop, Loops, Positions, laid_side_by_side, walked_beside
-from lightning_symmetry.symmetry.operation_laws import CONTRACTIONS, is_zero, law_of_call
+from lightning_symmetry.symmetry.operation_laws import CONTRACTIONS, law_of_call
 from lightning_symmetry.symmetry.stacks import STAR
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value
 
@@ -167,7 +163,7 @@ class Labelling:
     def axes(self, value: Value) -> Axes:
         """The axes of a tensor, one a dimension."""
         if not value.depends:
-            return _axes_of_constant(value)
+            return axes_of_constant(value)
         if value not in self._axes:
             source = value.source
             self._axes[value] = self._laid_out(source, value) if source else _axes_of_leaf(value)
@@ -203,23 +199,26 @@ class Labelling:
         for key, number in binding.read_centred:
             self.read_centred[key].append(kept_last(operation.inputs[number]))
         stood = list(map(self._standing, operation.inputs))
-        side_by_side = laid_side_by_side(stood) if operation.name == "cat" else None
-        if side_by_side is not None:
-            self._lay_along(side_by_side, operation)
-        standing = self._loops.meet([at, *stood], side_by_side is not None or operation.name in IN_ANY_ORDER)
+        in_any_order = operation.name in IN_ANY_ORDER or self._laid_along(operation, stood)
+        standing = self._loops.meet([at, *stood], in_any_order)
         self._positions.update(dict.fromkeys(outputs, standing))
         within = [binding.write(pattern, [1] * len(pattern)) for pattern in rule.within]
         within += [binding.together()] if contracts else []
         self._within += [(axes, standing) for axes in within]
 
-    def _lay_along(self, loop: Loop, operation: Operation) -> None:
-        """What a loop gives at its positions, laid side by side, is along its axis."""
+    def _laid_along(self, operation: Operation, stood: Sequence[Positions]) -> bool:
+        """Whether what a loop gives at its positions is laid side by side: then that is along its axis."""
+        alike = operation.name == "cat" and len({each.shape for each in operation.inputs}) == 1
+        loop = laid_side_by_side(stood) if alike else None
+        if loop is None:
+            return False
         first, *others = (self.axes(value) for value in operation.inputs)
         (output,) = operation.outputs
         dim = (*operation.args[1:], 0)[0] % len(first)
         for axes in others:
             equate(first[dim], axes[dim])
         self._axes[output][dim] = loop.axis + first[dim]  # type: ignore[index]
+        return True
 
     def _asked(self, operation: Operation) -> tuple[Rule, dict[str, int]]:
         """The rule of a call of an operation that has none registered: what an experiment tells, or all told apart."""
@@ -353,48 +352,3 @@ def _depends(operation: Operation) -> bool:
 def _axes_of_leaf(value: Value) -> Axes:
     """New axes for a parameter or a running statistic, each with a charge to be found; noise has none."""
     return [fresh(length, charge=unknown() if value.name else NEUTRAL) for length in value.shape]
-
-
-def _axes_of_constant(value: Value) -> Axes:
-    """New axes for a constant, which tell positions apart but where the next ones hold the same entries."""
-    tensor = value.constant
-    assert tensor is not None
-    if tensor.layout != torch.strided:
-        return [fresh(length, "data") for length in tensor.shape]
-    key = (id(tensor), tensor._version)
-    if key not in _STRETCHES:
-        _STRETCHES[key] = [_stretches(tensor.movedim(dim, 0)) for dim in range(tensor.dim())]
-        weakref.finalize(tensor, _STRETCHES.pop, key, None)
-    return [_laid_end_to_end(some) for some in _STRETCHES[key]]
-
-
-_STRETCHES: dict[tuple[int, int], list[list[tuple[int, bool | None]]]] = {}
-"""Of constants that were looked at, the stretches along each dimension: several labellings of a tape see the same."""
-
-
-def _laid_end_to_end(stretches: Sequence[tuple[int, bool | None]]) -> Axis:
-    """Stretches as an axis: pairs, as of the angles by which the two coordinates of planes are turned, as a product."""
-    if len(stretches) > 1 and set(stretches) == {(2, False)}:
-        return fresh(len(stretches), "data") + fresh(2, charge=UNIFORM)
-    return resolve((Concatenation([_as_axis(*each) for each in stretches]),))
-
-
-def _as_axis(length: int, zero: bool | None) -> Axis:
-    if zero is None:
-        return fresh(length, "data")
-    return fresh(length, charge=unknown().unshifted if zero else UNIFORM)
-
-
-def _stretches(tensor: Tensor) -> list[tuple[int, bool | None]]:
-    """The first axis in stretches: their lengths, and whether all there is zero; None where told apart."""
-    if not tensor.numel():
-        return [(len(tensor), None)]
-    differ = (tensor[1:] != tensor[:-1]).unsqueeze(-1).flatten(1).any(1)
-    parts = tensor.tensor_split((differ.nonzero().flatten() + 1).tolist())
-    stretches: list[tuple[int, bool | None]] = []
-    for alone, some in groupby(parts, key=lambda part: len(part) == 1):
-        if alone:
-            stretches.append((sum(map(len, some)), None))
-        else:
-            stretches += [(len(part), is_zero(part)) for part in some]
-    return stretches

@@ -299,7 +299,7 @@ def _goes_through(row: str, carried: Carried) -> bool:
     """Whether what is added may differ between rows: a map sums over the rows, or what takes it up has them."""
     first = carried.maps[0]
     written = {step.block.axes[dim] for step in carried.maps for dim in step.writes}
-    summed = row in (first.block.axes[dim] for dim in first.reads)
+    summed = row in (*(first.block.axes[dim] for dim in first.reads), *first.modules)
     return summed or (row in carried.block.axes and row not in written)
 
 

@@ -169,3 +169,53 @@ def test_what_is_within_each_module_is_found_once():
     assert "members" in [group.name for group in symmetries]
     moved = [(group.kind, group.parameters) for group in symmetries]
     assert len(moved) == len(set(moved))
+
+
+def test_what_is_added_before_modules_of_a_list_is_taken_up_by_each():
+    class TextConvolutions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.out = nn.Embedding(11, 6), nn.Linear(15, 3)
+            self.windows = nn.ModuleList(nn.Conv1d(6, 5, 2) for _ in range(3))
+
+        def forward(self, tokens):
+            embedded = self.embedding(tokens).mT
+            return self.out(torch.cat([torch.tanh(window(embedded)).amax(-1) for window in self.windows], 1))
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(TextConvolutions(), (torch.randint(11, (8, 7)),))
+    (shift,) = [group for group in symmetries if group.kind == "translation"]
+    assert shift.size == 6
+    assert shift.parameters == ("embedding.weight", *(f"windows.{k}.bias" for k in range(3)))
+    assert symmetries.rejected == ()
+
+
+@pytest.mark.parametrize("joined", [sum, lambda outputs: torch.cat(outputs, -1)])
+def test_what_is_added_within_each_module_is_taken_up_within_it(joined):
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.members = nn.ModuleList(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)) for _ in range(3))
+
+        def forward(self, inputs):
+            return torch.tanh(joined([member(inputs) for member in self.members])).sum(-1)
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Linear(), (torch.randn(9, 4),))
+    (shift,) = [group for group in symmetries if group.kind == "translation" and group.rows]
+    assert (shift.rows, shift.size) == ((("members", 3),), 6)
+    assert set(shift.parameters) == {f"members.{k}.{layer}.bias" for k in range(3) for layer in (0, 1)}
+    assert symmetries.rejected == ()
+
+
+def test_parts_of_different_lengths_that_modules_give_are_laid_end_to_end():
+    class Levels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = nn.ModuleList(nn.Conv2d(3, 2, 1) for _ in range(3))
+
+        def forward(self, images):
+            levels = [head(nn.functional.avg_pool2d(images, 2**k)) for k, head in enumerate(self.heads)]
+            return torch.cat([level.flatten(2) for level in levels], -1)
+
+    assert len(find_symmetries(Levels(), (torch.randn(2, 3, 8, 8),))) == 0

@@ -26,7 +26,7 @@ from lightning_symmetry.measurement.plan import Plan
 from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.snapshot import Snapshot, snapshot
 from lightning_symmetry.measurement.step_listeners import StepListener, StepListeners
-from lightning_symmetry.measurement.units import too_large_to_match
+from lightning_symmetry.measurement.units import why_not_matched
 from lightning_symmetry.sinks.warning import warn
 from lightning_symmetry.symmetry.find import check_kinds, find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
@@ -160,7 +160,7 @@ class SymmetryMonitor(StepMonitor):
         names = [name for name, _ in model.named_parameters()]
         selected = set(self.select(names))
         chosen = [group for group in found if group.parameters[0] in selected]
-        unmeasured = [group.name for group in chosen if too_large_to_match(group, found)]
+        unmeasured = {group.name: why for group in chosen if (why := why_not_matched(group, found)) is not None}
         symmetries = found.select([group for group in chosen if group.name not in unmeasured])
         self.symmetries = found.select(chosen)
         rank_zero_info(f"{type(self).__name__} found {len(self.symmetries)} symmetry groups in {name}")
@@ -186,7 +186,7 @@ class SymmetryMonitor(StepMonitor):
             aggregates=lambda values: symmetry_aggregates(symmetries, numel, values),
             findings={
                 "symmetries": self.symmetries.to_dict(),
-                **({"unmeasured": {"groups": unmeasured, "why": "too many units within each"}} if unmeasured else {}),
+                **({"unmeasured": _told(unmeasured)} if unmeasured else {}),
             },
         )
 
@@ -223,6 +223,11 @@ class SymmetryMonitor(StepMonitor):
                 "rank zero has some 20 bytes of room for each, or find the symmetries of a smaller model of the same "
                 "kind"
             ) from error
+
+
+def _told(unmeasured: Mapping[str, str]) -> dict[str, Any]:
+    """Groups that are not measured, and why, in plain values."""
+    return {"groups": list(unmeasured), "why": "; ".join(dict.fromkeys(unmeasured.values()))}
 
 
 def _learning_rates(trainer: Any, model: nn.Module) -> LearningRate:

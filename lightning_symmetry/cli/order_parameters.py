@@ -12,7 +12,7 @@ from lightning_symmetry.cli.checkpoint import Stored
 from lightning_symmetry.cli.failure import Failure
 from lightning_symmetry.measurement.indicators import SharedGauge, key_names, symmetry_aggregates, symmetry_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
-from lightning_symmetry.measurement.units import too_large_to_match
+from lightning_symmetry.measurement.units import why_not_matched
 from lightning_symmetry.symmetry.groups import Symmetries
 
 TOLERANCE = 1e-2
@@ -26,7 +26,7 @@ class OrderParameters:
     Attributes:
         groups: The name of each group that has a symmetric state to indicator to value.
         aggregates: `symmetry/broken_fraction`, the mean over groups, and `complexity/effective_parameters`.
-        unmeasured: The names of groups whose units are too large to compare.
+        unmeasured: The names of groups whose units cannot be compared, of what is within each.
     """
 
     groups: Mapping[str, Mapping[str, float]]
@@ -62,7 +62,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Stored], path: str, factory: st
 
 def order_parameters(model: nn.Module, symmetries: Symmetries) -> OrderParameters:
     """Measure all symmetries of a model at its parameters."""
-    unmeasured = [group.name for group in symmetries if too_large_to_match(group, symmetries)]
+    unmeasured = [group.name for group in symmetries if why_not_matched(group, symmetries)]
     chosen = symmetries.select([group for group in symmetries if group.name not in unmeasured])
     pieces = symmetry_pieces(chosen, TOLERANCE, SharedGauge(symmetries))
     tensors = snapshot(model)

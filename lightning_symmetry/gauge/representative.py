@@ -14,7 +14,7 @@ matched.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -48,11 +48,13 @@ def find_gauge(symmetries: Symmetries, tensors: Tensors, start: Gauge | None = N
         groups = _by_kind(symmetries)
         folds = [fold for group in symmetries for fold in group.folds]
         pivots = {fold.pivot for fold in folds if fold.kind == "translation"}
+        rotated = [fold for group in groups["rotation"] for fold in group.folds]
+        gains = {fold.pivot for fold in rotated if fold.kind == "rescaling"}
         shifts, received = shifts_of([each for each in groups["translation"] if not each.folds], pivots, tensors)
         absorbed = frozenset(block for group in groups["translation"] for block in absorbed_by(group, pivots))
         gauge = replace(_structure(symmetries), shifts=shifts, received=received, absorbed=absorbed)
         for group in groups["rescaling"]:
-            gauge = _folded(gauge, group, groups["sign"], tensors)
+            gauge = _folded(gauge, group, groups["sign"], gains, tensors)
         gauge = replace(gauge, centred=_centred(gauge, groups["translation"], symmetries.blocks))
         scaling = [*groups["rescaling"], *groups["scale"]]
         levels = {group.name: _level(group, symmetries, tensors) for group in scaling}
@@ -131,8 +133,13 @@ def _level(group: SymmetryGroup, symmetries: Symmetries, tensors: Tensors) -> Te
     return level + max((sizes[0][axis] for axis in common), default=1)
 
 
-def _folded(gauge: Gauge, group: SymmetryGroup, signs: Sequence[SymmetryGroup], tensors: Tensors) -> Gauge:
-    """Fold the vectors on one side of a rescaling, a norm's gain and bias, into the maps on the other side."""
+def _folded(
+    gauge: Gauge, group: SymmetryGroup, signs: Sequence[SymmetryGroup], gains: Collection[Block], tensors: Tensors
+) -> Gauge:
+    """Fold the vectors on one side of a rescaling, a norm's gain and bias, into the maps on the other side.
+
+    The gain alone where a stream is rotated once it is folded, which changes the bias.
+    """
     sides: dict[bool, list[Action]] = {True: [], False: []}
     for action in group.actions_on_parameters:
         if action.block not in gauge.absorbed:
@@ -143,8 +150,10 @@ def _folded(gauge: Gauge, group: SymmetryGroup, signs: Sequence[SymmetryGroup], 
     }
     if of_vectors[True] == of_vectors[False]:
         return gauge
-    vectors = sides[of_vectors[True]]
+    vectors = [each for each in sides[of_vectors[True]] if each.block in gains] or sides[of_vectors[True]]
     degrees = {max(action.degrees, key=abs) for action in vectors}
+    if len(vectors) == 1 and vectors[0].block in gains:
+        gauge = _with_scales_handed_over(gauge, group, vectors[0], sides[not of_vectors[True]])
     if len(degrees) > 1 or any(len(gauge.scaled[action.block]) > 1 for action in vectors):
         return gauge
     squares = torch.zeros(_shape(group), dtype=torch.float64)
@@ -171,6 +180,23 @@ def _folded(gauge: Gauge, group: SymmetryGroup, signs: Sequence[SymmetryGroup], 
         folded=gauge.folded | {vectors[0].block},
         resolved=gauge.resolved | {flip.name},
     )
+
+
+def _with_scales_handed_over(gauge: Gauge, group: SymmetryGroup, vector: Action, maps: Sequence[Action]) -> Gauge:
+    """A gauge in which scales of whole tensors act on maps instead of on the vector that is to be folded into them.
+
+    Both come to the same, but for a rescaling of all units alike.
+    """
+    own = [each for each in gauge.scaled[vector.block] if each.by == group.name]
+    whole = [each for each in gauge.scaled[vector.block] if each.by != group.name and not each.dims]
+    if len(own) + len(whole) < len(gauge.scaled[vector.block]) or not whole:
+        return gauge
+    scaled = {**gauge.scaled, vector.block: tuple(own)}
+    for action in maps:
+        share = -max(action.degrees, key=abs) / max(vector.degrees, key=abs)
+        given = (Acting(each.by, share * each.degree, ()) for each in whole)
+        scaled[action.block] = (*scaled[action.block], *given)
+    return replace(gauge, scaled=scaled)
 
 
 def _centred(

@@ -40,7 +40,8 @@ def units_of(
     """
     symmetries = list(symmetries)
     own_signs = [sign for sign in _signs_on(group.axis, symmetries, gauge) if sign.rows == group.rows]
-    within = [other for other in symmetries if group.axis in dict(other.rows)]
+    crossed = dict(group.rows)  # rows of one another, as of units that are alike in all modules of a list
+    within = [other for other in symmetries if group.axis in dict(other.rows) and other.axis not in crossed]
     inner: dict[str, _Inner] = {}
     parts: list[tuple[Sequence[Tensor | Deferred] | Tensor, int]] = []
     coupled: list[tuple[Tensor, tuple[int, int]]] = []
@@ -114,10 +115,19 @@ def sides_of(group: SymmetryGroup, gauge: Gauge, tensors: Tensors, row: int, sig
     return torch.cat(parts, dim=1) if parts else some.new_zeros(group.size, 0)
 
 
-def too_large_to_match(group: SymmetryGroup, symmetries: Iterable[SymmetryGroup]) -> bool:
-    """Whether comparing the units under the permutations within each would take too long."""
-    inner = [other.size for other in symmetries if group.axis in dict(other.rows) and other.kind == "permutation"]
-    return group.kind == "permutation" and any(group.size**2 * size**3 > MOST_MATCHING for size in inner)
+def why_not_matched(group: SymmetryGroup, symmetries: Iterable[SymmetryGroup]) -> str | None:
+    """Why the units of a group are not compared under the permutations within each; None where they are."""
+    if group.kind != "permutation":
+        return None
+    within = [other for other in symmetries if group.axis in dict(other.rows) and other.axis not in dict(group.rows)]
+    permuted = [other for other in within if other.kind == "permutation"]
+    if any(group.size**2 * other.size**3 > MOST_MATCHING for other in permuted):
+        return "too many units within each"
+    axes = {other.axis for other in permuted}
+    for block in (action.block for action in group.actions_on_parameters):
+        if len(block.dims(group.axis)) == 1 and sum(len(block.dims(axis)) for axis in axes) > 1:
+            return "maps from units to units within each"
+    return None
 
 
 @dataclass(frozen=True)

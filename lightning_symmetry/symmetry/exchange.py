@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -53,27 +53,29 @@ def propose_with_exchanges(
     lists = without(_joined_lists(tape), false) if "permutation" in kinds else {}
     apart = propose(_with_stacks(tape, {}), parameters, kinds)
 
-    def stacked(some: Lists) -> Proposals | None:
-        """The proposals with these lists stacked; None where that hides a group, or exchanges nothing."""
-        places = _places(some)
+    while lists:
+        places = _places(lists)
         names = {_stack_of(name, places): None for name in parameters}
-        proposals = propose(_with_stacks(tape, some), names, kinds)
+        proposals = propose(_with_stacks(tape, lists), names, kinds)
         between = [_on_stacks(group, places) for group in apart.groups if _is_between(group, places)]
         groups = [*proposals.groups, *between]
-        hidden = any(_extent(groups)[kind] < size for kind, size in _extent(apart.groups).items())
-        return None if hidden or unexchanged(groups, some) else replace(proposals, groups=groups)
+        hiding = _hiding(lists, apart.groups, groups)
+        if not hiding:
+            return replace(proposals, groups=groups), lists
+        lists = without(lists, hiding)
+    return apart, lists
 
-    proposals = stacked(lists) if lists else apart
-    if proposals is not None:
-        return proposals, lists
-    kept: Lists = {}
-    proposals = apart
-    for name in lists:
-        some = without(lists, lists.keys() - {*kept, name})
-        found = stacked(some) if name in some else None
-        if found is not None:
-            kept, proposals = some, found
-    return proposals, kept
+
+def _hiding(lists: Lists, apart: Sequence[SymmetryGroup], stacked: Sequence[SymmetryGroup]) -> Collection[str]:
+    """The lists of which nothing is exchanged, or that hide what moves them apart; all where others are hidden."""
+    places = _places(lists)
+    hiding = [*unexchanged(stacked, lists), *_crossed(stacked, lists)]
+    for name, modules in lists.items():
+        stacks = {_stack_of(stack, places) for stack in modules[0]}
+        own = {leaf for leaf in places if _stack_of(leaf, places) in stacks}
+        if _less(_extent(stacked, stacks), _extent(apart, own)):
+            hiding.append(name)
+    return hiding or (lists.keys() if _less(_extent(stacked), _extent(apart)) else [])
 
 
 def unexchanged(groups: Iterable[SymmetryGroup], lists: Lists) -> list[str]:
@@ -103,6 +105,16 @@ def without(lists: Lists, names: Collection[str]) -> dict[str, Modules]:
     return kept
 
 
+def _crossed(groups: Sequence[SymmetryGroup], lists: Lists) -> Iterator[str]:
+    """The lists whose modules are exchanged by units, which may be permuted by modules: all of them are then alike."""
+    permuted = {group.axis: dict(group.rows) for group in groups if group.kind == "permutation"}
+    crossing = {axis for axis, rows in permuted.items() if any(axis in permuted.get(row, {}) for row in rows)}
+    crossed = [group for group in groups if group.kind == "permutation" and group.axis in crossing]
+    for name, modules in lists.items():
+        if not unexchanged(crossed, {name: modules}):
+            yield name
+
+
 def _joined_lists(tape: Tape) -> dict[str, Modules]:
     """The lists of modules that are alike, and of which what comes is joined in any order."""
     lists: dict[str, Modules] = {}
@@ -126,7 +138,8 @@ def _alike(tape: Tape, depth: int) -> dict[str, Modules]:
     alike: dict[str, Modules] = {}
     for before, numbered in found.items():
         modules = [numbered.get(number, {}) for number in range(len(numbered))]
-        if len(modules) > 1 and modules[0] and len(set(_shapes(tape, modules))) == 1:
+        numbers_alone = any(not tape.leaves[leaf].shape for leaf in modules[0].values())
+        if len(modules) > 1 and modules[0] and not numbers_alone and len(set(_shapes(tape, modules))) == 1:
             alike[before] = modules
     return alike
 
@@ -241,9 +254,14 @@ def _of_stack(block: Block, stack: str, number: int) -> Block:
     return replace(block, tensor=stack, views=((0, number, 1), *views), axes=("", *block.axes))
 
 
-def _extent(groups: Iterable[SymmetryGroup]) -> Counter[str]:
-    """How many degrees of freedom groups of each kind have, discrete ones counted likewise."""
+def _extent(groups: Iterable[SymmetryGroup], tensors: Collection[str] | None = None) -> Counter[str]:
+    """How many degrees of freedom groups of each kind have, discrete ones counted likewise: all, or of some tensors."""
     extent: Counter[str] = Counter()
     for group in groups:
-        extent[group.kind] += max(group.dimension, group.n_rows * (group.size - 1))
+        if tensors is None or not set(tensors).isdisjoint(group.tensors):
+            extent[group.kind] += max(group.dimension, group.n_rows * (group.size - 1))
     return extent
+
+
+def _less(extent: Counter[str], than: Counter[str]) -> bool:
+    return any(extent[kind] < size for kind, size in than.items())

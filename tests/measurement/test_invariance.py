@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import transformers
+from torch import nn
 
 from lightning_symmetry.gauge.gauge import Gauge
 from lightning_symmetry.measurement import indicators
@@ -9,7 +11,10 @@ from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_piec
 from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.symmetry.actions import along
+from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.stacks import Stacked
+from tests.module_lists import Experts, Heads
+from tests.small_models import PreNorm
 from tests.zoo import ZOO, found
 
 FEW = ("mlp tanh", "unet", "encoder post-norm", "llama", "lstm")
@@ -193,3 +198,34 @@ def test_in_the_raw_gauge_they_do_change(name, monkeypatch):
     before, after = (measured(permutations, each) for each in (tensors, moved(tensors, symmetries)))
     changes = [abs(after[key] - value) / value for key, value in before.items() if "relative_distance" in key]
     assert max(changes) > 1e-3
+
+
+def dinov2():
+    config = transformers.Dinov2Config(
+        hidden_size=12, num_hidden_layers=2, num_attention_heads=3, mlp_ratio=2, image_size=8, patch_size=4
+    )
+    batch = {"pixel_values": torch.randn(2, 3, 8, 8), "labels": torch.tensor([0, 1])}
+    return transformers.Dinov2ForImageClassification(config), batch
+
+
+def heads_without_biases():
+    """Between norms that have biases, in a stream that may be rotated."""
+    layer = PreNorm(12, 7)
+    layer.layer = Heads(12, 3, 4)
+    return nn.Sequential(nn.Linear(5, 12), layer, nn.LayerNorm(12, eps=0), nn.Linear(12, 13)), torch.randn(2, 6, 5)
+
+
+def experts_behind_a_map():
+    return nn.Sequential(nn.Linear(3, 4), Experts(4, 3, 5), nn.Linear(4, 2)), torch.randn(16, 3)
+
+
+@pytest.mark.parametrize("build", [dinov2, heads_without_biases, experts_behind_a_map])
+def test_nor_in_models_beside_the_zoo(build):
+    torch.manual_seed(0)
+    model, batch = build()
+    symmetries = find_symmetries(model, batch)
+    assert not symmetries.rejected
+    tensors = generic(model, torch.float64)
+    before = measured(symmetries, tensors)
+    for group in symmetries:
+        assert_same(measured(symmetries, moved(tensors, [group])), before)

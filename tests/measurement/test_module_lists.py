@@ -9,6 +9,7 @@ from lightning_symmetry.measurement.charges import charge_pieces
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_pieces
 from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
+from lightning_symmetry.measurement.units import why_not_matched
 from lightning_symmetry.symmetry.find import find_symmetries
 from tests.module_lists import Experts, Heads
 
@@ -98,3 +99,40 @@ def test_modules_that_have_become_equal_are_counted(alike, distinct):
     with torch.no_grad():
         values = dict(zip(piece.keys, map(float, piece.measure(snapshot(model))), strict=True))
     assert values["symmetry/distinct_units/experts"] == distinct
+
+
+def test_modules_of_several_layers_are_exchanged_but_not_compared():
+    """Which unit of one is which of another would have to be found for both layers of hidden units at once."""
+
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layers = lambda: (nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2))  # noqa: E731
+            self.members = nn.ModuleList(nn.Sequential(*layers()) for _ in range(3))
+
+        def forward(self, inputs):
+            return sum(member(inputs) for member in self.members)
+
+    symmetries = find_symmetries(Deep(), (torch.randn(16, 4),))
+    found = {group.name: why_not_matched(group, symmetries) for group in symmetries if group.kind == "permutation"}
+    assert found == {
+        "members": "maps from units to units within each",
+        "members.*.0": None,
+        "members.*.2": None,
+    }
+
+
+def test_units_that_are_alike_in_all_modules_are_measured_module_by_module():
+    """Exchanged by units, and permuted by modules, they would all be alike."""
+
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.windows, self.out = nn.ModuleList(nn.Linear(6, 4) for _ in range(3)), nn.Linear(12, 5)
+
+        def forward(self, inputs):
+            return self.out(torch.relu(torch.cat([window(inputs) for window in self.windows], 1)))
+
+    symmetries = find_symmetries(Windows(), (torch.randn(8, 6),))
+    permuted = {group.name: (group.rows, group.size) for group in symmetries if group.kind == "permutation"}
+    assert permuted == {f"windows.{k}": ((), 4) for k in range(3)}

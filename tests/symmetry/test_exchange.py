@@ -15,7 +15,7 @@ from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
 from lightning_symmetry.symmetry.step import Step
 from lightning_symmetry.symmetry.tracing import trace
-from tests.module_lists import Ensemble, Expert, Experts, Heads, RoutedExperts, StackedExperts, Towers
+from tests.module_lists import Branches, Ensemble, Expert, Experts, Heads, RoutedExperts, StackedExperts, Towers
 from tests.zoo import ZOO, found
 
 
@@ -72,16 +72,7 @@ def test_experts_are_exchanged_with_what_their_router_gives_them(kind):
 
 
 def test_running_statistics_are_exchanged_too():
-    class Branches(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.branches = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)) for _ in range(3))
-            self.out = nn.Linear(15, 2)
-
-        def forward(self, inputs):
-            return self.out(torch.relu(torch.cat([branch(inputs) for branch in self.branches], -1)))
-
-    symmetries = find_symmetries(Branches(), (torch.randn(8, 4),))
+    symmetries = find_symmetries(Branches(), (torch.randn(4, 2, 5, 5),))
     group = next(group for group in symmetries if group.name == "branches")
     assert set(group.buffers) == {f"branches.{k}.1.running_{what}" for k in range(3) for what in ("mean", "var")}
 

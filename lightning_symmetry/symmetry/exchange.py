@@ -52,7 +52,6 @@ def propose_with_exchanges(
     """
     lists = without(_joined_lists(tape), false) if "permutation" in kinds else {}
     apart = propose(_with_stacks(tape, {}), parameters, kinds)
-
     while lists:
         places = _places(lists)
         names = {_stack_of(name, places): None for name in parameters}
@@ -105,14 +104,13 @@ def without(lists: Lists, names: Collection[str]) -> dict[str, Modules]:
     return kept
 
 
-def _crossed(groups: Sequence[SymmetryGroup], lists: Lists) -> Iterator[str]:
+def _crossed(groups: Iterable[SymmetryGroup], lists: Lists) -> list[str]:
     """The lists whose modules are exchanged by units, which may be permuted by modules: all of them are then alike."""
-    permuted = {group.axis: dict(group.rows) for group in groups if group.kind == "permutation"}
-    crossing = {axis for axis, rows in permuted.items() if any(axis in permuted.get(row, {}) for row in rows)}
-    crossed = [group for group in groups if group.kind == "permutation" and group.axis in crossing]
-    for name, modules in lists.items():
-        if not unexchanged(crossed, {name: modules}):
-            yield name
+    permuting = [group for group in groups if group.kind == "permutation"]
+    rows = {group.axis: dict(group.rows) for group in permuting}
+    crossing = {axis for axis, beside in rows.items() if any(axis in rows.get(row, {}) for row in beside)}
+    others = unexchanged([group for group in permuting if group.axis in crossing], lists)
+    return [name for name in lists if name not in others]
 
 
 def _joined_lists(tape: Tape) -> dict[str, Modules]:

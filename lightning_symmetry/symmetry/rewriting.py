@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
+from itertools import chain
 
 import torch
 from torch.utils._pytree import tree_map
@@ -45,9 +46,9 @@ def _experts(operation: Operation) -> Value | None:
     return value if [name for name in way if name != "_to_copy"] == ["cumsum", "histc"] else None
 
 
-def with_sums(operations: list[Operation]) -> list[Operation]:
+def with_sums(operations: list[Operation], outputs: Iterable[Value]) -> list[Operation]:
     """Sums and means of tensors that were stacked for it, as one added to the other: they share what is added."""
-    uses = Counter(id(value) for operation in operations for value in operation.inputs)
+    uses = _uses(operations, outputs)
     written: list[Operation] = []
     for operation in operations:
         stacking = _stacking(operation) if operation.operation in _SUMMED else []
@@ -59,6 +60,12 @@ def with_sums(operations: list[Operation]) -> list[Operation]:
     return written
 
 
+def _uses(operations: Iterable[Operation], outputs: Iterable[Value]) -> Counter[int]:
+    """How often each tensor is read, by its id; once more where it is an output."""
+    read = (value for operation in operations for value in operation.inputs)
+    return Counter(map(id, chain(read, outputs)))
+
+
 def _stacking(total: Operation) -> list[Operation]:
     """The operations that stack the tensors of which a sum is made, the last first; empty where none do.
 
@@ -67,7 +74,7 @@ def _stacking(total: Operation) -> list[Operation]:
     stack, dims = total.args[:2]
     last = stack.source
     first = last.args[0].source if last is not None and last.name == "view" else last
-    if first is None or first.operation != aten.cat.default or dims is None or len(dims) != 1:
+    if first is None or first.operation != aten.cat.default or dims is None or len(dims) != 1 or not stack.shape:
         return []
     shapes = {value.shape for value in first.inputs}
     dim, along = dims[0] % len(stack.shape), (*first.args[1:], 0)[0]
@@ -92,12 +99,12 @@ def _added(values: list[Value], total: Operation) -> list[Operation]:
     return [*written, made(output, aten.view.default, written[-1].outputs[0], list(output.shape))]
 
 
-def with_lengths(operations: list[Operation]) -> list[Operation]:
+def with_lengths(operations: list[Operation], outputs: Iterable[Value]) -> list[Operation]:
     """Sums and means of squares by way of lengths, and those of products as contractions.
 
     What is summed over all of an axis at once is looked at together.
     """
-    uses = Counter(id(value) for operation in operations for value in operation.inputs)
+    uses = _uses(operations, outputs)
     written: list[Operation] = []
     for operation in operations:
         alone = operation.operation in _SUMMED and operation.inputs and uses[id(operation.inputs[0])] == 1

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-import torch
-
 from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, actions_on, blocks_of
 from lightning_symmetry.symmetry.axes import Atom, Axis, atoms, places
 from lightning_symmetry.symmetry.charges import Key, scalings
@@ -22,8 +20,6 @@ from lightning_symmetry.symmetry.laws import LENGTH, MEAN
 from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.tape import Tape
 from lightning_symmetry.symmetry.translations import wholes
-
-aten = torch.ops.aten
 
 
 def streams(

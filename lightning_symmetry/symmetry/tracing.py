@@ -23,12 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lightning_symmetry.symmetry.centred import with_centring
 from lightning_symmetry.symmetry.functionalization import functional, functionalized, plain, written_by
 from lightning_symmetry.symmetry.parts import with_parts_viewed
-from lightning_symmetry.symmetry.rewriting import (
-    with_lengths,
-    with_picked_maps,
-    with_sums,
-    without_offsets,
-)
+from lightning_symmetry.symmetry.rewriting import with_lengths, with_picked_maps, with_sums, without_offsets
 from lightning_symmetry.symmetry.step import Step
 from lightning_symmetry.symmetry.tape import Operation, Tape, Value, packets
 
@@ -60,7 +55,7 @@ def trace(step: Step) -> Tape:
         leaves,
         set(returned),
     )
-    operations = with_lengths(with_sums(operations))
+    operations = with_lengths(with_sums(operations, returned), returned)
     read = {id(value) for operation in operations for value in operation.inputs}
     for name in moving:
         if id(leaves[name]) not in read:

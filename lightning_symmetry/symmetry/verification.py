@@ -220,17 +220,17 @@ def _move(group: SymmetryGroup, tensors: Tensors, squared_norms: Mapping[str, fl
     Where it acts on each tensor by itself they are moved one after the other, and copied only until it has moved far
     enough, which most have with the smallest. Where the change of one depends on another, all are copied.
     """
-    names = sorted(group.tensors, key=lambda name: tensors[name].numel())
-    enough = max(MOVEMENT**2 * sum(squared_norms[name] for name in names), 1e-300)
+    named = (*group.parameters, *group.buffers)
+    enough = max(MOVEMENT**2 * sum(squared_norms[name] for name in named), 1e-300)
     distance = 0.0
     if group.folds or group.carried:
         moved = group.transform(tensors, generator)
-        for name in (*group.parameters, *group.buffers):
+        for name in named:
             distance += _squared_norm(tensors[name].sub_(moved[name]))
             tensors[name].copy_(moved[name])
         return distance >= enough
     element = group.acts_as.element(group.n_rows, group.size, generator)
-    for name in names:
+    for name in sorted(group.tensors, key=lambda name: tensors[name].numel()):
         before = tensors[name].clone() if distance < enough else None
         for action in group.actions:
             if action.block.tensor == name:

@@ -107,3 +107,46 @@ def test_of_outputs_with_a_loss_the_loss_is_to_be_preserved():
 def test_uniform_noise_lies_between_the_limits_that_are_given_and_0_and_1(limits, mean):
     drawn = typical_draw(torch.ops.aten.uniform_.default, (torch.empty(3), *limits), {})
     assert drawn.tolist() == [mean] * 3
+
+
+class Both(nn.Module):
+    """Returns what it sums up as well as the sum."""
+
+    def __init__(self, summed):
+        super().__init__()
+        self.members, self.summed = nn.ModuleList(nn.Linear(4, 3) for _ in range(3)), summed
+
+    def forward(self, inputs):
+        return self.summed([member(inputs) for member in self.members])
+
+
+def stacked_first(outputs):
+    stack = torch.stack(outputs)
+    return stack.mean(0), stack
+
+
+def stacked_last(outputs):
+    stack = torch.stack(outputs, -1)
+    return stack.sum(-1), stack
+
+
+def squares(outputs):
+    products = outputs[0] * outputs[0]
+    return products.sum(-1), products
+
+
+def dot_products(outputs):
+    products = outputs[0] * outputs[1]
+    return products.sum(-1), products
+
+
+def one_number(outputs):
+    return torch.cat([outputs[0].sum().reshape(1)]).view(()).sum(0)
+
+
+@pytest.mark.parametrize("summed", [stacked_first, stacked_last, squares, dot_products, one_number])
+def test_what_is_returned_beside_its_sum_stays_on_the_tape(summed):
+    tape = trace(Step(Both(summed), (torch.randn(5, 4),)))
+    made = {output for operation in tape.operations for output in operation.outputs}
+    assert made.issuperset(tape.outputs)
+    assert find_symmetries(Both(summed), (torch.randn(5, 4),)).rejected == ()

@@ -50,10 +50,11 @@ class Snapshot(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name in self._tensors and name not in self._spread:
             return self._tensors[name]
-        if name in self._spread and name not in self._kept:
-            self._round(name)
-        elif name not in self._kept:
-            self._kept[name] = stack_of(name, self)
+        if name not in self._kept:
+            if name in self._spread:
+                self._round(name)
+            else:
+                self._kept[name] = stack_of(name, self)
         self._kept.move_to_end(name)
         whole = self._kept[name]
         while sum(tensor.nbytes for tensor in self._kept.values()) > MOST_KEPT:

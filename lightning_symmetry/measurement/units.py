@@ -40,8 +40,7 @@ def units_of(
     """
     symmetries = list(symmetries)
     own_signs = [sign for sign in _signs_on(group.axis, symmetries, gauge) if sign.rows == group.rows]
-    crossed = dict(group.rows)  # rows of one another, as of units that are alike in all modules of a list
-    within = [other for other in symmetries if group.axis in dict(other.rows) and other.axis not in crossed]
+    within = _within(group, symmetries)
     inner: dict[str, _Inner] = {}
     parts: list[tuple[Sequence[Tensor | Deferred] | Tensor, int]] = []
     coupled: list[tuple[Tensor, tuple[int, int]]] = []
@@ -115,12 +114,17 @@ def sides_of(group: SymmetryGroup, gauge: Gauge, tensors: Tensors, row: int, sig
     return torch.cat(parts, dim=1) if parts else some.new_zeros(group.size, 0)
 
 
+def _within(group: SymmetryGroup, symmetries: Iterable[SymmetryGroup]) -> list[SymmetryGroup]:
+    """The groups that act within each unit; not those on rows of the group, where the two are rows of one another."""
+    rows = dict(group.rows)
+    return [other for other in symmetries if group.axis in dict(other.rows) and other.axis not in rows]
+
+
 def why_not_matched(group: SymmetryGroup, symmetries: Iterable[SymmetryGroup]) -> str | None:
     """Why the units of a group are not compared under the permutations within each; None where they are."""
     if group.kind != "permutation":
         return None
-    within = [other for other in symmetries if group.axis in dict(other.rows) and other.axis not in dict(group.rows)]
-    permuted = [other for other in within if other.kind == "permutation"]
+    permuted = [other for other in _within(group, symmetries) if other.kind == "permutation"]
     if any(group.size**2 * other.size**3 > MOST_MATCHING for other in permuted):
         return "too many units within each"
     axes = {other.axis for other in permuted}

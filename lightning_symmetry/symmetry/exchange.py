@@ -116,7 +116,7 @@ def _crossed(groups: Iterable[SymmetryGroup], lists: Lists) -> list[str]:
 def _joined_lists(tape: Tape) -> dict[str, Modules]:
     """The lists of modules that are alike, and of which what comes is joined in any order."""
     lists: dict[str, Modules] = {}
-    depths = {leaf[: number.start()].count(".") for leaf in tape.leaves for number in _numbers(leaf)}
+    depths = {leaf[: number.start()].count(".") for leaf in tape.leaves for number in _NUMBER.finditer(leaf)}
     for depth in sorted(depths, reverse=True):
         stacked = _with_stacks(tape, lists)
         for name, modules in _alike(stacked, depth).items():
@@ -129,7 +129,7 @@ def _alike(tape: Tape, depth: int) -> dict[str, Modules]:
     """The lists at a depth of modules, numbered from 0, with tensors of the same names and shapes."""
     found: defaultdict[str, defaultdict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     for leaf, value in tape.leaves.items():
-        for number in _numbers(leaf) if value.depends else ():
+        for number in _NUMBER.finditer(leaf) if value.depends else ():
             before, after = leaf[: number.start()], leaf[number.end() :]
             if before.count(".") == depth:
                 found[before][int(number.group())][f"{before}{STAR}{after}"] = leaf
@@ -140,10 +140,6 @@ def _alike(tape: Tape, depth: int) -> dict[str, Modules]:
         if len(modules) > 1 and modules[0] and not numbers_alone and len(set(_shapes(tape, modules))) == 1:
             alike[before] = modules
     return alike
-
-
-def _numbers(leaf: str) -> Iterator[re.Match[str]]:
-    return _NUMBER.finditer(leaf)
 
 
 def _shapes(tape: Tape, modules: Modules) -> Iterator[frozenset[object]]:

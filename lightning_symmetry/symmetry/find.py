@@ -67,9 +67,10 @@ def find_symmetries(
         verified = Verified(proposals.groups)
         if sum(parameter.numel() for parameter in step.parameters.values()) <= verify_up_to:
             verified = verify(step, proposals.groups)
-        if not unexchanged(verified.groups, lists):
+        refuted = unexchanged(verified.groups, lists)
+        if not refuted:
             break
-        false += unexchanged(verified.groups, lists)
+        false += refuted
     return Symmetries(
         groups=tuple(verified.groups),
         blocks=proposals.blocks,

@@ -21,23 +21,23 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class ReadGain:
-    """A gain, the bias added after it, if any, and the maps that alone read them, by name."""
+class Gain:
+    """A gain that can be folded into maps.
 
-    gain: str
-    bias: str | None
-    readers: frozenset[str]
+    Attributes:
+        name: The name of the gain.
+        maps: The names of the maps, and of the biases of those that it multiplies.
+        side: -1 where the maps read what the gain multiplies, 1 where it multiplies what they write.
+        bias: The name of the bias that is added after it and read with it, if any.
+    """
+
+    name: str
+    maps: frozenset[str]
+    side: int
+    bias: str | None = None
 
 
-@dataclass(frozen=True)
-class WrittenGain:
-    """A gain that multiplies what a map gives, by name, and with it the bias of the map, if any."""
-
-    gain: str
-    written: frozenset[str]
-
-
-def read_gains(tape: Tape) -> list[ReadGain]:
+def read_gains(tape: Tape) -> list[Gain]:
     """The gains that can be folded into maps that read nothing else."""
     consumers = _consumers(tape)
     uses = readers_of_leaves(tape, picked=True)
@@ -53,11 +53,11 @@ def read_gains(tape: Tape) -> list[ReadGain]:
         maps = frozenset(filter(None, map(_map_of, reading)))
         alone = all(map(_map_of, reading)) and all(uses[name] <= set(reading) for name in maps)
         if maps and alone and uses[gain] == {operation for operation, _ in norms}:
-            folds.append(ReadGain(gain, bias, maps))
+            folds.append(Gain(gain, maps, -1, bias))
     return folds
 
 
-def written_gains(tape: Tape) -> list[WrittenGain]:
+def written_gains(tape: Tape) -> list[Gain]:
     """The gains that multiply what one map gives, and nothing else."""
     consumers = _consumers(tape)
     uses = readers_of_leaves(tape)
@@ -72,7 +72,7 @@ def written_gains(tape: Tape) -> list[WrittenGain]:
         if source is not None and kernel is not None:
             gain, written = leaf_of(gains[0]), frozenset(filter(None, map(leaf_of, source.inputs)))
             if gain is not None and uses[gain] == {operation} and all(uses[name] == {source} for name in written):
-                found.append(WrittenGain(gain, written))
+                found.append(Gain(gain, written, 1))
     return found
 
 

@@ -86,11 +86,11 @@ def means_behind_gains(tape: Tape, blocks: Blocks) -> Iterator[Mean]:
     gains = written_gains(tape)
     if not gains:
         return
-    labelling = Labelling(tape, {each.gain for each in gains})
+    labelling = Labelling(tape, {each.name for each in gains})
     own = {(block.tensor, block.views): block for block, _ in blocks}
     for each in gains:
-        vectors = [block for block, _ in blocks if block.tensor == each.gain]
-        leaves = {name: labelling.leaf(tape.leaves[name]) for name in each.written}
+        vectors = [block for block, _ in blocks if block.tensor == each.name]
+        leaves = {name: labelling.leaf(tape.leaves[name]) for name in each.maps}
         for block, places in blocks_of(leaves, {}, tape.offsets):
             for dim, place in enumerate(places):
                 written = place is not None and labelling.read_by_maps.isdisjoint(wholes(place.key))

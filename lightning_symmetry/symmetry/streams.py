@@ -8,12 +8,12 @@ stays what it was. A map that writes to the stream through a gain of its own bec
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, actions_on, blocks_of
 from lightning_symmetry.symmetry.axes import Atom, Axis, atoms, places
 from lightning_symmetry.symmetry.charges import Key, scalings
-from lightning_symmetry.symmetry.gains import ReadGain, WrittenGain, read_gains, written_gains
+from lightning_symmetry.symmetry.gains import Gain, read_gains, written_gains
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.labelling import Labelling
 from lightning_symmetry.symmetry.laws import LENGTH, MEAN
@@ -31,9 +31,9 @@ def streams(
     blocks_before: Blocks,
 ) -> Iterator[SymmetryGroup]:
     """The rotations of axes once gains are folded away, still without names; what has degree -1 reads its axis."""
-    folds: list[ReadGain | WrittenGain] = [*read_gains(tape), *written_gains(tape)]
-    gains = {fold.gain for fold in folds}
-    if folds:
+    foldable = [*read_gains(tape), *written_gains(tape)]
+    gains = {gain.name for gain in foldable}
+    if gains:
         labelling = Labelling(tape, gains)
     rest = {name: labelling.leaf(value) for name, value in tape.leaves.items() if value.depends and name not in gains}
     found = dict.fromkeys(atom for name in rest if name in parameters for axis in rest[name] for atom in atoms(axis))
@@ -50,7 +50,7 @@ def streams(
                 (same[row], row.size) for row in beside[atom] if all(_has(each.block, same[row]) for each in actions)
             )
             vectors = [b for b, _ in blocks_before if same[atom] in b.axes and b.numel == atom.size]
-            own = _folds(folds, actions, vectors)
+            own = _folds(foldable, actions, vectors)
             if own is not None:
                 form = "orthogonal, mean kept" if MEAN in atom.keeps else "orthogonal"
                 yield SymmetryGroup(
@@ -68,31 +68,24 @@ def _meets_itself(atom: Atom, unknowns: Sequence[Key]) -> bool:
     return even and not atom.keeps and not scalings((form.scale for form in forms), unknowns)
 
 
-def _folds(
-    folds: Sequence[ReadGain | WrittenGain], actions: Sequence[Action], vectors: Sequence[Block]
-) -> list[Fold] | None:
+def _folds(gains: Iterable[Gain], actions: Sequence[Action], vectors: Sequence[Block]) -> list[Fold] | None:
     """The folds of gains into the maps on their side of the stream, and of those of norms out of the biases after them.
 
     A norm of several positions of the stream end to end has a gain for each. None where a gain is no vector along it.
     """
     found = []
-    for fold in folds:
-        if isinstance(fold, ReadGain):
-            folded = [_read(each) for each in actions if each.block.tensor in fold.readers and min(each.degrees) < 0]
-            biases = [
-                Action(each.block, tuple(-d for d in each.degrees))
-                for each in actions
-                if each.block.tensor == fold.bias
-            ]
-        else:
-            folded = [_written(each) for each in actions if each.block.tensor in fold.written and max(each.degrees) > 0]
-            biases = []
-        gains = [vector for vector in vectors if vector.tensor == fold.gain]
-        if folded and not gains:
+    for gain in gains:
+        own = [_on_side(each, gain.side) for each in actions if each.block.tensor in gain.maps]
+        folded = [each for each in own if any(each.degrees)]
+        biases = [
+            Action(each.block, tuple(-d for d in each.degrees)) for each in actions if each.block.tensor == gain.bias
+        ]
+        pivots = [vector for vector in vectors if vector.tensor == gain.name]
+        if folded and not pivots:
             return None
-        for gain in gains if folded else ():
-            parts = tuple(each for each in (*folded, *biases) if _is_of_part(each.block, gain))
-            found.append(Fold("rescaling", gain, parts))
+        for pivot in pivots if folded else ():
+            parts = tuple(each for each in (*folded, *biases) if _is_of_part(each.block, pivot))
+            found.append(Fold("rescaling", pivot, parts))
     return found
 
 
@@ -101,14 +94,9 @@ def _is_of_part(block: Block, vector: Block) -> bool:
     return {view[1:] for view in vector.views} <= {view[1:] for view in block.views}
 
 
-def _read(action: Action) -> Action:
-    """The dimensions of a map along which it reads a stream, to which it may write along others."""
-    return Action(action.block, tuple(int(degree < 0) for degree in action.degrees))
-
-
-def _written(action: Action) -> Action:
-    """The dimensions of a map along which it writes to a stream."""
-    return Action(action.block, tuple(int(degree > 0) for degree in action.degrees))
+def _on_side(action: Action, side: int) -> Action:
+    """The dimensions of a map along which it reads a stream, -1, or writes to it, 1."""
+    return Action(action.block, tuple(int(degree * side > 0) for degree in action.degrees))
 
 
 def _has(block: Block, row: str) -> bool:

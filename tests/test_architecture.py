@@ -14,14 +14,17 @@ MODULES = sorted(path.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.p
 ALLOWED = {
     "functional": set(),
     "metrics": {"functional"},
-    "symmetry": {"functional"},
-    "gauge": {"functional", "symmetry"},
-    "measurement": {"functional", "symmetry", "gauge"},
+    "stacks": set(),
+    "tracing": set(),
+    "labelling": {"stacks", "tracing"},
+    "symmetry": {"stacks", "tracing", "labelling"},
+    "gauge": {"functional", "stacks", "symmetry"},
+    "measurement": {"functional", "stacks", "symmetry", "gauge"},
     "decimation": set(),
     "history": {"decimation"},
     "report": {"decimation", "history"},
     "sinks": {"history", "report"},
-    "callbacks": {"functional", "symmetry", "gauge", "measurement", "history", "report", "sinks"},
+    "callbacks": {"functional", "tracing", "symmetry", "gauge", "measurement", "history", "report", "sinks"},
     "cli": {"functional", "metrics", "symmetry", "measurement", "history", "report", "sinks", "callbacks"},
 }
 

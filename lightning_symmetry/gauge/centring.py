@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
+from lightning_symmetry.stacks import first_of
 from lightning_symmetry.symmetry.actions import Action, Block, along, carry, derive, transform
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
-from lightning_symmetry.symmetry.stacks import first_of
 
 Tensors = Mapping[str, Tensor]
 

@@ -24,10 +24,10 @@ from lightning_symmetry.gauge.balancing import Sum, alive, balance, part_of
 from lightning_symmetry.gauge.centring import absorbed_by, shifts_of
 from lightning_symmetry.gauge.gauge import Acting, Centred, Gauge, Tensors, gather
 from lightning_symmetry.gauge.mixing import MOST_SWEEPS, meeting, mixtures_of, rooted_sums
+from lightning_symmetry.stacks import first_of
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
-from lightning_symmetry.symmetry.stacks import first_of
 
 _FAR = 25.0
 """The logarithm of a factor beyond which a scale has no place where it comes to rest."""

@@ -20,9 +20,9 @@ from lightning_symmetry.functional.charges import (
     rotation_imbalance,
 )
 from lightning_symmetry.measurement.indicators import NONE_YET, Piece, key_names
+from lightning_symmetry.stacks import first_of
 from lightning_symmetry.symmetry.actions import along
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
-from lightning_symmetry.symmetry.stacks import first_of
 
 CHARGE_INDICATORS = ("imbalance", "mean_component", "effective_lr", "angular_speed")
 """What can be measured: of rescalings and rotations, of translations that shift all alike, and two of scales."""

@@ -23,9 +23,9 @@ from lightning_symmetry.gauge.mixing import sides_of_rotation
 from lightning_symmetry.gauge.representative import find_gauge
 from lightning_symmetry.measurement.snapshot import held
 from lightning_symmetry.measurement.units import in_front, sides_of, units_of
+from lightning_symmetry.stacks import STAR
 from lightning_symmetry.symmetry.actions import Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
-from lightning_symmetry.symmetry.stacks import STAR
 
 Tensors = Mapping[str, Tensor]
 

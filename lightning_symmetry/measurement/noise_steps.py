@@ -21,8 +21,8 @@ from lightning_symmetry.functional.noise import noise_imbalance_of
 from lightning_symmetry.functional.precision import for_measuring
 from lightning_symmetry.measurement.charges import squares_of_sides
 from lightning_symmetry.measurement.indicators import Piece, key_names
+from lightning_symmetry.stacks import Stacked
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
-from lightning_symmetry.symmetry.stacks import Stacked
 
 WINDOW = 16
 """Over how many steps before a measurement the covariance is taken: few enough for the mean gradient to stay."""

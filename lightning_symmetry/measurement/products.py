@@ -17,9 +17,9 @@ from lightning_symmetry.functional.products import attention_logit_bound, produc
 from lightning_symmetry.functional.spectrum import effective_rank
 from lightning_symmetry.gauge.mixing import sides_of_rotation
 from lightning_symmetry.measurement.indicators import Piece, SharedGauge, Tensors, key_names, read_with
+from lightning_symmetry.stacks import STAR
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
-from lightning_symmetry.symmetry.stacks import STAR
 
 INDICATORS = ("product_effective_rank", "attention_logit_bound")
 """What is measured of a product; the second of queries and keys alone."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from lightning_symmetry.symmetry.stacks import stack_of
+from lightning_symmetry.stacks import stack_of
 
 if TYPE_CHECKING:
     from lightning_symmetry.measurement.measure import Ranks

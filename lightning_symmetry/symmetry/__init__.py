@@ -1,1 +1,1 @@
-"""Finding the symmetries of an existing model: traced, labelled, read off as groups, verified on the model."""
+"""The symmetries of an existing model: groups read off its labelled axes, and verified on the model."""

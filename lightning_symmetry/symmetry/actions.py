@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, Place, resolve, size
-from lightning_symmetry.symmetry.charges import Unknown
+from lightning_symmetry.labelling.axes import Atom, Axis, Concatenation, Place, resolve, size
+from lightning_symmetry.labelling.charges import Unknown
+from lightning_symmetry.stacks import STAR
 from lightning_symmetry.symmetry.kinds import KINDS, Kind
-from lightning_symmetry.symmetry.stacks import STAR
 
 Unflatten = tuple[int, tuple[int, ...]]
 Narrow = tuple[int, int, int]

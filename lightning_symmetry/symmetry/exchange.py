@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from lightning_symmetry.labelling.labelling import IN_ANY_ORDER
+from lightning_symmetry.stacks import STAR
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
-from lightning_symmetry.symmetry.labelling import IN_ANY_ORDER
 from lightning_symmetry.symmetry.proposals import Proposals, propose
-from lightning_symmetry.symmetry.stacks import STAR
-from lightning_symmetry.symmetry.tape import Operation, Tape, Value, made
+from lightning_symmetry.tracing.tape import Operation, Tape, Value, made
 
 _NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from lightning_symmetry.stacks import first_of
 from lightning_symmetry.symmetry.actions import Block
 from lightning_symmetry.symmetry.exchange import propose_with_exchanges, unexchanged
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
-from lightning_symmetry.symmetry.stacks import first_of
-from lightning_symmetry.symmetry.step import Step
-from lightning_symmetry.symmetry.tracing import trace
 from lightning_symmetry.symmetry.verification import Verified, verify
+from lightning_symmetry.tracing.step import Step
+from lightning_symmetry.tracing.tracing import trace
 
 
 def find_symmetries(

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from lightning_symmetry.symmetry.factors import leaf_of, looks_at_others, readers_of_leaves
-from lightning_symmetry.symmetry.layout import LAYOUT
-from lightning_symmetry.symmetry.operation_laws import CONTRACTIONS
-from lightning_symmetry.symmetry.tape import Operation, Tape, Value
+from lightning_symmetry.labelling.factors import leaf_of, looks_at_others, readers_of_leaves
+from lightning_symmetry.labelling.operation_laws import CONTRACTIONS
+from lightning_symmetry.tracing.layout import LAYOUT
+from lightning_symmetry.tracing.tape import Operation, Tape, Value
 
 aten = torch.ops.aten
 

@@ -17,9 +17,9 @@ from rich.table import Table
 from torch import Generator, Tensor
 from torch.autograd import forward_ad
 
+from lightning_symmetry.stacks import Stacked, first_of, unstacked
 from lightning_symmetry.symmetry.actions import Action, Block, Carried, Fold, carry, derive, transform
 from lightning_symmetry.symmetry.kinds import FORMS, KINDS, Kind
-from lightning_symmetry.symmetry.stacks import Stacked, first_of, unstacked
 
 
 @dataclass(frozen=True)

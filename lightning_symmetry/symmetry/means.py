@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from lightning_symmetry.labelling.axes import Atom, Place
+from lightning_symmetry.labelling.charges import Key
+from lightning_symmetry.labelling.factors import leaf_of, readers_of_leaves
+from lightning_symmetry.labelling.labelling import Labelling
+from lightning_symmetry.labelling.operation_laws import is_zero
 from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, Places, actions_on, blocks_of
-from lightning_symmetry.symmetry.axes import Atom, Place
-from lightning_symmetry.symmetry.charges import Key
-from lightning_symmetry.symmetry.factors import leaf_of, readers_of_leaves
 from lightning_symmetry.symmetry.gains import written_gains
-from lightning_symmetry.symmetry.labelling import Labelling
-from lightning_symmetry.symmetry.operation_laws import is_zero
-from lightning_symmetry.symmetry.tape import Operation, Tape, Value
 from lightning_symmetry.symmetry.translations import Shift, wholes
+from lightning_symmetry.tracing.tape import Operation, Tape, Value
 
 Mean = tuple[Block, int, tuple[Fold, ...]]
 """A block, the dimension along which its mean is free, and what is folded into it before the mean changes."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, Place, atoms, resolve
-from lightning_symmetry.symmetry.stacks import STAR
+from lightning_symmetry.labelling.axes import Atom, Axis, Concatenation, Place, atoms, resolve
+from lightning_symmetry.stacks import STAR
 
 _ATTENTION_ROLES = ("head_dims", "heads", "head_groups")
 _OTHER_ROLES = ("units", "groups", "outer_groups")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 
-from lightning_symmetry.symmetry.axes import Atom, Axis, Concatenation, atoms, resolve
+from lightning_symmetry.labelling.axes import Atom, Axis, Concatenation, atoms, resolve
 
 
 def rows_of(tensors: Iterable[list[Axis]], leaves: Iterable[list[Axis]]) -> dict[Atom, list[Atom]]:

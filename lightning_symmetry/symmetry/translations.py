@@ -16,9 +16,9 @@ from fractions import Fraction
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 
+from lightning_symmetry.labelling.axes import Atom, Place
+from lightning_symmetry.labelling.charges import Charge, Echelon, Hidden, Image, Key, Unknown
 from lightning_symmetry.symmetry.actions import Block, Blocks, Carried, Map, Places
-from lightning_symmetry.symmetry.axes import Atom, Place
-from lightning_symmetry.symmetry.charges import Charge, Echelon, Hidden, Image, Key, Unknown
 
 Passage = tuple[Key, Key]
 """A linear map, by its unknowns along the axis that it reads, and along that which it writes."""

@@ -23,14 +23,14 @@ from torch import Generator, Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_symmetry.labelling.laws import ROUNDING, SMALL
+from lightning_symmetry.stacks import STAR, stack_of, unstacked
 from lightning_symmetry.symmetry.actions import Misfit, transform
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.halving import passing
-from lightning_symmetry.symmetry.laws import ROUNDING, SMALL
 from lightning_symmetry.symmetry.second_batch import second_batches
-from lightning_symmetry.symmetry.stacks import STAR, stack_of, unstacked
-from lightning_symmetry.symmetry.step import Outputs, Step, Tensors
-from lightning_symmetry.symmetry.tracing import typical_draw
+from lightning_symmetry.tracing.step import Outputs, Step, Tensors
+from lightning_symmetry.tracing.tracing import typical_draw
 
 TOLERANCE = 1e-8
 """The largest change of an output, relative to the largest entry of that output, that passes as rounding."""

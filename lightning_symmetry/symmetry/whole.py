@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from lightning_symmetry.symmetry.charges import NEUTRAL, Charge, Unknown, scalings, unknown
-from lightning_symmetry.symmetry.laws import WHOLE
-from lightning_symmetry.symmetry.layout import LAYOUT
-from lightning_symmetry.symmetry.operation_laws import is_zero, law_of_call
-from lightning_symmetry.symmetry.tape import Tape, Value
+from lightning_symmetry.labelling.charges import NEUTRAL, Charge, Unknown, scalings, unknown
+from lightning_symmetry.labelling.laws import WHOLE
+from lightning_symmetry.labelling.operation_laws import is_zero, law_of_call
+from lightning_symmetry.tracing.layout import LAYOUT
+from lightning_symmetry.tracing.tape import Tape, Value
 
 Degrees = Mapping[str, Fraction]
 Form = Mapping[Unknown, Fraction]

@@ -12,7 +12,7 @@ from lightning_symmetry.functional import mean_component, rescaling_imbalance, r
 from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, charge_pieces
 from lightning_symmetry.measurement.indicators import NONE_YET, key_names
 from lightning_symmetry.measurement.snapshot import snapshot
-from lightning_symmetry.symmetry.stacks import Stacked
+from lightning_symmetry.stacks import Stacked
 from tests.zoo import ZOO, found
 
 

@@ -10,9 +10,9 @@ from lightning_symmetry.measurement import indicators
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_pieces
 from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
+from lightning_symmetry.stacks import Stacked
 from lightning_symmetry.symmetry.actions import along
 from lightning_symmetry.symmetry.find import find_symmetries
-from lightning_symmetry.symmetry.stacks import Stacked
 from tests.module_lists import Experts, Heads
 from tests.small_models import PreNorm
 from tests.zoo import ZOO, found

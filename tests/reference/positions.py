@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from lightning_symmetry.symmetry.axes import Place, resolve
+from lightning_symmetry.labelling.axes import Place, resolve
 
 SEGMENT = "segment"
 

@@ -13,8 +13,8 @@ from torch import nn
 from lightning_symmetry.symmetry.exchange import propose_with_exchanges
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
-from lightning_symmetry.symmetry.step import Step
-from lightning_symmetry.symmetry.tracing import trace
+from lightning_symmetry.tracing.step import Step
+from lightning_symmetry.tracing.tracing import trace
 from tests.module_lists import Branches, Ensemble, Expert, Experts, Heads, RoutedExperts, StackedExperts, Towers
 from tests.zoo import ZOO, found
 

@@ -15,9 +15,9 @@ from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
 from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.proposals import propose
-from lightning_symmetry.symmetry.step import Step
-from lightning_symmetry.symmetry.tracing import trace
 from lightning_symmetry.symmetry.verification import TOLERANCE, relative_change, verify
+from lightning_symmetry.tracing.step import Step
+from lightning_symmetry.tracing.tracing import trace
 from tests.models import ConvNet, Transformer, Twisted, mlp
 
 

@@ -20,9 +20,9 @@ from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.proposals import propose
-from lightning_symmetry.symmetry.step import Step
-from lightning_symmetry.symmetry.tracing import trace
 from lightning_symmetry.symmetry.verification import MOVEMENT, relative_change, verify
+from lightning_symmetry.tracing.step import Step
+from lightning_symmetry.tracing.tracing import trace
 from tests import nets
 from tests.zoo import ZOO, Case, of_vectors
 

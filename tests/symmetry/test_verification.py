@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
-from lightning_symmetry.symmetry.step import Step
 from lightning_symmetry.symmetry.verification import _InFloat64, _make_generic, relative_change, verify
+from lightning_symmetry.tracing.step import Step
 
 
 class Complex(nn.Module):

@@ -14,10 +14,10 @@ from dataclasses import replace
 from lightning_symmetry.labelling.axes import Atom, Place
 from lightning_symmetry.labelling.charges import Key
 from lightning_symmetry.labelling.factors import leaf_of, readers_of_leaves
+from lightning_symmetry.labelling.gains import written_gains
 from lightning_symmetry.labelling.labelling import Labelling
 from lightning_symmetry.labelling.operation_laws import is_zero
 from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, Places, actions_on, blocks_of
-from lightning_symmetry.symmetry.gains import written_gains
 from lightning_symmetry.symmetry.translations import Shift, wholes
 from lightning_symmetry.tracing.tape import Operation, Tape, Value
 

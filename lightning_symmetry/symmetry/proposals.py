@@ -19,17 +19,17 @@ from typing import TypeVar
 from lightning_symmetry.labelling.axes import Atom, Place, atoms
 from lightning_symmetry.labelling.charges import Echelon, Unknown, scalings, signs
 from lightning_symmetry.labelling.labelling import Labelling
+from lightning_symmetry.labelling.naming import axis_names, unlike
+from lightning_symmetry.labelling.rows import rows_of
+from lightning_symmetry.labelling.whole import Wholes, of_whole_tensors
 from lightning_symmetry.stacks import members
 from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Carried, Fold, actions_on, blocks_of
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.means import Means, mean_is_free, means_behind_gains
-from lightning_symmetry.symmetry.naming import axis_names, unlike
 from lightning_symmetry.symmetry.planes import rotation_of_planes
-from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.streams import streams
 from lightning_symmetry.symmetry.translations import Shift, shifts_along
-from lightning_symmetry.symmetry.whole import Wholes, of_whole_tensors
 from lightning_symmetry.tracing.tape import Tape
 
 Degrees = Mapping[Unknown, float]

@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from lightning_symmetry.labelling.axes import Atom, Axis, atoms, places
 from lightning_symmetry.labelling.charges import Key, scalings
+from lightning_symmetry.labelling.gains import Gain, read_gains, written_gains
 from lightning_symmetry.labelling.labelling import Labelling
 from lightning_symmetry.labelling.laws import LENGTH, MEAN
+from lightning_symmetry.labelling.rows import rows_of
 from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, actions_on, blocks_of
-from lightning_symmetry.symmetry.gains import Gain, read_gains, written_gains
 from lightning_symmetry.symmetry.groups import SymmetryGroup
-from lightning_symmetry.symmetry.rows import rows_of
 from lightning_symmetry.symmetry.translations import wholes
 from lightning_symmetry.tracing.tape import Tape
 

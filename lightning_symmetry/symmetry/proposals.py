@@ -161,7 +161,7 @@ class _Model:
     def groups_of_whole_tensors(
         self, wholes: Wholes, atoms: Iterable[Atom], means: Collection[Block]
     ) -> Iterator[SymmetryGroup]:
-        """The scales and shifts of whole tensors that are none of all positions along some axis alike.
+        """The scales, signs and shifts of whole tensors that are none of all positions along some axis alike.
 
         Args:
             wholes: The degrees of tensors.
@@ -169,6 +169,7 @@ class _Model:
             means: The blocks of which a mean is free.
         """
         scales: Echelon[int] = Echelon()
+        signs: Echelon[int] = Echelon(modulus=2)
         shifts: Echelon[int] = Echelon()
         for number, (block, _) in enumerate(self.blocks):
             if block in means:
@@ -176,11 +177,14 @@ class _Model:
         for atom in atoms:
             for solution in self._spanned("scale", atom):
                 scales.add(solution)
+            for solution in self._spanned("sign", atom):
+                signs.add(solution)
             for solution in self._spanned("translation", atom):
                 shifts.add(solution)
         for kind, solutions, known, exact in (
             ("scale", wholes.scales, scales, True),
             ("scale", wholes.nearly_scales, scales, False),
+            ("sign", wholes.signs, signs, True),
             ("translation", wholes.shifts, shifts, True),
         ):
             for degrees in map(_whole, solutions):

@@ -82,6 +82,21 @@ class RoutedExperts(Experts):
         return outputs
 
 
+class FlattenedExperts(Experts):
+    """Sequences are laid end to end, and what an expert is sent is looked up in them, with its weights."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores = self.router(tokens)
+        largest, chosen = scores.topk(2, -1)
+        weights = F.softmax(torch.full_like(scores, -torch.inf).scatter(-1, chosen, largest), -1).flatten(0, 1)
+        outputs = torch.zeros_like(tokens)
+        for k, expert in enumerate(self.experts):
+            sent = (chosen == k).any(-1)
+            if sent.any():
+                outputs[sent] += expert(tokens.flatten(0, 1)[sent.flatten()]) * weights[sent.flatten(), k, None]
+        return outputs
+
+
 class Ensemble(nn.Module):
     def __init__(self, n_members: int = 3) -> None:
         super().__init__()
@@ -133,6 +148,7 @@ MODULE_LISTS = {
     "experts as modules": Mini(Experts, numbers(16, 4)),
     "experts as modules, stacked": Mini(StackedExperts, numbers(16, 4)),
     "experts as modules, routed": Mini(RoutedExperts, numbers(32, 4)),
+    "experts as modules, flattened": Mini(FlattenedExperts, numbers(8, 4, 4)),
     "ensemble": Mini(Ensemble, numbers(16, 4)),
     "members with norms": Mini(NormedMembers, numbers(16, 4)),
     "branches": Mini(Branches, numbers(4, 2, 5, 5)),

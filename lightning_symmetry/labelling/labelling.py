@@ -20,6 +20,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 
@@ -33,6 +34,7 @@ from lightning_symmetry.labelling.axes import (
     narrow,
     pin,
     places,
+    recharged,
     size,
     split,
     taken_apart,
@@ -192,7 +194,7 @@ class Labelling:
                 axes = [fresh(length) for length in output.shape]  # a norm returns no statistics in inference
             self._axes[output] = axes
             if letter:
-                self._indices[output] = Indices(binding.axis(letter), axes)
+                self._indices[output] = Indices(recharged(binding.axis(letter), repeat(NEUTRAL)), axes)
         binding.finish()
         self.read_by_maps.update(binding.read_by_maps)
         for key, number in binding.read_centred:
@@ -285,7 +287,7 @@ class Labelling:
             if source.name in VIEWED:
                 group = dimension_viewed(given.shape, shape, dim)
                 if group is not None:
-                    return self._narrowed_view(given, shape, dim, start, stop, *group)
+                    return self._narrowed_view(given, shape, dim, start, stop, *group, at)
         axes = list(self.axes(value))
         if value.depends and stop - start == 1 and self._steps((value, dim), axes[dim], start, at):
             axes[dim] = ()
@@ -313,21 +315,28 @@ class Labelling:
         return True
 
     def _narrowed_view(
-        self, given: Value, shape: Sequence[int], dim: int, start: int, stop: int, below: int, first: int, last: int
+        self,
+        given: Value,
+        shape: Sequence[int],
+        dim: int,
+        start: int,
+        stop: int,
+        below: int,
+        first: int,
+        last: int,
+        at: Positions,
     ) -> Axes:
         """The slice of a view, of which dimensions `first` to `last` came from the one dimension `below`."""
-        axes = self.axes(given)
-        before = math.prod(shape[first:dim])
-        after = math.prod(shape[dim + 1 : last])
-        outer, rest = split(axes[below], before)
-        middle, inner = split(self._part(rest, start * after, stop * after), stop - start)
-        return [
-            *viewed(axes[:below], shape[:first]),
-            *viewed([outer], shape[first:dim]),
-            middle,
-            *viewed([inner], shape[dim + 1 : last]),
-            *viewed(axes[below + 1 :], shape[last:]),
-        ]
+        if last - first == 1:
+            axes = self._narrowed(given, below, start, stop, at)
+            parts = [axes[below]]
+        else:
+            axes = self.axes(given)
+            after = math.prod(shape[dim + 1 : last])
+            outer, rest = split(axes[below], math.prod(shape[first:dim]))
+            middle, inner = split(self._part(rest, start * after, stop * after), stop - start)
+            parts = [*viewed([outer], shape[first:dim]), middle, *viewed([inner], shape[dim + 1 : last])]
+        return [*viewed(axes[:below], shape[:first]), *parts, *viewed(axes[below + 1 :], shape[last:])]
 
 
 def _indexed_beside(axes: Axes, known: Iterable[Indices]) -> Axes:

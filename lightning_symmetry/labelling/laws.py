@@ -267,6 +267,12 @@ def softmax(over: str) -> Law:
     return law
 
 
+def ranking(charges: Charges, letter: str) -> Answer:
+    """Where the largest are along another axis: positive scales pass, and what is added to all of them there."""
+    charge = sum(_held(charges), NEUTRAL)
+    return Answer(vanishing=(charge.of_sign, charge.of_mean), rigid="order")
+
+
 def overwritten(charges: Charges, letter: str) -> Answer:
     """The second input, whatever the first was."""
     return linear(charges[1:], letter)

@@ -38,6 +38,7 @@ from lightning_symmetry.labelling.laws import (
     power,
     product,
     quotient,
+    ranking,
     softmax,
     total,
     written,
@@ -183,6 +184,8 @@ def law_of_call(operation: Operation, used: set[Value]) -> Law:
         return multiple(number)
     if operation.operation == aten.where.self and _is_infinitely_low(operation.args[1]):
         return masked
+    if operation.operation == aten.topk.default and used.isdisjoint(operation.outputs[:1]):
+        return ranking
     if operation.operation == aten.where.self:
         for number, value in enumerate(operation.args[1:], 1):
             if value.constant is not None and is_zero(value.constant):  # a product with a mask

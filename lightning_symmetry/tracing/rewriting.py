@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch.utils._pytree import tree_map
 
+from lightning_symmetry.tracing.layout import SLICED, sliced
 from lightning_symmetry.tracing.tape import Operation, Value, made
 
 aten = torch.ops.aten
@@ -44,6 +45,68 @@ def _experts(operation: Operation) -> Value | None:
         way.append(value.source.name)
         value = value.source.args[0]
     return value if [name for name in way if name != "_to_copy"] == ["cumsum", "histc"] else None
+
+
+def with_slices_looked_up(operations: list[Operation]) -> list[Operation]:
+    """Slices of what was looked up along other dimensions as lookups in slices, as of the weights of an expert.
+
+    ``weights[sent][:, e]`` is ``weights[:, e][sent]``: all experts then are slices of one tensor.
+    """
+    written: list[Operation] = []
+    for operation in operations:
+        outputs = operation.outputs if operation.name in SLICED else []
+        instead = [each for output in outputs if output is not None for each in _looked_up(operation, output)]
+        written += instead or [operation]
+    return written
+
+
+def _looked_up(slicing: Operation, output: Value) -> list[Operation]:
+    """A slice of a table, and what is looked up in it; empty where the slice is along what was looked up."""
+    picked: Value = slicing.args[0]
+    lookup = picked.source
+    if lookup is None or lookup.operation != aten.index.Tensor or None in lookup.args[1] or not picked.depends:
+        return []
+    table, indices = lookup.args
+    looked_at = sum(len(index.shape) if index.dtype == torch.bool else 1 for index in indices)
+    dim, start, stop, step, kept = sliced(slicing, output)
+    dim += len(table.shape) - len(picked.shape)
+    if dim < looked_at:
+        return []
+    shape = list(table.shape)
+    shape[dim : dim + 1] = [len(range(start, stop, step))] if kept else []
+    part = Value(tuple(shape), table.dtype)
+    where = (
+        (aten.slice_copy.Tensor, table, dim, start, stop, step) if kept else (aten.select_copy.int, table, dim, start)
+    )
+    return [made(part, *where), made(output, aten.index.Tensor, part, indices)]
+
+
+def with_largest_kept(operations: list[Operation]) -> list[Operation]:
+    """The largest entries, written back to where they were, as all entries with the others hidden from a softmax."""
+    written: list[Operation] = []
+    for operation in operations:
+        written += _kept(operation) or [operation]
+    return written
+
+
+def _kept(writing: Operation) -> list[Operation]:
+    """A choice by a mask that is the same as to write the largest entries of a tensor over a constant."""
+    output = writing.outputs[0] if writing.operation == aten.scatter.src else None
+    if output is None or writing.inputs[0].constant is None:
+        return []
+    rest, dim, places, entries = writing.args
+    largest = entries.source
+    if largest is None or largest.operation != aten.topk.default or largest.outputs != [entries, places]:
+        return []
+    given, _, along = (*largest.args, -1)[:3]
+    if given.shape != rest.shape or (dim - along) % len(rest.shape):
+        return []
+    everywhere = Value(rest.shape, torch.bool, constant=torch.ones(rest.shape, dtype=torch.bool))
+    hidden = Value(rest.shape, torch.bool)
+    return [
+        made(hidden, aten.scatter.value, everywhere, dim, places, False),
+        made(output, aten.where.self, hidden, rest, given),
+    ]
 
 
 def with_sums(operations: list[Operation], outputs: Iterable[Value]) -> list[Operation]:

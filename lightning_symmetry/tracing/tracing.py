@@ -23,7 +23,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lightning_symmetry.tracing.centred import with_centring
 from lightning_symmetry.tracing.functionalization import functional, functionalized, plain, written_by
 from lightning_symmetry.tracing.parts import with_parts_viewed
-from lightning_symmetry.tracing.rewriting import with_lengths, with_picked_maps, with_sums, without_offsets
+from lightning_symmetry.tracing.rewriting import (
+    with_largest_kept,
+    with_lengths,
+    with_picked_maps,
+    with_slices_looked_up,
+    with_sums,
+    without_offsets,
+)
 from lightning_symmetry.tracing.step import Step
 from lightning_symmetry.tracing.tape import Operation, Tape, Value, packets
 
@@ -50,11 +57,9 @@ def trace(step: Step) -> Tape:
             inputs = [{name: functional(tensor) for name, tensor in some.items()} for some in (parameters, buffers)]
             outputs = step(inputs[0], inputs[1], step.batch)
             returned = [recorder.value(plain(output)) for output in outputs.preserved]
-    operations, offsets = without_offsets(
-        _living(with_centring(with_picked_maps(with_parts_viewed(recorder.operations))), returned),
-        leaves,
-        set(returned),
-    )
+    operations = with_centring(with_picked_maps(with_parts_viewed(recorder.operations)))
+    operations = _living(with_largest_kept(with_slices_looked_up(operations)), returned)
+    operations, offsets = without_offsets(operations, leaves, set(returned))
     operations = with_lengths(with_sums(operations, returned), returned)
     read = {id(value) for operation in operations for value in operation.inputs}
     for name in moving:

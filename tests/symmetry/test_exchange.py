@@ -20,6 +20,7 @@ from tests.module_lists import (
     Ensemble,
     Expert,
     Experts,
+    FlattenedExperts,
     Heads,
     NormedMembers,
     RoutedExperts,
@@ -72,11 +73,14 @@ def test_what_was_found_goes_through_json():
     assert Symmetries.from_dict(json.loads(json.dumps(symmetries.to_dict()))) == symmetries
 
 
-@pytest.mark.parametrize("kind", [Experts, StackedExperts, RoutedExperts])
-def test_experts_are_exchanged_with_what_their_router_gives_them(kind):
+@pytest.mark.parametrize(
+    ("kind", "tokens"),
+    [(Experts, (32, 4)), (StackedExperts, (32, 4)), (RoutedExperts, (32, 4)), (FlattenedExperts, (8, 4, 4))],
+)
+def test_experts_are_exchanged_with_what_their_router_gives_them(kind, tokens):
     torch.manual_seed(0)
     model = kind()
-    symmetries = find_symmetries(model, (torch.randn(32, 4),))
+    symmetries = find_symmetries(model, (torch.randn(tokens),))
     group = next(group for group in symmetries if group.name == "experts")
     assert set(group.parameters) == {name for name, _ in model.named_parameters()}
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.tracing.step import Step
-from lightning_symmetry.tracing.tape import Value
 from lightning_symmetry.tracing.tracing import trace
+from tests.tracing.replay import replayed
 
 
 class Attention(nn.Module):
@@ -53,22 +53,6 @@ def test_heads_are_found_however_they_are_split_off(way):
     assert found == {("permutation", 3), ("rotation", 3, 4), ("translation", 3, 4)}
     assert len(symmetries) == 5
     assert not symmetries.rejected
-
-
-def replayed(tape, tensors):
-    """What the operations of a tape give."""
-
-    def of(leaf):
-        if isinstance(leaf, Value):
-            return values.get(leaf, leaf.constant)
-        return [of(each) for each in leaf] if isinstance(leaf, (list, tuple)) else leaf
-
-    values = {tape.leaves[name]: tensor for name, tensor in tensors.items()}
-    for operation in tape.operations:
-        given = operation.operation(*map(of, operation.args), **operation.kwargs)
-        given = given if isinstance(given, (list, tuple)) else [given]
-        values.update(zip(operation.outputs, given, strict=True))
-    return [of(output) for output in tape.outputs]
 
 
 @settings(max_examples=60, deadline=None)

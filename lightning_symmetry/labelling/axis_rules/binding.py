@@ -31,7 +31,7 @@ from lightning_symmetry.labelling.axes import (
 )
 from lightning_symmetry.labelling.axis_rules.language import ELLIPSIS, TOLD_APART, Pattern, Term
 from lightning_symmetry.labelling.charges import NEUTRAL, UNIFORM, Charge, Hidden, Image, Unknown
-from lightning_symmetry.labelling.laws import LENGTH, Law, length, neutral
+from lightning_symmetry.labelling.laws import LENGTH, Law, length, neutral, ranking
 
 
 def _charges(axis: Axis) -> list[Charge | None]:
@@ -152,6 +152,11 @@ class Binding:
                         charge.of_scale + charge.of_shift + charge.of_mean for charge in held.values()
                     )
                     place.atom.keeps.add(LENGTH)
+                elif self._law is ranking:
+                    for charge in held.values():
+                        place.atom.vanishing += [charge.unshifted, charge.of_shift]
+                        place.atom.vanishing_apart(not is_one(axes[0])).append(charge.of_mean)
+                    place.atom.rigid = place.atom.rigid or "order"
                 else:
                     place.atom.vanishing.extend(held.values())
                     place.atom.rigid = place.atom.rigid or "reduced"

@@ -99,8 +99,7 @@ class Labelling:
         self._selected: defaultdict[Dimension, set[int]] = defaultdict(set)
         self._found_out: dict[Operation, str] = {}
         self._label(tape, {})
-        walked = {place: len(found) for place, found in self._selected.items() if found == set(range(len(found)))}
-        walked = {place: length for place, length in walked.items() if length > 1}
+        walked = self._walked_dimensions()
         if walked:
             self._label(tape, walked)
 
@@ -133,6 +132,16 @@ class Labelling:
         for place in (place for axis in held for place in places(axis)):
             if place.atom not in used:
                 pin((place,), "unused")
+
+    def _walked_dimensions(self) -> dict[Dimension, int]:
+        """The dimensions of which positions were selected one by one: the first so many, which are told.
+
+        Or those of a stack's modules that were used, where others were not, as experts that no token is sent to.
+        """
+        several = {place: frozenset(found) for place, found in self._selected.items() if len(found) > 1}
+        used = {found: value.shape[dim] for (value, dim), found in several.items() if dim == 0 and _is_stack(value)}
+        walked = {place: used.get(found, len(found)) for place, found in several.items()}
+        return {place: n for place, n in walked.items() if several[place] in used or several[place] == set(range(n))}
 
     def tensors(self) -> list[Axes]:
         """The axes of every tensor that an operation met, those within operations included.
@@ -307,9 +316,9 @@ class Labelling:
         if place not in self._walked:
             return False
         if place not in self._loop_over:
-            stacked = STAR in (leaf_of(place[0]) or "")
-            self._loop_over[place] = self._loops.over(narrow(axis, 0, self._walked[place]), alone=stacked)
+            self._loop_over[place] = self._loops.over(narrow(axis, 0, self._walked[place]), alone=_is_stack(place[0]))
             self._read.append([self._loop_over[place].axis])
+        self._loop_over[place].walked.add(position)
         at[self._loop_over[place]] = position
         forbid(axis, "walked in a loop")
         return True
@@ -351,6 +360,11 @@ def _indexed_beside(axes: Axes, known: Iterable[Indices]) -> Axes:
         for axis, found in zip(picked, named, strict=True)
         if sum(found <= other for other in named) == 1 and present.isdisjoint(found)
     ]
+
+
+def _is_stack(value: Value) -> bool:
+    """Whether a tensor is of modules of a list, one upon another."""
+    return STAR in (leaf_of(value) or "")
 
 
 def _depends(operation: Operation) -> bool:

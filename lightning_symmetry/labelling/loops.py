@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 from lightning_symmetry.labelling.axes import Axis, atoms, pin, size, unify
@@ -29,11 +29,13 @@ class Loop:
         axis: The axis.
         alone: Whether its positions are alike though no others meet them, as those of stacked modules.
         ordered: Whether what comes of them is not just added up, or laid side by side.
+        walked: The positions that are selected: not those of experts that no token is sent to.
     """
 
     axis: Axis
     alone: bool = False
     ordered: bool = False
+    walked: set[int] = field(default_factory=set)
 
 
 Positions = dict[Loop, int | None]
@@ -69,7 +71,7 @@ class Loops:
         """Make one axis of those that met position by position; tell the positions of all others apart."""
         joined: set[Loop] = set()
         for (left, right), met in self._met.items():
-            if size(left.axis) == size(right.axis) and met == {(n, n) for n in range(size(left.axis))}:
+            if size(left.axis) == size(right.axis) and met == {(n, n) for n in left.walked | right.walked}:
                 unify(left.axis, right.axis)
                 joined.update((left, right))
         for loop in self._loops:

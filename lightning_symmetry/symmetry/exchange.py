@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -158,22 +159,19 @@ def _joined_in_any_order(tape: Tape, modules: Modules) -> bool:
         tape.leaves[leaf]: number for number, module in enumerate(modules) for leaf in module.values()
     }
     beside: list[list[Tensor]] = [[] for _ in modules]
-    used: set[int | None] = set()
     joined = False
     for operation in tape.operations:
         met = {at[value] for value in operation.inputs if value in at}
         if len(met) > 1 and operation.name not in (*IN_ANY_ORDER, "cat"):
             return False
-        used |= met
         joined |= len(met) > 1
         if met:
             position = met.pop() if len(met) == 1 else None
             at.update((output, position) for output in operation.outputs if output is not None)
             if position is not None:
                 beside[position] += [value.constant for value in operation.inputs if value.constant is not None]
-    alike = all(all(map(_may_be_same, beside[0], others)) for others in beside)
-    everywhere = joined and used >= set(range(len(modules)))
-    return alike and everywhere and all(at.get(output) is None for output in tape.outputs)
+    alike = all(all(map(_may_be_same, one, other)) for one, other in pairwise(filter(None, beside)))
+    return alike and joined and all(at.get(output) is None for output in tape.outputs)
 
 
 def _may_be_same(one: Tensor, other: Tensor) -> bool:

@@ -85,6 +85,24 @@ def test_experts_are_exchanged_with_what_their_router_gives_them(kind, tokens):
     assert set(group.parameters) == {name for name, _ in model.named_parameters()}
 
 
+@pytest.mark.parametrize(("kind", "tokens"), [(RoutedExperts, (4, 4)), (FlattenedExperts, (2, 2, 4))])
+def test_experts_that_no_token_of_this_batch_is_sent_to_are_exchanged_too(kind, tokens):
+    """And whatever goes on to all experts goes on to these, which other parameters may send tokens to."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), kind(n_experts=9), nn.Linear(4, 2))
+    batch = torch.randn(*tokens[:-1], 3)
+    model(batch).sum().backward()
+    unused = [expert for expert in model[1].experts if expert.up.weight.grad is None]
+    assert len(unused) > 1
+    symmetries = find_symmetries(model, (batch,))
+    assert symmetries.rejected == ()
+    assert symmetries.share == 1 - 2 / sum(parameter.numel() for parameter in model.parameters())  # but for the outputs
+    assert {group.name: group.size for group in symmetries if group.kind == "permutation"} == {
+        "1.experts": 9,
+        "1.experts.*.up": 5,
+    }
+
+
 def test_running_statistics_are_exchanged_too():
     symmetries = find_symmetries(Branches(), (torch.randn(4, 2, 5, 5),))
     group = next(group for group in symmetries if group.name == "branches")

@@ -136,10 +136,19 @@ class Labelling:
     def _walked_dimensions(self) -> dict[Dimension, int]:
         """The dimensions of which positions were selected one by one: the first so many, which are told.
 
-        Or those of a stack's modules that were used, where others were not, as experts that no token is sent to.
+        Or, of stacks and of several tensors of matrices, those that were used where others were not, as experts that no
+        token is sent to.
         """
         several = {place: frozenset(found) for place, found in self._selected.items() if len(found) > 1}
-        used = {found: value.shape[dim] for (value, dim), found in several.items() if dim == 0 and _is_stack(value)}
+        held: defaultdict[tuple[frozenset[int], int], set[str | None]] = defaultdict(set)
+        for (value, dim), found in several.items():
+            if dim == 0 and (len(value.shape) > 2 or _is_stack(value)):
+                held[found, value.shape[0]].add(leaf_of(value))
+        used = {
+            found: length
+            for (found, length), names in held.items()
+            if len(names - {None}) > 1 or any(STAR in (name or "") for name in names)
+        }
         walked = {place: used.get(found, len(found)) for place, found in several.items()}
         return {place: n for place, n in walked.items() if several[place] in used or several[place] == set(range(n))}
 

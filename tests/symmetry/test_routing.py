@@ -128,6 +128,21 @@ def test_experts_that_write_where_they_are_chosen_may_be_permuted():
     assert found(hard, **EXPERTS) == {"router": (4,), "into": (4, 6)}
 
 
+def test_experts_that_no_token_is_sent_to_may_be_permuted_with_the_others():
+    def hit(model, inputs):
+        few = inputs[:3]
+        chosen = (few @ model.router.T).argmax(-1)
+        numbers = [k for k in range(6) if bool((chosen == k).any())]
+        assert 1 < len(numbers) < 6
+        outputs = torch.zeros(3, 3)
+        for k in numbers:
+            sent = torch.where(chosen == k)[0]
+            outputs = outputs.index_add(0, sent, expert(model, few[sent], k))
+        return outputs
+
+    assert found(hit, router=(6, 5), into=(6, 7, 5), out=(6, 3, 7)) == {"router": (6,), "into": (6, 7)}
+
+
 @pytest.mark.xfail(strict=True, reason="a tensor that comes of several steps of a loop is taken to stand at none")
 def test_layers_that_run_in_order_are_told_apart_but_have_units_of_their_own():
     def deep(model, inputs):

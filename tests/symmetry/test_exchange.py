@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_symmetry.symmetry.exchange import propose_with_exchanges
+from lightning_symmetry.symmetry.exchange import joined_lists, propose_with_exchanges
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
+from lightning_symmetry.symmetry.kinds import KINDS
+from lightning_symmetry.symmetry.proposals import propose
 from lightning_symmetry.tracing.step import Step
 from lightning_symmetry.tracing.tracing import trace
 from tests.module_lists import Branches, Ensemble, Expert, Experts, Heads, RoutedExperts, StackedExperts, Towers
@@ -21,7 +23,9 @@ from tests.zoo import ZOO, found
 
 def lists_of(model, *batch):
     step = Step(model, batch)
-    return list(propose_with_exchanges(trace(step), step.parameters)[1])
+    tape = trace(step)
+    apart = propose(tape, step.parameters)
+    return list(propose_with_exchanges(tape, step.parameters, tuple(KINDS), apart, joined_lists(tape))[1])
 
 
 def exchanges(model, *batch):

@@ -71,7 +71,6 @@ POWERS: Mapping[Any, Law] = {
     aten.sign: power(0, "odd"),
     aten.rsqrt: power(Fraction(-1, 2), "neither"),
     aten.sqrt: power(Fraction(1, 2), "neither"),
-    aten.var: power(2, "even"),
 }
 
 

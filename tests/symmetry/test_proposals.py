@@ -352,6 +352,29 @@ def test_codes_that_no_parameter_has_and_parameters_without_entries_hinder_nothi
     assert not symmetries.rejected
 
 
+class Prototypes(nn.Module):
+    """Compares with the directions alone of buffers that follow it: these may be scaled, and no parameter with them."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.bias = nn.Linear(5, 8), nn.Parameter(torch.randn(6))
+        self.register_buffer("prototypes", torch.randn(6, 8))
+
+    def forward(self, inputs):
+        units = self.read(inputs)
+        scores = units @ F.normalize(self.prototypes, dim=-1).mT + self.bias
+        with torch.no_grad():
+            self.prototypes.lerp_(scores.softmax(-1).mT @ units, 0.1)
+        return scores
+
+
+def test_groups_that_move_buffers_alone_are_left_out():
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Prototypes(), torch.randn(7, 5))
+    assert symmetries.groups and all(group.parameters for group in symmetries)
+    assert not symmetries.rejected
+
+
 class Gaussian(nn.Module):
     """Two numbers for each example, laid out anew and taken one by one: a mean and a deviation."""
 

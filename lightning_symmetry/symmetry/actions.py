@@ -101,13 +101,9 @@ def _blocks(
                 yield from _blocks(tensor, (*views, (dim, start, length)), [*before, segment, *after], names)
                 start += length
             return
-    places = tuple(_place(resolve(axis)) for axis in axes)
+    places = tuple(axis[0] if axis and isinstance(axis[0], Place) else None for axis in map(resolve, axes))
     named = tuple(names.get(place.atom, "") if place is not None else "" for place in places)
     yield Block(tensor, views, named, math.prod(map(size, axes))), places
-
-
-def _place(axis: Axis) -> Place | None:
-    return axis[0] if axis and isinstance(axis[0], Place) else None
 
 
 @dataclass(frozen=True)

@@ -170,9 +170,9 @@ class SymmetryGroup:
     def _element(self, tensors: Mapping[str, Tensor], generator: Generator | None) -> Tensor:
         """A random element of those that move no unit but such as are free."""
         kind = self.acts_as
-        if not self.folds or bool(self._free(tensors).all()):
-            return kind.element(self.n_rows, self.size, generator)
         free = self._free(tensors).nonzero().flatten().cpu()
+        if len(free) == self.size:
+            return kind.element(self.n_rows, self.size, generator)
         element = kind.identity(self.n_rows, self.size)
         if len(free) and kind.dimension(len(free)):
             among = (free,) if kind.order == 1 else (free[:, None], free)

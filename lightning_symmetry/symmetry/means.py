@@ -98,10 +98,8 @@ def means_behind_gains(tape: Tape, gains: Collection[Gain], blocks: Blocks) -> I
 
 
 def mean_is_free(place: Place | None) -> bool:
-    """Whether anything may be added to a tensor that is the same all along the axis that it has at this place."""
-    if place is None or not place.charge.mean:
-        return False
-    return all(place.charge.mean.isdisjoint(form.mean) for form in place.atom.vanishing)
+    """Whether anything may be added to a leaf that is the same all along the axis that it has at this place."""
+    return place is not None and all(place.charge.mean.isdisjoint(form.mean) for form in place.atom.vanishing)
 
 
 def _affine(norm: Operation | None) -> tuple[str | None, str | None]:

@@ -210,7 +210,7 @@ class _Model:
         rows = [
             row
             for row in self._rows.get(atom, ())
-            if all(len(action.block.dims(self._names.get(row, ""))) == 1 for action in actions)
+            if all(len(action.block.dims(self._names[row])) == 1 for action in actions)
             and all(_goes_through(self._names[row], each) for each in carried)
         ]
         group = SymmetryGroup(

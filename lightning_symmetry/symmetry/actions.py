@@ -251,8 +251,8 @@ def carry(tensor: Tensor, carried: Carried, tensors: Mapping[str, Tensor], axes:
         matrix = each.block.of(tensors[each.block.tensor]).to(vector)
         vector, names = _through(each, matrix, vector, names)
     for name in {name for each in carried.maps for name in each.modules} - set(carried.block.axes):
-        if name in names:  # all modules of a list add to it
-            vector = vector.sum(names.index(name))
+        if name in names:  # all modules of a list add to it, each an equal share of the factor
+            vector = vector.mean(names.index(name))
             names.remove(name)
     block = carried.block.view(tensor)
     if not set(names) <= set(carried.block.axes):

@@ -203,6 +203,55 @@ def test_what_is_added_within_each_module_is_taken_up_within_it(joined):
     assert symmetries.rejected == ()
 
 
+@pytest.mark.parametrize("joined", [sum, lambda outputs: torch.stack(outputs).mean(0)])
+@pytest.mark.parametrize("deep", [True, False])
+def test_what_is_added_is_taken_up_behind_modules_whose_outputs_are_added_up(joined, deep):
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.bias = nn.Embedding(9, 4), nn.Parameter(torch.randn(3))
+            self.members = nn.ModuleList(
+                nn.Sequential(*[nn.Tanh(), nn.Linear(4, 6)] * deep, nn.Linear(6 if deep else 4, 3, bias=False))
+                for _ in range(3)
+            )
+
+        def forward(self, tokens):
+            read = self.first(tokens)
+            return torch.tanh(joined([member(read) for member in self.members]) + self.bias)
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Biased(), (torch.randint(9, (5, 6)),))
+    (shift,) = [group for group in symmetries if group.kind == "translation"]
+    moved = [f"members.{k}.1.bias" for k in range(3)] if deep else ["first.weight"]
+    assert set(shift.parameters) == {*moved, "bias"}
+    assert "members" in [group.name for group in symmetries]
+    assert symmetries.rejected == ()
+
+
+def test_a_gain_of_each_module_that_is_kept_as_its_difference_from_one_is_rescaled():
+    class Gained(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.into, self.gain, self.out = nn.Linear(4, 5), nn.Parameter(torch.randn(5)), nn.Linear(5, 3)
+
+        def forward(self, inputs):
+            return self.out(self.into(inputs).relu() * (1 + self.gain))
+
+    class Added(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.members = nn.ModuleList(Gained() for _ in range(3))
+
+        def forward(self, inputs):
+            return sum(member(inputs) for member in self.members)
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Added(), (torch.randn(7, 4),))
+    moved = {group.name: group.rows for group in symmetries if group.kind in ("permutation", "rescaling")}
+    assert {"members": (), "members.*.gain.rescaling": (("members", 3),)}.items() <= moved.items()
+    assert symmetries.rejected == ()
+
+
 def test_parts_of_different_lengths_that_modules_give_are_laid_end_to_end():
     class Levels(nn.Module):
         def __init__(self):

@@ -264,7 +264,7 @@ class _Model:
         """Those that are not what all positions of another axis go through alike, at each position along this one."""
         order = list(self._names)
         later = set(order[order.index(atom) :]).intersection(self._rows.get(atom, ()))  # rows of one another
-        finer = [o for o in order if atom in self._rows.get(o, ()) and o is not atom and o not in later]
+        finer = [other for other in order if atom in self._rows.get(other, ()) and other not in later]
         spanned = list(chain.from_iterable(self._spanned(kind, other) for other in finer))
         return [degrees for degrees in solutions if not spanned or _beyond([self._by_block(atom, degrees)], spanned)]
 

@@ -110,7 +110,7 @@ class Labelling:
         self.singled_out: list[Charge] = []
         self.read_centred: defaultdict[Unknown, list[Operation | None]] = defaultdict(list)
         self._axes: dict[Value, Axes] = {}
-        self._used = {value for operation in tape.operations for value in operation.inputs}
+        self._used = tape.readers.keys()
         self._indices: dict[Value, Indices | None] = {}
         self._read: list[Axes] = []
         self._positions: dict[Value, Positions] = {}

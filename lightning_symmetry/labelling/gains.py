@@ -62,15 +62,15 @@ def written_gains(tape: Tape) -> list[Gain]:
     uses = readers_of_leaves(tape)
     found = []
     for operation in tape.operations:
-        gains = [value for value in operation.inputs if _is_vector(value) and leaf_of(value) is not None]
+        gains = [(value, name) for value in operation.inputs if _is_vector(value) and (name := leaf_of(value))]
         if operation.operation != aten.mul.Tensor or len(operation.inputs) != 2 or len(gains) != 1:
             continue
-        (given,) = (value for value in operation.inputs if value is not gains[0])
+        ((multiplier, gain),) = gains
+        (given,) = (value for value in operation.inputs if value is not multiplier)
         source = _computed_by(given, tape.readers)
-        kernel = _map_of(source) if source is not None else None
-        if source is not None and kernel is not None:
-            gain, written = leaf_of(gains[0]), frozenset(filter(None, map(leaf_of, source.inputs)))
-            if gain is not None and uses[gain] == {operation} and all(uses[name] == {source} for name in written):
+        if source is not None and _map_of(source) is not None:
+            written = frozenset(filter(None, map(leaf_of, source.inputs)))
+            if uses[gain] == {operation} and all(uses[name] == {source} for name in written):
                 found.append(Gain(gain, written, 1))
     return found
 

@@ -17,7 +17,7 @@ from itertools import chain
 from typing import TypeVar
 
 from lightning_symmetry.labelling.axes import Atom, Place, atoms
-from lightning_symmetry.labelling.charges import Echelon, Unknown, scalings, signs
+from lightning_symmetry.labelling.charges import Echelon, Key, Unknown, scalings, signs
 from lightning_symmetry.labelling.gains import written_gains
 from lightning_symmetry.labelling.labelling import Labelling
 from lightning_symmetry.labelling.naming import axis_names, unlike
@@ -234,12 +234,11 @@ class _Model:
         self._taken.add(name)
         return name
 
-    def _unknowns(self, atom: Atom) -> list[Unknown]:
+    def _unknowns(self, atom: Atom) -> list[Key]:
         """The unknown charges of an axis, those of vectors first: a norm's gain goes with all that reads it."""
         places = self._places[atom]
         vectors_first = sorted(places, key=lambda number: len(self._blocks[number][0].axes) > 1)
-        charges = (place.charge for number in vectors_first for place in places[number])
-        return list(dict.fromkeys(unknown for charge in charges for unknown in charge.scale))
+        return list(dict.fromkeys(place.key for number in vectors_first for place in places[number]))
 
     def _within_means(self, atom: Atom, shift: Shift) -> bool:
         """Whether a shift is of one block, along whose other axis anything may be added that is the same all along."""

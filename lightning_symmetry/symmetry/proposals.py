@@ -122,11 +122,11 @@ class _Model:
             if planes is not None:
                 yield self.completed(planes)
         for degrees in self._own("scale", atom, _beyond(self._solutions("scale", atom), exact)):
-            yield self._group("scale", atom, degrees, exact=False)
+            yield self._group("scale", atom, degrees)
         own = self._own("translation", atom, self._solutions("translation", atom))
         for shift in self._shifts.get(atom, ()):
             if (shift.carried or shift.degrees in own) and not self._within_means(atom, shift):
-                yield self._group("translation", atom, shift.degrees, carried=shift.carried)
+                yield self._group("translation", atom, shift.degrees, shift.carried)
         for degrees in self._own("sign", atom, self._solutions("sign", atom)):
             if not any(degrees.keys() == other.keys() for other in mixed):
                 yield self._group("sign", atom, degrees)
@@ -135,14 +135,13 @@ class _Model:
         """The translation of a block along one dimension: it has one position, and all other dimensions are rows."""
         name = self._name("translation", block.tensor, block.tensor)
         shape = block.shape(self._leaves[block.tensor].shape)
-        rows = tuple(f"{name}[{k}]" for k in range(len(shape)))
-        axes = tuple("" if k == dim else row for k, row in enumerate(rows))
+        axes = ["" if k == dim else f"{name}[{k}]" for k in range(len(shape))]
         seen = replace(block, views=(*block.views, (0, (1, shape[0]))), axes=(name, *axes))
-        sizes = tuple((row, size) for k, (row, size) in enumerate(zip(rows, shape, strict=True)) if k != dim)
+        rows = tuple((axis, size) for axis, size in zip(axes, shape, strict=True) if axis)
         action = Action(seen, (1, *[0] * len(shape)))
         moved = dict.fromkeys((block.tensor, *_unfolded_otherwise(folds, {block})))
         parameters = tuple(self._members(tensor for tensor in moved if tensor in self._parameters))
-        return SymmetryGroup("translation", name, name, 1, sizes, (action,), parameters, folds=folds)
+        return SymmetryGroup("translation", name, name, 1, rows, (action,), parameters, folds=folds)
 
     def completed(self, group: SymmetryGroup, parameter: str = "") -> SymmetryGroup:
         """A group with the tensors that it moves, and with a name after one of its parameters, else after the first."""
@@ -168,16 +167,9 @@ class _Model:
             atoms: The axes.
             means: The blocks of which a mean is free.
         """
-        scales: Echelon[int] = Echelon()
-        shifts: Echelon[int] = Echelon()
-        for number, (block, _) in enumerate(self._blocks):
-            if block in means:
-                shifts.add({number: 1})
-        for atom in atoms:
-            for solution in self._spanned("scale", atom):
-                scales.add(solution)
-            for solution in self._spanned("translation", atom):
-                shifts.add(solution)
+        of_means = ({number: 1} for number, (block, _) in enumerate(self._blocks) if block in means)
+        scales = Echelon(chain(*(self._spanned("scale", atom) for atom in atoms)))
+        shifts = Echelon(chain(of_means, *(self._spanned("translation", atom) for atom in atoms)))
         for kind, solutions, known, exact in (
             ("scale", wholes.scales, scales, True),
             ("scale", wholes.nearly_scales, scales, False),
@@ -201,9 +193,7 @@ class _Model:
             actions.append(Action(block, (degree, *[0] * len(shape))))
         return self.completed(SymmetryGroup(kind, name, name, 1, (), tuple(actions), (), exact=exact))
 
-    def _group(
-        self, kind: str, atom: Atom, degrees: Degrees, exact: bool = True, carried: tuple[Carried, ...] = ()
-    ) -> SymmetryGroup:
+    def _group(self, kind: str, atom: Atom, degrees: Degrees, carried: tuple[Carried, ...] = ()) -> SymmetryGroup:
         actions = actions_on([self._blocks[number] for number in self._places[atom]], degrees)
         vectors = (action.block.tensor for action in actions if len(action.block.axes) == 1)
         eponym = next((name for name in vectors if name in self._parameters), actions[0].block.tensor)
@@ -222,7 +212,7 @@ class _Model:
             actions=actions,
             parameters=(),
             carried=carried,
-            exact=exact,
+            exact=kind != "scale",
         )
         return self.completed(group, eponym)
 
@@ -307,7 +297,5 @@ def _whole(solution: Mapping[K, Fraction]) -> Mapping[K, int]:
 
 def _beyond(solutions: Sequence[Mapping[K, float]], known: Sequence[Mapping[K, float]]) -> list[Mapping[K, float]]:
     """Those solutions that are no combination of known ones and of one another."""
-    span: Echelon[K] = Echelon()
-    for solution in known:
-        span.add(solution)
+    span = Echelon(known)
     return [solution for solution in solutions if span.add(solution)]

@@ -132,6 +132,22 @@ def test_modules_that_do_different_things_are_not_exchanged():
     assert exchanges(Uneven(), torch.randn(9, 4)) == {f"members.{k}.0": 5 for k in range(3)}
 
 
+def test_a_list_that_hides_what_is_within_its_modules_leaves_another_list_as_it_is():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            squashed = (nn.ReLU, nn.Tanh, nn.Tanh)
+            self.mixed = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), kind(), nn.Linear(5, 3)) for kind in squashed)
+            self.alike = nn.ModuleList(Expert(3, 6) for _ in range(3))
+
+        def forward(self, inputs):
+            hidden = torch.sin(sum(member(inputs) for member in self.mixed))
+            return sum(member(hidden) for member in self.alike)
+
+    assert lists_of(Mixed(), torch.randn(9, 4)) == ["alike."]
+    assert exchanges(Mixed(), torch.randn(9, 4)) == {f"mixed.{k}.0": 5 for k in range(3)} | {"alike": 3}
+
+
 def test_modules_of_different_shapes_are_not_tried():
     class Sizes(Ensemble):
         def __init__(self):

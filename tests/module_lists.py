@@ -93,6 +93,15 @@ class Ensemble(nn.Module):
         return torch.stack([member(inputs) for member in self.members]).mean(0)
 
 
+class NormedMembers(Ensemble):
+    """Members each with a layer norm of its own, whose input may be scaled and flipped as a whole."""
+
+    def __init__(self, n_members: int = 3) -> None:
+        super().__init__()
+        layers = lambda: (nn.Linear(4, 5), nn.LayerNorm(5, eps=1e-12), nn.GELU(), nn.Linear(5, 2, bias=False))  # noqa: E731
+        self.members = nn.ModuleList(nn.Sequential(*layers()) for _ in range(n_members))
+
+
 class Branches(nn.Module):
     """Convolutions of one image, side by side, each with its own batch norm."""
 
@@ -125,6 +134,7 @@ MODULE_LISTS = {
     "experts as modules, stacked": Mini(StackedExperts, numbers(16, 4)),
     "experts as modules, routed": Mini(RoutedExperts, numbers(32, 4)),
     "ensemble": Mini(Ensemble, numbers(16, 4)),
+    "members with norms": Mini(NormedMembers, numbers(16, 4)),
     "branches": Mini(Branches, numbers(4, 2, 5, 5)),
     "towers": Mini(Towers, numbers(16, 3, 4)),
 }

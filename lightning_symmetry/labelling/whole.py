@@ -1,4 +1,4 @@
-"""Scales and shifts of whole tensors: all that is written to a stream, against the norms that read it.
+"""Scales, signs and shifts of whole tensors: all that is written to a stream, against the norms that read it.
 
 The same laws that say how an axis is scaled, and what may be added along it, say so of a tensor as a whole, with one
 number: it is an axis of one position that every tensor has. Whatever a norm divides by its size may be scaled; what is
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from lightning_symmetry.labelling.charges import NEUTRAL, Charge, Unknown, scalings, unknown
+from lightning_symmetry.labelling.charges import NEUTRAL, Charge, Unknown, scalings, signs, unknown
 from lightning_symmetry.labelling.laws import WHOLE
 from lightning_symmetry.labelling.operation_laws import is_zero, law_of_call
 from lightning_symmetry.tracing.layout import LAYOUT
@@ -29,16 +29,18 @@ class Wholes:
     Attributes:
         scales: The exponents by which they may be scaled.
         nearly_scales: Those that hold but for the small constants of norms.
+        signs: Which of them may be flipped together.
         shifts: How often a number may be added to all of their entries.
     """
 
     scales: list[Degrees]
     nearly_scales: list[Degrees]
+    signs: list[Degrees]
     shifts: list[Degrees]
 
 
 def of_whole_tensors(tape: Tape) -> Wholes:
-    """The degrees to which leaves may be scaled and shifted as wholes."""
+    """The degrees to which leaves may be scaled, flipped and shifted as wholes."""
     charges: dict[Value, Charge] = {}
     moved = (value for value in tape.leaves.values() if value.depends and value in tape.readers)
     names = {value: value.name for value in moved if value.name and math.prod(value.shape) > 0}
@@ -75,5 +77,9 @@ def of_whole_tensors(tape: Tape) -> Wholes:
     return Wholes(
         scales=solved(form.scale for form in vanishing + nearly),
         nearly_scales=solved(form.scale for form in vanishing),
+        signs=[
+            {name: Fraction(1) for key, name in unknowns.items() if key in flip}
+            for flip in signs((form.sign for form in vanishing), list(unknowns))
+        ],
         shifts=solved(form.shift for form in vanishing),
     )

@@ -200,10 +200,12 @@ def _stream_rank(group: SymmetryGroup, gauge: Gauge, tolerance: float, tensors: 
 def has_order_parameters(group: SymmetryGroup, symmetries: Symmetries) -> bool:
     """Whether a group has a symmetric state of its own.
 
-    A rotation of planes has none but that of their scales. Units of an axis that may be rotated as a whole are dead in
-    one basis alone: that axis is judged by its rank.
+    A rotation of planes has none but that of their scales, and a sign of whole tensors only zero. Units of an axis that
+    may be rotated as a whole are dead in one basis alone: that axis is judged by its rank.
     """
     is_axis = any(group.axis in block.axes for block in symmetries.blocks)
+    if group.kind == "sign" and not is_axis:
+        return False
     if group.kind in ("rescaling", "sign") and is_axis:
         return not any(other.kind == "rotation" and other.form and other.axis == group.axis for other in symmetries)
     return group.kind in _ORDER_PARAMETERS and (is_axis or not group.form)

@@ -55,7 +55,8 @@ def propose_with_exchanges(
         names = {_stack_of(name, places): None for name in parameters}
         proposals = propose(_with_stacks(tape, lists), names, kinds)
         between = [_on_stacks(group, places) for group in apart.groups if _is_between(group, places)]
-        groups = [*proposals.groups, *between]
+        each = [_each_by_itself(group, apart.groups, proposals.blocks, places) for group in proposals.groups]
+        groups = [*each, *between]
         hiding = _hiding(lists, apart.groups, groups)
         if not hiding:
             return replace(proposals, groups=groups), lists
@@ -243,6 +244,47 @@ def _of_stack(block: Block, stack: str, number: int) -> Block:
     """A block of a module's tensor, as a part of the stack."""
     views = tuple((dim + 1, *rest) for dim, *rest in block.views)
     return replace(block, tensor=stack, views=((0, number, 1), *views), axes=("", *block.axes))
+
+
+def _each_by_itself(
+    group: SymmetryGroup,
+    apart: Iterable[SymmetryGroup],
+    blocks: Sequence[Block],
+    places: Mapping[str, tuple[str, int]],
+) -> SymmetryGroup:
+    """A scale or sign of whole stacks as one of each of their modules, where each has one; other groups as they are."""
+    depth = min(tensor.count(STAR) for tensor in group.tensors)
+    modules = {_numbers(leaf, places) for leaf in group.parameters}
+    if (
+        group.kind not in ("scale", "sign")
+        or group.size > 1
+        or not depth
+        or any(len(numbers) != depth for numbers in modules)
+    ):
+        return group
+    scaled = set()
+    for other in apart:
+        of_modules = {_numbers(name, places) for name in other.tensors}
+        stacks = {_stack_of(name, places) for name in other.tensors}
+        if other.kind == group.kind and len(of_modules) == 1 and stacks == set(group.tensors):
+            scaled |= of_modules
+    if scaled != modules:
+        return group
+    degrees = {action.block.tensor: max(action.degrees, key=abs) for action in group.actions}
+    parts = [block for block in blocks if block.tensor in degrees]
+    *rows, axis = parts[0].axes[:depth]
+    lengths = [1 + max(numbers) for numbers in zip(*modules, strict=True)]
+    actions = tuple(
+        Action(part, tuple(degrees[part.tensor] * (dim == depth - 1) for dim in range(len(part.axes))))
+        for part in parts
+    )
+    of_rows = tuple(zip(rows, lengths, strict=False))
+    return replace(group, axis=axis, size=lengths[-1], rows=of_rows, actions=actions)
+
+
+def _numbers(name: str, places: Mapping[str, tuple[str, int]]) -> tuple[int, ...]:
+    """Where in its lists the module is that has a tensor, the outermost list first."""
+    return (*_numbers(places[name][0], places), places[name][1]) if name in places else ()
 
 
 def _extent(groups: Iterable[SymmetryGroup], tensors: Collection[str] | None = None) -> Counter[str]:

@@ -160,7 +160,7 @@ class _Model:
     def groups_of_whole_tensors(
         self, wholes: Wholes, atoms: Iterable[Atom], means: Collection[Block]
     ) -> Iterator[SymmetryGroup]:
-        """The scales and shifts of whole tensors that are none of all positions along some axis alike.
+        """The scales, signs and shifts of whole tensors that are none of all positions along some axis alike.
 
         Args:
             wholes: The degrees of tensors.
@@ -169,10 +169,12 @@ class _Model:
         """
         of_means = ({number: 1} for number, (block, _) in enumerate(self._blocks) if block in means)
         scales = Echelon(chain(*(self._spanned("scale", atom) for atom in atoms)))
+        signs = Echelon(chain(*(self._spanned("sign", atom) for atom in atoms)), modulus=2)
         shifts = Echelon(chain(of_means, *(self._spanned("translation", atom) for atom in atoms)))
         for kind, solutions, known, exact in (
             ("scale", wholes.scales, scales, True),
             ("scale", wholes.nearly_scales, scales, False),
+            ("sign", wholes.signs, signs, True),
             ("translation", wholes.shifts, shifts, True),
         ):
             for degrees in map(_whole, solutions):

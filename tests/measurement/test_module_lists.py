@@ -11,7 +11,7 @@ from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.units import why_not_matched
 from lightning_symmetry.symmetry.find import find_symmetries
-from tests.module_lists import Experts, Heads
+from tests.module_lists import Experts, Heads, NormedMembers
 
 
 class FusedHeads(nn.Module):
@@ -47,6 +47,23 @@ class BatchedExperts(nn.Module):
         return torch.einsum("ne,ned->nd", F.softmax(self.router(tokens), -1), outputs)
 
 
+class BatchedMembers(nn.Module):
+    """The members of a list as one tensor for each of their maps, norms and biases."""
+
+    def __init__(self, model):
+        super().__init__()
+        for name, _ in model.members[0].named_parameters():
+            stack = torch.stack([member.get_parameter(name).detach() for member in model.members])
+            setattr(self, f"layer{name}".replace(".", "_"), nn.Parameter(stack))
+
+    def forward(self, inputs):
+        hidden = F.layer_norm(
+            torch.einsum("mhd,nd->nmh", self.layer0_weight, inputs) + self.layer0_bias, (5,), eps=1e-12
+        )
+        hidden = F.gelu(hidden * self.layer1_weight + self.layer1_bias)
+        return torch.einsum("moh,nmh->nmo", self.layer3_weight, hidden).mean(1)
+
+
 def measured(model, batch):
     """All indicators of one model, by their names and the number of units of their groups."""
     symmetries = find_symmetries(model, (batch,))
@@ -67,7 +84,8 @@ def measured(model, batch):
 
 
 @pytest.mark.parametrize(
-    ("listed", "fused", "batch"), [(Heads, FusedHeads, (2, 5, 6)), (Experts, BatchedExperts, (16, 4))]
+    ("listed", "fused", "batch"),
+    [(Heads, FusedHeads, (2, 5, 6)), (Experts, BatchedExperts, (16, 4)), (NormedMembers, BatchedMembers, (16, 4))],
 )
 def test_the_same_is_measured_of_a_list_as_of_one_tensor(listed, fused, batch):
     torch.manual_seed(0)

@@ -17,7 +17,17 @@ from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.proposals import propose
 from lightning_symmetry.tracing.step import Step
 from lightning_symmetry.tracing.tracing import trace
-from tests.module_lists import Branches, Ensemble, Expert, Experts, Heads, RoutedExperts, StackedExperts, Towers
+from tests.module_lists import (
+    Branches,
+    Ensemble,
+    Expert,
+    Experts,
+    Heads,
+    NormedMembers,
+    RoutedExperts,
+    StackedExperts,
+    Towers,
+)
 from tests.zoo import ZOO, found
 
 
@@ -79,6 +89,15 @@ def test_running_statistics_are_exchanged_too():
     symmetries = find_symmetries(Branches(), (torch.randn(4, 2, 5, 5),))
     group = next(group for group in symmetries if group.name == "branches")
     assert set(group.buffers) == {f"branches.{k}.1.running_{what}" for k in range(3) for what in ("mean", "var")}
+
+
+def test_each_module_has_a_scale_and_a_sign_before_its_norm():
+    symmetries = find_symmetries(NormedMembers(), (torch.randn(16, 4),))
+    found = {group.name: (group.axis, group.rows, group.size, group.parameters) for group in symmetries}
+    layers = tuple(f"members.{k}.0.{name}" for name in ("weight", "bias") for k in range(3))
+    assert found["members"][:3] == ("members", (), 3)
+    assert found["members.*.0.scale"] == ("members", (), 3, layers)
+    assert found["members.*.0.sign"] == ("members", (), 3, (*layers, *(f"members.{k}.1.weight" for k in range(3))))
 
 
 def test_lists_within_lists_are_exchanged_each():

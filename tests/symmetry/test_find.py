@@ -125,7 +125,7 @@ EXPECTED = {
         {
             "rotation": {"0.rotation": (8,)},
             "rescaling": {"1.rescaling": (8,)},
-            "sign": {"1.sign": (8,)},
+            "sign": {"0.sign": (1,), "1.sign": (8,)},  # with what reads the norm, all that it reads may be flipped
             "scale": {"0.scale": (1,)},
             "translation": {"0.weight.translation": (5, 1), "0.bias.translation": (1,)},
         },
@@ -175,8 +175,9 @@ EXPECTED = {
             "rescaling": of_each_layer(2, {"blocks.{}.norm1.rescaling": (12,), "blocks.{}.norm2.rescaling": (12,)})
             | {"norm.rescaling": (12,)},
             "sign": of_each_layer(2, {"blocks.{}.norm1.sign": (12,), "blocks.{}.norm2.sign": (12,)})
-            | {"norm.sign": (12,)},
-            "scale": {"positions.scale": (1,)},  # all that is written to the stream
+            | {"norm.sign": (12,)}
+            | {"positions.sign": (1,)},
+            "scale": {"positions.scale": (1,)},  # all that is written to the stream, as may its sign
             # what all positions gain and all tokens lose; the mean that every norm takes away, of all that is written
             # to the stream: positions that the batch has and the one that it has not, tokens, weights, biases; the
             # mean of what reads a norm, with its bias, of keys and values
@@ -224,7 +225,8 @@ EXPECTED = {
             "rescaling": of_each_layer(
                 2, {"transformer.h.{}.ln_1.rescaling": (24,), "transformer.h.{}.ln_2.rescaling": (24,)}
             ),
-            "sign": of_each_layer(2, {"transformer.h.{}.ln_1.sign": (24,), "transformer.h.{}.ln_2.sign": (24,)}),
+            "sign": of_each_layer(2, {"transformer.h.{}.ln_1.sign": (24,), "transformer.h.{}.ln_2.sign": (24,)})
+            | {"transformer.wte.sign": (1,)},
             "scale": {"transformer.wte.scale": (1,)},
             # the embedding of tokens, against that of positions, shifts all logits of a position alike
             "translation": {"transformer.wte.translation": (24,), "transformer.wpe.weight.translation": (16, 1)}

@@ -55,6 +55,11 @@ def wholes(*places):
     return {"scale": dict.fromkeys(places, (1,))}
 
 
+def centred_wholes(*places):
+    """The same where the norms take the mean of all units away, so that these can only be flipped together."""
+    return {"scale": dict.fromkeys(places, (1,)), "sign": dict.fromkeys(places, (1,))}
+
+
 def together(*parts):
     """Groups by kind, from several parts."""
     kinds = dict.fromkeys(kind for part in parts for kind in part)
@@ -211,13 +216,16 @@ EXPECTED = {
             "convnext.layernorm",
             size=10,
         ),
-        wholes(  # each norm reads a depthwise convolution, or a stream that a norm or a convolution starts
+        centred_wholes(  # each norm reads a depthwise convolution, or a stream that a norm or a convolution starts
             "convnext.embeddings.patch_embeddings",
             "convnext.embeddings.layernorm",
             *of_each({"convnext.encoder.stages.0.layers.{}.dwconv": ()}, *LAYERS),
-            "convnext.encoder.stages.1.downsampling_layer.0",
             "convnext.encoder.stages.1.layers.0.dwconv",
         ),
+        {  # its name is taken by the signs of a norm's gain
+            "scale": {"convnext.encoder.stages.1.downsampling_layer.0": (1,)},
+            "sign": {"convnext.encoder.stages.1.downsampling_layer.0#2": (1,)},
+        },
         means(
             **{
                 "convnext.embeddings.patch_embeddings": (3, 4, 4),
@@ -265,7 +273,7 @@ EXPECTED = {
     "gpt2": together(
         affine(*of_each({"transformer.h.{}.ln_1": (), "transformer.h.{}.ln_2": ()}, *LAYERS), size=15),
         heads([f"transformer.h.{k}.attn.c_attn" for k in LAYERS], "qk", "v", 3, 5),
-        wholes("transformer.wte"),
+        centred_wholes("transformer.wte"),
         means(
             **of_each({"transformer.h.{}.attn.c_proj": (3, 5), "transformer.h.{}.mlp.c_proj": (22,)}, *LAYERS),
         ),
@@ -279,7 +287,7 @@ EXPECTED = {
     "bert": together(  # post-norm: only the last norm is read by linear maps alone
         affine("bert.encoder.layer.1.output.LayerNorm", size=15),
         heads([f"bert.encoder.layer.{k}.attention.self" for k in LAYERS], "query", "value", 3, 5),
-        wholes(  # one a segment of the stream between two norms
+        centred_wholes(  # one a segment of the stream between two norms
             "bert.embeddings.word_embeddings",
             "bert.embeddings.LayerNorm",
             "bert.encoder.layer.0.attention.output.LayerNorm",
@@ -330,7 +338,7 @@ EXPECTED = {
             size=15,
         ),
         heads([f"vit.layers.{k}.attention" for k in LAYERS], "q_proj", "v_proj", 3, 5),
-        wholes("vit.embeddings"),
+        centred_wholes("vit.embeddings"),
         means(**of_each({"vit.layers.{}.attention.o_proj": (3, 5), "vit.layers.{}.mlp.fc2": (22,)}, *LAYERS)),
         {"rotation": {"vit.embeddings.cls_token": (15,)}},
         shifts(
@@ -363,7 +371,7 @@ EXPECTED = {
     "encoder post-norm": together(
         affine("encoder.layers.1.norm2", size=12),
         ENCODER_HEADS,
-        wholes("read", "encoder.layers.0.linear1", "encoder.layers.0.norm2", "encoder.layers.1.linear1"),
+        centred_wholes("read", "encoder.layers.0.linear1", "encoder.layers.0.norm2", "encoder.layers.1.linear1"),
         ENCODER_MEANS,
         # the first block reads what no norm gave
         fused(["encoder.layers.1.self_attn.in_proj_weight"], 3, 4),
@@ -375,7 +383,7 @@ EXPECTED = {
             *of_each({"encoder.layers.{}.norm1": (), "encoder.layers.{}.norm2": ()}, *LAYERS), "encoder.norm", size=12
         ),
         ENCODER_HEADS,
-        wholes("read"),
+        centred_wholes("read"),
         ENCODER_MEANS,
         means(read=(5,)),
         fused([f"encoder.layers.{k}.self_attn.in_proj_weight" for k in LAYERS], 3, 4),
@@ -421,7 +429,7 @@ EXPECTED = {
     "lora": {"rotation": {"0.A": (3,), "2.A": (2,)}},
     "layer scale": together(
         {"rotation": {"0": (5,)}},
-        wholes("0"),
+        centred_wholes("0"),
         affine("1.norm", "2.norm", "3", "1", "2", size=5),  # those of norms, and those that layers write through
         {"sign": {"1.layer.0": (6,), "2.layer.0": (7,)}},
         means(**{"0": (5,), "1.layer.2": (6,), "2.layer.2": (7,)}),
@@ -437,7 +445,7 @@ EXPECTED = {
     "vae": {},
     "mlp-mixer": together(
         affine("blocks.0.norm2", "blocks.1.norm2", "norm", size=10),
-        wholes("read", "blocks.0.norm1", "blocks.1.norm1"),  # a map over patches leaves a norm's gain one scale
+        centred_wholes("read", "blocks.0.norm1", "blocks.1.norm1"),  # a map over patches leaves a norm's gain one scale
         means(**{"read": (3, 4, 4), "blocks.0.channels.2": (13,), "blocks.1.channels.2": (14,)}),
         reads(**{"blocks.0.channels.0": (13,), "blocks.1.channels.0": (14,), "head": (5,)}),
         shifts("blocks.0.norm2", "blocks.1.norm2", "norm", size=10),

@@ -189,7 +189,7 @@ def _nullspace(
 ) -> list[dict[Unknown, Fraction]]:
     """Unknowns of no interest are eliminated first, of the others the last first."""
     rank = {unknown: number for number, unknown in enumerate(unknowns)}
-    echelon: Echelon[Unknown] = Echelon(modulus)
+    echelon: Echelon[Unknown] = Echelon(modulus=modulus)
     for form in forms:
         echelon.add(form, lambda keys: max(keys, key=lambda key: rank.get(key, len(rank))))
     rows = {pivot: row for pivot, row in echelon.rows.items() if pivot in rank}
@@ -204,12 +204,15 @@ class Echelon(Generic[K]):
     """Linear forms in reduced echelon form: each row is one at a pivot of its own, which no other row has.
 
     Args:
+        forms: Forms to begin with.
         modulus: A prime to count by, as 2 for GF(2); None for the rationals.
     """
 
-    def __init__(self, modulus: int | None = None) -> None:
+    def __init__(self, forms: Iterable[Mapping[K, float | Fraction]] = (), modulus: int | None = None) -> None:
         self.rows: dict[K, dict[K, Fraction]] = {}
         self._modulus = modulus
+        for form in forms:
+            self.add(form)
 
     def add(
         self,

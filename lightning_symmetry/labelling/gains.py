@@ -7,7 +7,7 @@ its own (LayerScale), is ``(g W) x + g b``. Once a gain is folded away it tells 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from lightning_symmetry.tracing.layout import LAYOUT
 from lightning_symmetry.tracing.tape import Operation, Tape, Value
 
 aten = torch.ops.aten
+Readers = Mapping[Value, Sequence[Operation]]
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,13 @@ class Gain:
 
 def read_gains(tape: Tape) -> list[Gain]:
     """The gains that can be folded into maps that read nothing else."""
-    consumers = _consumers(tape)
     uses = readers_of_leaves(tape, picked=True)
     found: dict[tuple[str, str | None], list[tuple[Operation, Collection[Operation]]]] = defaultdict(list)
     for operation in tape.operations:
-        affine = _affine(operation, consumers)
+        affine = _affine(operation, tape.readers)
         if affine is not None:
             gain, bias, output = affine
-            found[gain, bias].append((operation, list(_readers(output, consumers))))
+            found[gain, bias].append((operation, list(_readers(output, tape.readers))))
     folds = []
     for (gain, bias), norms in found.items():
         reading = [reader for _, readers in norms for reader in readers]
@@ -59,41 +59,32 @@ def read_gains(tape: Tape) -> list[Gain]:
 
 def written_gains(tape: Tape) -> list[Gain]:
     """The gains that multiply what one map gives, and nothing else."""
-    consumers = _consumers(tape)
     uses = readers_of_leaves(tape)
     found = []
     for operation in tape.operations:
-        gains = [value for value in operation.inputs if _is_vector(value) and leaf_of(value) is not None]
+        gains = [(value, name) for value in operation.inputs if _is_vector(value) and (name := leaf_of(value))]
         if operation.operation != aten.mul.Tensor or len(operation.inputs) != 2 or len(gains) != 1:
             continue
-        (given,) = (value for value in operation.inputs if value is not gains[0])
-        source = _computed_by(given, consumers)
-        kernel = _map_of(source) if source is not None else None
-        if source is not None and kernel is not None:
-            gain, written = leaf_of(gains[0]), frozenset(filter(None, map(leaf_of, source.inputs)))
-            if gain is not None and uses[gain] == {operation} and all(uses[name] == {source} for name in written):
+        ((multiplier, gain),) = gains
+        (given,) = (value for value in operation.inputs if value is not multiplier)
+        source = _computed_by(given, tape.readers)
+        if source is not None and _map_of(source) is not None:
+            written = frozenset(filter(None, map(leaf_of, source.inputs)))
+            if uses[gain] == {operation} and all(uses[name] == {source} for name in written):
                 found.append(Gain(gain, written, 1))
     return found
 
 
-def _computed_by(value: Value, consumers: Mapping[Value, list[Operation]]) -> Operation | None:
+def _computed_by(value: Value, readers: Readers) -> Operation | None:
     """The operation that computed a tensor, laid out anew since; None where anything else reads it on the way."""
-    while value.source is not None and len(consumers[value]) == 1:
+    while value.source is not None and len(readers[value]) == 1:
         if not (value.source.name in LAYOUT or looks_at_others(value.source)):
             return value.source
         value = value.source.args[0]
     return None
 
 
-def _consumers(tape: Tape) -> defaultdict[Value, list[Operation]]:
-    consumers: defaultdict[Value, list[Operation]] = defaultdict(list)
-    for operation in tape.operations:
-        for value in dict.fromkeys(operation.inputs):
-            consumers[value].append(operation)
-    return consumers
-
-
-def _affine(operation: Operation, consumers: Mapping[Value, list[Operation]]) -> tuple[str, str | None, Value] | None:
+def _affine(operation: Operation, readers: Readers) -> tuple[str, str | None, Value] | None:
     """The gain that an operation applies, the bias after it, and the tensor that comes out."""
     output = operation.outputs[0] if operation.outputs else None
     if output is None or not output.depends:
@@ -106,7 +97,7 @@ def _affine(operation: Operation, consumers: Mapping[Value, list[Operation]]) ->
     gains = [leaf_of(arg) for arg in operation.args if isinstance(arg, Value) and _is_vector(arg)]
     if len(gains) != 1 or gains[0] is None or len(operation.inputs) != 2:
         return None
-    after = consumers[output]
+    after = readers.get(output, ())
     if len(after) == 1 and after[0].operation == aten.add.Tensor:
         added = [
             leaf_of(arg) for arg in after[0].args if isinstance(arg, Value) and arg is not output and _is_vector(arg)
@@ -120,15 +111,15 @@ def _is_vector(value: Value) -> bool:
     return len(value.shape) >= 1 and value.shape[-1] > 1 and all(length == 1 for length in value.shape[:-1])
 
 
-def _readers(value: Value, consumers: Mapping[Value, list[Operation]]) -> Iterable[Operation]:
+def _readers(value: Value, readers: Readers) -> Iterable[Operation]:
     """The operations that read a tensor, laid out anew or not, or laid beside others."""
-    for operation in consumers[value]:
+    for operation in readers.get(value, ()):
         if not any(output is not None and output.depends for output in operation.outputs):
             continue
         if operation.name in LAYOUT or operation.name == "cat" or looks_at_others(operation):
             for output in operation.outputs:
                 if output is not None:
-                    yield from _readers(output, consumers)
+                    yield from _readers(output, readers)
         else:
             yield operation
 

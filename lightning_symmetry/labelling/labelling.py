@@ -111,7 +111,7 @@ class Labelling:
         self.singled_out: list[Charge] = []
         self.read_centred: defaultdict[Unknown, list[Operation | None]] = defaultdict(list)
         self._axes: dict[Value, Axes] = {}
-        self._used = {value for operation in tape.operations for value in operation.inputs}
+        self._used = tape.readers.keys()
         self._indices: dict[Value, Indices | None] = {}
         self._read: list[Axes] = []
         self._positions: dict[Value, Positions] = {}
@@ -358,16 +358,13 @@ class Labelling:
 
 
 def _indexed_beside(axes: Axes, known: Iterable[Indices]) -> Axes:
-    """The axes that indices at every position of a tensor pick a position of: those without a rival, each once."""
+    """The axes that indices at every position of a tensor pick a position of, once for each of these indices."""
     present = {atom for axis in axes for atom in atoms(axis)}
-    picked = [
-        indices.axis for indices in known if present.issuperset(atom for axis in indices.places for atom in atoms(axis))
-    ]
-    named = [set(atoms(axis)) for axis in picked]
     return [
-        axis
-        for axis, found in zip(picked, named, strict=True)
-        if sum(found <= other for other in named) == 1 and present.isdisjoint(found)
+        indices.axis
+        for indices in known
+        if present.issuperset(atom for axis in indices.places for atom in atoms(axis))
+        and present.isdisjoint(atoms(indices.axis))
     ]
 
 

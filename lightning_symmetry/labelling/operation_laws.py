@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from fractions import Fraction
 from typing import Any
 
@@ -72,7 +72,6 @@ POWERS: Mapping[Any, Law] = {
     aten.sign: power(0, "odd"),
     aten.rsqrt: power(Fraction(-1, 2), "neither"),
     aten.sqrt: power(Fraction(1, 2), "neither"),
-    aten.var: power(2, "even"),
 }
 
 
@@ -175,7 +174,7 @@ def _is_infinitely_low(value: Value) -> bool:
     return value.constant is not None and value.constant.numel() > 0 and bool((value.constant < -1e4).all())
 
 
-def law_of_call(operation: Operation, used: set[Value]) -> Law:
+def law_of_call(operation: Operation, used: Set[Value]) -> Law:
     """The law of an operation on a tape, of which the values that are read are used."""
     if operation.operation.overloadpacket in CONTRACTIONS and is_average(operation):
         return average if len(operation.inputs) == 2 else affine(0, average)

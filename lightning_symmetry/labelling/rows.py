@@ -28,13 +28,9 @@ def rows_of(tensors: Iterable[list[Axis]], leaves: Iterable[list[Axis]]) -> dict
                 counts = {**elsewhere, **Counter(together)}
                 for atom in together:
                     beside = {other for other, count in counts.items() if count == 1} - {atom}
-                    known = rows[atom] if atom in rows else _in_order(axes)
+                    known = rows.get(atom, chain.from_iterable(map(atoms, axes)))
                     rows[atom] = {other: None for other in known if other in beside}
     return {atom: list(found) for atom, found in rows.items()}
-
-
-def _in_order(axes: list[Axis]) -> Iterable[Atom]:
-    return chain.from_iterable(map(atoms, axes))
 
 
 def _alternatives(axis: Axis) -> Iterable[tuple[Atom, ...]]:

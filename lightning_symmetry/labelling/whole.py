@@ -42,11 +42,8 @@ class Wholes:
 def of_whole_tensors(tape: Tape) -> Wholes:
     """The degrees to which leaves may be scaled, flipped and shifted as wholes."""
     charges: dict[Value, Charge] = {}
-    used = {value for operation in tape.operations for value in operation.inputs}
-    moved = (
-        name for name, value in tape.leaves.items() if value.depends and value in used and math.prod(value.shape) > 0
-    )
-    names = {tape.leaves[name]: name for name in moved}
+    moved = (value for value in tape.leaves.values() if value.depends and value in tape.readers)
+    names = {value: value.name for value in moved if value.name and math.prod(value.shape) > 0}
     leaves = {value: unknown() for value in names}
 
     def charge_of(value: Value) -> Charge:
@@ -65,7 +62,7 @@ def of_whole_tensors(tape: Tape) -> Wholes:
         if operation.name in LAYOUT:
             charges.update(dict.fromkeys(outputs, charge_of(operation.inputs[0])))
             continue
-        answer = law_of_call(operation, used)([charge_of(value) for value in operation.inputs], WHOLE)
+        answer = law_of_call(operation, tape.readers.keys())([charge_of(value) for value in operation.inputs], WHOLE)
         vanishing += answer.vanishing
         nearly += answer.nearly
         charges.update(dict.fromkeys(outputs, answer.output))

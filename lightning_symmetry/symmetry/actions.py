@@ -101,13 +101,9 @@ def _blocks(
                 yield from _blocks(tensor, (*views, (dim, start, length)), [*before, segment, *after], names)
                 start += length
             return
-    places = tuple(_place(resolve(axis)) for axis in axes)
+    places = tuple(axis[0] if axis and isinstance(axis[0], Place) else None for axis in map(resolve, axes))
     named = tuple(names.get(place.atom, "") if place is not None else "" for place in places)
     yield Block(tensor, views, named, math.prod(map(size, axes))), places
-
-
-def _place(axis: Axis) -> Place | None:
-    return axis[0] if axis and isinstance(axis[0], Place) else None
 
 
 @dataclass(frozen=True)
@@ -255,8 +251,8 @@ def carry(tensor: Tensor, carried: Carried, tensors: Mapping[str, Tensor], axes:
         matrix = each.block.of(tensors[each.block.tensor]).to(vector)
         vector, names = _through(each, matrix, vector, names)
     for name in {name for each in carried.maps for name in each.modules} - set(carried.block.axes):
-        if name in names:  # all modules of a list add to it
-            vector = vector.sum(names.index(name))
+        if name in names:  # all modules of a list add to it, each an equal share of the factor
+            vector = vector.mean(names.index(name))
             names.remove(name)
     block = carried.block.view(tensor)
     if not set(names) <= set(carried.block.axes):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -19,10 +19,9 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from lightning_symmetry.labelling.labelling import IN_ANY_ORDER
-from lightning_symmetry.stacks import STAR
+from lightning_symmetry.stacks import STAR, first_of
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import SymmetryGroup
-from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.proposals import Proposals, propose
 from lightning_symmetry.tracing.tape import Operation, Tape, Value, made
 
@@ -36,7 +35,7 @@ Lists = Mapping[str, Modules]
 
 
 def propose_with_exchanges(
-    tape: Tape, parameters: Collection[str], kinds: Collection[str] = tuple(KINDS), false: Collection[str] = ()
+    tape: Tape, parameters: Collection[str], kinds: Collection[str], apart: Proposals, lists: Lists
 ) -> tuple[Proposals, Lists]:
     """Propose groups with the modules of lists stacked, so that they may be exchanged.
 
@@ -46,13 +45,12 @@ def propose_with_exchanges(
         tape: The tape.
         parameters: The names of its leaves that are parameters.
         kinds: The kinds of symmetry.
-        false: The names of lists that are known to be none.
+        apart: What was proposed without stacks.
+        lists: The lists of modules that may be exchanged.
 
     Returns:
         The proposals, and the lists that are exchanged as far as the tape tells.
     """
-    lists = without(_joined_lists(tape), false) if "permutation" in kinds else {}
-    apart = propose(_with_stacks(tape, {}), parameters, kinds)
     while lists:
         places = _places(lists)
         names = {_stack_of(name, places): None for name in parameters}
@@ -74,9 +72,9 @@ def _hiding(lists: Lists, apart: Sequence[SymmetryGroup], stacked: Sequence[Symm
     for name, modules in lists.items():
         stacks = {_stack_of(stack, places) for stack in modules[0]}
         own = {leaf for leaf in places if _stack_of(leaf, places) in stacks}
-        if _less(_extent(stacked, stacks), _extent(apart, own)):
+        if not _extent(apart, own) <= _extent(stacked, stacks):
             hiding.append(name)
-    return hiding or (lists.keys() if _less(_extent(stacked), _extent(apart)) else [])
+    return hiding or ([] if _extent(apart) <= _extent(stacked) else lists.keys())
 
 
 def unexchanged(groups: Iterable[SymmetryGroup], lists: Lists) -> list[str]:
@@ -115,7 +113,7 @@ def _crossed(groups: Iterable[SymmetryGroup], lists: Lists) -> list[str]:
     return [name for name in lists if name not in others]
 
 
-def _joined_lists(tape: Tape) -> dict[str, Modules]:
+def joined_lists(tape: Tape) -> dict[str, Modules]:
     """The lists of modules that are alike, and of which what comes is joined in any order."""
     lists: dict[str, Modules] = {}
     depths = {leaf[: number.start()].count(".") for leaf in tape.leaves for number in _NUMBER.finditer(leaf)}
@@ -138,16 +136,17 @@ def _alike(tape: Tape, depth: int) -> dict[str, Modules]:
     alike: dict[str, Modules] = {}
     for before, numbered in found.items():
         modules = [numbered.get(number, {}) for number in range(len(numbered))]
-        numbers_alone = any(not tape.leaves[leaf].shape for leaf in modules[0].values())
-        if len(modules) > 1 and modules[0] and not numbers_alone and len(set(_shapes(tape, modules))) == 1:
+        first, *others = (
+            {
+                stack: (tape.leaves[leaf].shape, tape.leaves[leaf].dtype, tape.offsets.get(leaf))
+                for stack, leaf in module.items()
+            }
+            for module in modules
+        )
+        numbers_alone = any(not shape for shape, *_ in first.values())
+        if others and first and not numbers_alone and all(other == first for other in others):
             alike[before] = modules
     return alike
-
-
-def _shapes(tape: Tape, modules: Modules) -> Iterator[frozenset[object]]:
-    for module in modules:
-        leaves = [(stack, leaf, tape.leaves[leaf]) for stack, leaf in module.items()]
-        yield frozenset((stack, value.shape, value.dtype, tape.offsets.get(leaf)) for stack, leaf, value in leaves)
 
 
 def _joined_in_any_order(tape: Tape, modules: Modules) -> bool:
@@ -183,24 +182,22 @@ def _may_be_same(one: Tensor, other: Tensor) -> bool:
 
 def _with_stacks(tape: Tape, lists: Lists) -> Tape:
     """The tape with the tensors of modules in lists stacked, and with no others."""
-    leaves, offsets = dict(tape.leaves), dict(tape.offsets)
+    leaves = dict(tape.leaves)
     selected: list[Operation] = []
     for value in leaves.values():
         value.source = None
     for modules in lists.values():
-        for name, first in modules[0].items():
+        for name in modules[0]:
             values = [leaves[module[name]] for module in modules]
             stack = leaves[name] = Value((len(values), *values[0].shape), values[0].dtype, name=name)
             selected[:0] = [made(each, torch.ops.aten.select_copy.int, stack, 0, k) for k, each in enumerate(values)]
-            if first in offsets:
-                offsets[name] = offsets[first]
     places = _places(lists)
     in_place = {_stack_of(name, places): None for name in tape.leaves}
     return replace(
         tape,
         operations=selected + tape.operations,
         leaves={name: leaves[name] for name in in_place},
-        offsets={name: number for name, number in offsets.items() if name in in_place},
+        offsets={name: tape.offsets[first_of(name)] for name in in_place if first_of(name) in tape.offsets},
     )
 
 
@@ -295,7 +292,3 @@ def _extent(groups: Iterable[SymmetryGroup], tensors: Collection[str] | None = N
         if tensors is None or not set(tensors).isdisjoint(group.tensors):
             extent[group.kind] += max(group.dimension, group.n_rows * (group.size - 1))
     return extent
-
-
-def _less(extent: Counter[str], than: Counter[str]) -> bool:
-    return any(extent[kind] < size for kind, size in than.items())

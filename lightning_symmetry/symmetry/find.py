@@ -9,9 +9,10 @@ from torch import nn
 
 from lightning_symmetry.stacks import first_of
 from lightning_symmetry.symmetry.actions import Block
-from lightning_symmetry.symmetry.exchange import propose_with_exchanges, unexchanged
+from lightning_symmetry.symmetry.exchange import Lists, joined_lists, propose_with_exchanges, unexchanged, without
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
+from lightning_symmetry.symmetry.proposals import propose
 from lightning_symmetry.symmetry.verification import Verified, verify
 from lightning_symmetry.tracing.step import Step
 from lightning_symmetry.tracing.tracing import trace
@@ -61,16 +62,17 @@ def find_symmetries(
             "outside, as `self.f = torch.compile(self.net.forward)` does; make that a method"
         )
     kinds = tuple(KINDS) if kinds is None else kinds
-    false: list[str] = []
+    apart = propose(tape, step.parameters, kinds)
+    lists: Lists = joined_lists(tape) if "permutation" in kinds else {}
     while True:
-        proposals, lists = propose_with_exchanges(tape, step.parameters, kinds, false)
+        proposals, exchanged = propose_with_exchanges(tape, step.parameters, kinds, apart, lists)
         verified = Verified(proposals.groups)
         if sum(parameter.numel() for parameter in step.parameters.values()) <= verify_up_to:
             verified = verify(step, proposals.groups)
-        refuted = unexchanged(verified.groups, lists)
+        refuted = unexchanged(verified.groups, exchanged)
         if not refuted:
             break
-        false += refuted
+        lists = without(lists, refuted)
     return Symmetries(
         groups=tuple(verified.groups),
         blocks=proposals.blocks,

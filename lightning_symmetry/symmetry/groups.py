@@ -109,12 +109,11 @@ class SymmetryGroup:
         Raises:
             KeyError: A tensor that the group moves is missing.
         """
-        kind = self.acts_as
         given, tensors = tensors, Stacked(tensors)
         element = self._element(tensors, generator)
         moved, folded = self._folded(tensors)
         for action in self.actions:
-            transform(moved[action.block.tensor], action, [row for row, _ in self.rows], kind, element)
+            transform(moved[action.block.tensor], action, [row for row, _ in self.rows], self.acts_as, element)
         self._carry(moved, moved, element)
         self._unfold(moved, folded)
         return {**given, **self._by_name(moved)}
@@ -170,9 +169,9 @@ class SymmetryGroup:
     def _element(self, tensors: Mapping[str, Tensor], generator: Generator | None) -> Tensor:
         """A random element of those that move no unit but such as are free."""
         kind = self.acts_as
-        if not self.folds or bool(self._free(tensors).all()):
-            return kind.element(self.n_rows, self.size, generator)
         free = self._free(tensors).nonzero().flatten().cpu()
+        if len(free) == self.size:
+            return kind.element(self.n_rows, self.size, generator)
         element = kind.identity(self.n_rows, self.size)
         if len(free) and kind.dimension(len(free)):
             among = (free,) if kind.order == 1 else (free[:, None], free)
@@ -201,11 +200,10 @@ class SymmetryGroup:
 
     def _carry(self, moved: Mapping[str, Tensor], tensors: Mapping[str, Tensor], element: Tensor) -> None:
         """Add to the tensors of other axes what the vectors of a translation become through linear maps."""
-        if self.carried:
-            axes = [*(row for row, _ in self.rows), self.axis]
+        axes = [*(row for row, _ in self.rows), self.axis]
+        for each in self.carried:
             vector = element.reshape(*(length for _, length in self.rows), self.size)
-            for each in self.carried:
-                carry(moved[each.block.tensor], each, tensors, axes, vector)
+            carry(moved[each.block.tensor], each, tensors, axes, vector)
 
     def to_dict(self) -> dict[str, Any]:
         """The group in plain types, for JSON."""

@@ -8,13 +8,13 @@ to take the bias ``b`` up does so with the new map.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from lightning_symmetry.labelling.axes import Atom, Place
 from lightning_symmetry.labelling.charges import Key
 from lightning_symmetry.labelling.factors import leaf_of, readers_of_leaves
-from lightning_symmetry.labelling.gains import written_gains
+from lightning_symmetry.labelling.gains import Gain
 from lightning_symmetry.labelling.labelling import Labelling
 from lightning_symmetry.labelling.operation_laws import is_zero
 from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, Places, actions_on, blocks_of
@@ -32,9 +32,7 @@ class Means:
         self, tape: Tape, labelling: Labelling, blocks: Blocks, shifts: Mapping[Atom, Sequence[Shift]]
     ) -> None:
         self._blocks = blocks
-        self._of_tensor: dict[str, tuple[Block, Places]] = {}
-        for block, places in blocks:
-            self._of_tensor.setdefault(block.tensor, (block, places))
+        self._first_of = {block.tensor: (block, places) for block, places in reversed(blocks)}
         self._shifts = [shift for along in shifts.values() for shift in along]
         self._read_centred = labelling.read_centred
         self._readers = readers_of_leaves(tape)
@@ -55,17 +53,17 @@ class Means:
             return ()
         affine = {_affine(norm) for norm in norms}
         gain, bias = affine.pop()
-        if len(norms) != len(self._readers[block.tensor]) or affine or not {gain, bias} <= {None, *self._of_tensor}:
+        if len(norms) != len(self._readers[block.tensor]) or affine or not {gain, bias} <= {None, *self._first_of}:
             return None
         folds = []
         if bias is not None:
-            taken_away = self._fold_of_bias(*self._of_tensor[bias])
+            taken_away = self._fold_of_bias(*self._first_of[bias])
             if taken_away is None:
                 return None
             folds.append(taken_away)
         if gain is not None:
             degrees = tuple(int(place == dim) for place in range(len(block.axes)))
-            folds.append(Fold("rescaling", self._of_tensor[gain][0], (Action(block, degrees),)))
+            folds.append(Fold("rescaling", self._first_of[gain][0], (Action(block, degrees),)))
         return tuple(folds)
 
     def _fold_of_bias(self, vector: Block, places: Places) -> Fold | None:
@@ -81,9 +79,8 @@ class Means:
         return None
 
 
-def means_behind_gains(tape: Tape, blocks: Blocks) -> Iterator[Mean]:
+def means_behind_gains(tape: Tape, gains: Collection[Gain], blocks: Blocks) -> Iterator[Mean]:
     """Every block that is written through a gain of its own to an axis whose mean nothing sees, once that is folded."""
-    gains = written_gains(tape)
     if not gains:
         return
     labelling = Labelling(tape, {each.name for each in gains})
@@ -101,10 +98,8 @@ def means_behind_gains(tape: Tape, blocks: Blocks) -> Iterator[Mean]:
 
 
 def mean_is_free(place: Place | None) -> bool:
-    """Whether anything may be added to a tensor that is the same all along the axis that it has at this place."""
-    if place is None or not place.charge.mean:
-        return False
-    return all(place.charge.mean.isdisjoint(form.mean) for form in place.atom.vanishing)
+    """Whether anything may be added to a leaf that is the same all along the axis that it has at this place."""
+    return place is not None and all(place.charge.mean.isdisjoint(form.mean) for form in place.atom.vanishing)
 
 
 def _affine(norm: Operation | None) -> tuple[str | None, str | None]:

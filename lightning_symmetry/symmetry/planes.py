@@ -8,14 +8,10 @@ coordinates and the second ones, shows them; or one that moves pairs of coordina
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import SymmetryGroup
-
-T = TypeVar("T")
 
 
 def rotation_of_planes(rescaling: SymmetryGroup) -> SymmetryGroup | None:
@@ -67,10 +63,6 @@ def _pair(first: Action, second: Action, component: str) -> Action | None:
     if after != start + length or not first.degrees[dim]:
         return None
     views = (*first.block.views[:-1], (dim, start, 2 * length), (dim, (2, length)))
-    axes = _inserted(first.block.axes, dim, component)
-    degrees = _inserted([0.0] * len(first.degrees), dim, first.degrees[dim])
+    axes = (*first.block.axes[:dim], component, *first.block.axes[dim:])
+    degrees = tuple(first.degrees[dim] if place == dim else 0 for place in range(len(axes)))
     return Action(Block(first.block.tensor, views, axes, 2 * first.block.numel, first.block.offset), degrees)
-
-
-def _inserted(values: Sequence[T], place: int, value: T) -> tuple[T, ...]:
-    return (*values[:place], value, *values[place:])

@@ -17,7 +17,8 @@ from itertools import chain
 from typing import TypeVar
 
 from lightning_symmetry.labelling.axes import Atom, Place, atoms
-from lightning_symmetry.labelling.charges import Echelon, Unknown, scalings, signs
+from lightning_symmetry.labelling.charges import Echelon, Key, Unknown, scalings, signs
+from lightning_symmetry.labelling.gains import written_gains
 from lightning_symmetry.labelling.labelling import Labelling
 from lightning_symmetry.labelling.naming import axis_names, unlike
 from lightning_symmetry.labelling.rows import rows_of
@@ -57,24 +58,24 @@ def propose(tape: Tape, parameters: Collection[str], kinds: Collection[str] = tu
     wanted = dict.fromkeys(chain.from_iterable((*rows.get(atom, ()), atom) for atom in found))
     names = axis_names(sorted(wanted, key=lambda atom: atom.pinned is not None), leaves)
     blocks = blocks_of(leaves, names, tape.offsets)
-    shapes = {name: value.shape for name, value in tape.leaves.items()}
     everywhere = dict.fromkeys(atom for axes in tensors for axis in axes for atom in atoms(axis))
     shifts = shifts_along(blocks, everywhere, labelling.singled_out)
-    model = _Model(blocks, names, rows, parameters, shapes, shifts)
+    model = _Model(tape, blocks, names, rows, parameters, shifts)
     groups = [group for atom in found for group in model.groups_on(atom, kinds)]
-    means = Means(tape, labelling, blocks, model.shifts)
-    free_means = [*(mean for atom in found for mean in means.along(atom)), *means_behind_gains(tape, blocks)]
-    free_means = [mean for mean in free_means if mean[0].tensor in parameters]
-    groups += [model.mean(*mean) for mean in free_means]
-    for rotation in streams(tape, labelling, parameters, names, leaves, blocks) if "rotation" in kinds else ():
+    written = written_gains(tape)
+    along_axes = chain.from_iterable(map(Means(tape, labelling, blocks, shifts).along, found))
+    means = [*along_axes, *means_behind_gains(tape, written, blocks)]
+    means = [mean for mean in means if mean[0].tensor in parameters]
+    groups += [model.mean(*mean) for mean in means]
+    for rotation in streams(tape, labelling, written, parameters, names, leaves, blocks) if "rotation" in kinds else ():
         groups = [group for group in groups if not _is_within(group, rotation)]
         groups.append(model.completed(rotation))
-    groups += model.groups_of_whole_tensors(of_whole_tensors(tape), found, [block for block, *_ in free_means])
-    groups = [group for group in groups if group.kind in kinds]
+    groups += model.groups_of_whole_tensors(of_whole_tensors(tape), found, [block for block, *_ in means])
+    groups = [group for group in groups if group.kind in kinds and group.parameters]
     order = {name: number for number, name in enumerate(leaves)}
     return Proposals(
         sorted(groups, key=lambda group: next(order[name] for name in group.tensors if name in parameters)),
-        tuple(block for block, _ in model.blocks),
+        tuple(block for block, _ in blocks),
         dict(labelling.without_rule),
     )
 
@@ -84,21 +85,20 @@ class _Model:
 
     def __init__(
         self,
+        tape: Tape,
         blocks: Blocks,
         names: Mapping[Atom, str],
         rows: Mapping[Atom, Sequence[Atom]],
         parameters: Collection[str],
-        shapes: Mapping[str, Sequence[int]],
         shifts: Mapping[Atom, Sequence[Shift]],
     ) -> None:
-        self.blocks = blocks
+        self._leaves, self._offsets = tape.leaves, tape.offsets
+        self._blocks = blocks
         self._places: defaultdict[Atom, defaultdict[int, list[Place]]] = defaultdict(lambda: defaultdict(list))
         for number, (_, places) in enumerate(blocks):
             for place in filter(None, places):
                 self._places[place.atom][number].append(place)
-        self._offsets = {block.tensor: block.offset for block, _ in blocks}
-        self.shifts = shifts
-        self._shapes = shapes
+        self._shifts = shifts
         self._names = names
         self._rows = rows
         self._parameters = parameters
@@ -114,35 +114,34 @@ class _Model:
         ]
         mixed = linear if "rotation" in kinds else []
         if not atom.pinned and not any(len(degrees) == len(unknowns) for degrees in mixed):
-            yield from self._group("permutation", atom, dict.fromkeys(unknowns, 1))
+            yield self._group("permutation", atom, dict.fromkeys(unknowns, 1))
         for degrees in exact:
-            for group in self._group("rotation" if degrees in linear else "rescaling", atom, degrees):
-                yield group
-                planes = rotation_of_planes(group) if atom.pinned and group.kind == "rescaling" else None
-                if planes is not None:
-                    yield self.completed(planes)
+            group = self._group("rotation" if degrees in linear else "rescaling", atom, degrees)
+            yield group
+            planes = rotation_of_planes(group) if atom.pinned and group.kind == "rescaling" else None
+            if planes is not None:
+                yield self.completed(planes)
         for degrees in self._own("scale", atom, _beyond(self._solutions("scale", atom), exact)):
-            yield from self._group("scale", atom, degrees, exact=False)
+            yield self._group("scale", atom, degrees)
         own = self._own("translation", atom, self._solutions("translation", atom))
-        for shift in self.shifts.get(atom, ()):
+        for shift in self._shifts.get(atom, ()):
             if (shift.carried or shift.degrees in own) and not self._within_means(atom, shift):
-                yield from self._group("translation", atom, shift.degrees, carried=shift.carried)
+                yield self._group("translation", atom, shift.degrees, shift.carried)
         for degrees in self._own("sign", atom, self._solutions("sign", atom)):
             if not any(degrees.keys() == other.keys() for other in mixed):
-                yield from self._group("sign", atom, degrees)
+                yield self._group("sign", atom, degrees)
 
     def mean(self, block: Block, dim: int, folds: tuple[Fold, ...]) -> SymmetryGroup:
         """The translation of a block along one dimension: it has one position, and all other dimensions are rows."""
         name = self._name("translation", block.tensor, block.tensor)
-        shape = block.shape(self._shapes[block.tensor])
-        rows = tuple(f"{name}[{k}]" for k in range(len(shape)))
-        axes = tuple("" if k == dim else row for k, row in enumerate(rows))
+        shape = block.shape(self._leaves[block.tensor].shape)
+        axes = ["" if k == dim else f"{name}[{k}]" for k in range(len(shape))]
         seen = replace(block, views=(*block.views, (0, (1, shape[0]))), axes=(name, *axes))
-        sizes = tuple((row, size) for k, (row, size) in enumerate(zip(rows, shape, strict=True)) if k != dim)
+        rows = tuple((axis, size) for axis, size in zip(axes, shape, strict=True) if axis)
         action = Action(seen, (1, *[0] * len(shape)))
         moved = dict.fromkeys((block.tensor, *_unfolded_otherwise(folds, {block})))
         parameters = tuple(self._members(tensor for tensor in moved if tensor in self._parameters))
-        return SymmetryGroup("translation", name, name, 1, sizes, (action,), parameters, folds=folds)
+        return SymmetryGroup("translation", name, name, 1, rows, (action,), parameters, folds=folds)
 
     def completed(self, group: SymmetryGroup, parameter: str = "") -> SymmetryGroup:
         """A group with the tensors that it moves, and with a name after one of its parameters, else after the first."""
@@ -150,13 +149,13 @@ class _Model:
         parameters = [name for name in tensors if name in self._parameters]
         return replace(
             group,
-            name=group.name or self._name(group.kind, group.axis, parameter or parameters[0]),
+            name=group.name or self._name(group.kind, group.axis, parameter or [*parameters, *tensors][0]),
             parameters=tuple(self._members(parameters)),
             buffers=tuple(self._members(name for name in tensors if name not in self._parameters)),
         )
 
     def _members(self, names: Iterable[str]) -> Iterator[str]:
-        return chain.from_iterable(members(name, self._shapes[name]) for name in names)
+        return chain.from_iterable(members(name, self._leaves[name].shape) for name in names)
 
     def groups_of_whole_tensors(
         self, wholes: Wholes, atoms: Iterable[Atom], means: Collection[Block]
@@ -168,19 +167,10 @@ class _Model:
             atoms: The axes.
             means: The blocks of which a mean is free.
         """
-        scales: Echelon[int] = Echelon()
-        signs: Echelon[int] = Echelon(modulus=2)
-        shifts: Echelon[int] = Echelon()
-        for number, (block, _) in enumerate(self.blocks):
-            if block in means:
-                shifts.add({number: 1})
-        for atom in atoms:
-            for solution in self._spanned("scale", atom):
-                scales.add(solution)
-            for solution in self._spanned("sign", atom):
-                signs.add(solution)
-            for solution in self._spanned("translation", atom):
-                shifts.add(solution)
+        of_means = ({number: 1} for number, (block, _) in enumerate(self._blocks) if block in means)
+        scales = Echelon(chain(*(self._spanned("scale", atom) for atom in atoms)))
+        signs = Echelon(chain(*(self._spanned("sign", atom) for atom in atoms)), modulus=2)
+        shifts = Echelon(chain(of_means, *(self._spanned("translation", atom) for atom in atoms)))
         for kind, solutions, known, exact in (
             ("scale", wholes.scales, scales, True),
             ("scale", wholes.nearly_scales, scales, False),
@@ -188,7 +178,7 @@ class _Model:
             ("translation", wholes.shifts, shifts, True),
         ):
             for degrees in map(_whole, solutions):
-                named = enumerate(block.tensor for block, _ in self.blocks)
+                named = enumerate(block.tensor for block, _ in self._blocks)
                 moved = {number: degrees[tensor] for number, tensor in named if tensor in degrees}
                 if any(tensor in self._parameters for tensor in degrees) and known.add(moved):
                     yield self._of_wholes(kind, degrees, exact)
@@ -199,25 +189,20 @@ class _Model:
         name = self._name(kind, parameter.rpartition(".")[0] or parameter, parameter)
         actions = []
         for tensor, degree in degrees.items():
-            shape = self._shapes[tensor]
-            axes, offset = (name, *[""] * len(shape)), self._offsets[tensor]
+            shape = self._leaves[tensor].shape
+            axes, offset = (name, *[""] * len(shape)), self._offsets.get(tensor, 0.0)
             block = Block(tensor, ((0, (1, *shape[:1])),), axes, math.prod(shape), offset)
             actions.append(Action(block, (degree, *[0] * len(shape))))
         return self.completed(SymmetryGroup(kind, name, name, 1, (), tuple(actions), (), exact=exact))
 
-    def _group(
-        self, kind: str, atom: Atom, degrees: Degrees, exact: bool = True, carried: tuple[Carried, ...] = ()
-    ) -> Iterator[SymmetryGroup]:
-        actions = actions_on([self.blocks[number] for number in self._places[atom]], degrees)
-        blocks = [*(each.block for each in actions), *(each.block for each in carried)]
-        if not any(block.tensor in self._parameters for block in blocks):
-            return
+    def _group(self, kind: str, atom: Atom, degrees: Degrees, carried: tuple[Carried, ...] = ()) -> SymmetryGroup:
+        actions = actions_on([self._blocks[number] for number in self._places[atom]], degrees)
         vectors = (action.block.tensor for action in actions if len(action.block.axes) == 1)
         eponym = next((name for name in vectors if name in self._parameters), actions[0].block.tensor)
         rows = [
             row
             for row in self._rows.get(atom, ())
-            if all(len(action.block.dims(self._names.get(row, ""))) == 1 for action in actions)
+            if all(len(action.block.dims(self._names[row])) == 1 for action in actions)
             and all(_goes_through(self._names[row], each) for each in carried)
         ]
         group = SymmetryGroup(
@@ -229,9 +214,9 @@ class _Model:
             actions=actions,
             parameters=(),
             carried=carried,
-            exact=exact,
+            exact=kind != "scale",
         )
-        yield self.completed(group, eponym)
+        return self.completed(group, eponym)
 
     def _name(self, kind: str, stem: str, parameter: str) -> str:
         """A name that no other group has: an axis within its parameter, or the parameter's module, and the kind."""
@@ -241,26 +226,25 @@ class _Model:
         self._taken.add(name)
         return name
 
-    def _unknowns(self, atom: Atom) -> list[Unknown]:
+    def _unknowns(self, atom: Atom) -> list[Key]:
         """The unknown charges of an axis, those of vectors first: a norm's gain goes with all that reads it."""
         places = self._places[atom]
-        vectors_first = sorted(places, key=lambda number: len(self.blocks[number][0].axes) > 1)
-        charges = (place.charge for number in vectors_first for place in places[number])
-        return list(dict.fromkeys(unknown for charge in charges for unknown in charge.scale))
+        vectors_first = sorted(places, key=lambda number: len(self._blocks[number][0].axes) > 1)
+        return list(dict.fromkeys(place.key for number in vectors_first for place in places[number]))
 
     def _within_means(self, atom: Atom, shift: Shift) -> bool:
         """Whether a shift is of one block, along whose other axis anything may be added that is the same all along."""
         moved = list(self._by_block(atom, shift.degrees))
         if len(moved) != 1 or shift.carried:
             return False
-        others = (place for place in self.blocks[moved[0]][1] if place is not None and place.atom is not atom)
+        others = (place for place in self._blocks[moved[0]][1] if place is not None and place.atom is not atom)
         return any(map(mean_is_free, others))
 
     def _solutions(self, kind: str, atom: Atom) -> list[Degrees]:
         """The degrees that an axis allows; of scales also those that hold but for the small constant of a norm."""
         match kind:
             case "translation":
-                return [shift.degrees for shift in self.shifts.get(atom, ()) if not shift.carried]
+                return [shift.degrees for shift in self._shifts.get(atom, ()) if not shift.carried]
             case "sign":
                 flips = signs((form.sign for form in atom.vanishing), self._unknowns(atom))
                 return [dict.fromkeys(flip, 1) for flip in flips]
@@ -271,7 +255,7 @@ class _Model:
         """Those that are not what all positions of another axis go through alike, at each position along this one."""
         order = list(self._names)
         later = set(order[order.index(atom) :]).intersection(self._rows.get(atom, ()))  # rows of one another
-        finer = [o for o in order if atom in self._rows.get(o, ()) and o is not atom and o not in later]
+        finer = [other for other in order if atom in self._rows.get(other, ()) and other not in later]
         spanned = list(chain.from_iterable(self._spanned(kind, other) for other in finer))
         return [degrees for degrees in solutions if not spanned or _beyond([self._by_block(atom, degrees)], spanned)]
 
@@ -315,7 +299,5 @@ def _whole(solution: Mapping[K, Fraction]) -> Mapping[K, int]:
 
 def _beyond(solutions: Sequence[Mapping[K, float]], known: Sequence[Mapping[K, float]]) -> list[Mapping[K, float]]:
     """Those solutions that are no combination of known ones and of one another."""
-    span: Echelon[K] = Echelon()
-    for solution in known:
-        span.add(solution)
+    span = Echelon(known)
     return [solution for solution in solutions if span.add(solution)]

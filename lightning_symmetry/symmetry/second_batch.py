@@ -38,14 +38,22 @@ def second_batches(batch: Any, seed: int = 0) -> Iterator[Any]:
         >>> [sorted(row) for row in list(second_batches(batch))[1]["tokens"].tolist()]
         [[0, 1, 1, 1], [2, 3, 3, 3]]
     """
-    for shuffled in (_shuffled, _shuffled_in_rows, _shuffled_in_columns):
+    for as_rows in _AS_ROWS:
         generator = Generator().manual_seed(seed)
-        with Copying(partial(_changed, shuffled=shuffled, generator=generator)):
+        with Copying(partial(_changed, as_rows=as_rows, generator=generator)):
             second = copy.deepcopy(batch)
         yield second
 
 
-def _changed(tensor: Tensor, shuffled: Callable[[Tensor, Generator], Tensor], generator: Generator) -> Tensor:
+_AS_ROWS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda tensor: tensor.reshape(1, -1),
+    lambda tensor: tensor.reshape(len(tensor), -1),
+    lambda tensor: tensor.reshape(len(tensor), -1).T,
+)
+"""Ways to see a tensor as rows, each of which is shuffled by itself: all entries as one, its own rows, its columns."""
+
+
+def _changed(tensor: Tensor, as_rows: Callable[[Tensor], Tensor], generator: Generator) -> Tensor:
     tensor = tensor.detach()
     if tensor.layout != torch.strided or tensor.numel() < 2:
         return tensor.clone()
@@ -53,7 +61,7 @@ def _changed(tensor: Tensor, shuffled: Callable[[Tensor, Generator], Tensor], ge
         return torch.view_as_complex(_moved(torch.view_as_real(tensor), generator))
     if tensor.is_floating_point() and not _is_whole(tensor):
         return _moved(tensor, generator)
-    return shuffled(tensor, generator)
+    return _shuffled(tensor, as_rows, generator)
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -76,21 +84,10 @@ def _moved(numbers: Tensor, generator: Generator) -> Tensor:
     return moved.where(numbers.isfinite(), numbers)
 
 
-def _shuffled(tensor: Tensor, generator: Generator) -> Tensor:
-    """The entries in another order."""
-    return _in_other_order(tensor.reshape(1, -1), generator).reshape(tensor.shape)
-
-
-def _shuffled_in_rows(tensor: Tensor, generator: Generator) -> Tensor:
-    """The entries of each slice along the first dimension in another order."""
-    return _in_other_order(tensor.reshape(len(tensor), -1), generator).reshape(tensor.shape)
-
-
-def _shuffled_in_columns(tensor: Tensor, generator: Generator) -> Tensor:
-    """The entries of each place of such a slice in another order, each by itself."""
-    return _in_other_order(tensor.reshape(len(tensor), -1).T, generator).T.reshape(tensor.shape)
-
-
-def _in_other_order(rows: Tensor, generator: Generator) -> Tensor:
+def _shuffled(tensor: Tensor, as_rows: Callable[[Tensor], Tensor], generator: Generator) -> Tensor:
+    """The entries of each row in another order."""
+    shuffled = tensor.clone(memory_format=torch.contiguous_format)
+    rows = as_rows(shuffled)
     order = torch.rand(rows.shape, generator=generator).argsort(-1).to(rows.device)
-    return rows.gather(-1, order)
+    rows.copy_(rows.gather(-1, order))
+    return shuffled

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from lightning_symmetry.labelling.axes import Atom, Axis, atoms, places
 from lightning_symmetry.labelling.charges import Key, scalings
-from lightning_symmetry.labelling.gains import Gain, read_gains, written_gains
+from lightning_symmetry.labelling.gains import Gain, read_gains
 from lightning_symmetry.labelling.labelling import Labelling
 from lightning_symmetry.labelling.laws import LENGTH, MEAN
 from lightning_symmetry.labelling.rows import rows_of
@@ -25,13 +25,14 @@ from lightning_symmetry.tracing.tape import Tape
 def streams(
     tape: Tape,
     labelling: Labelling,
+    written: Iterable[Gain],
     parameters: Collection[str],
     names: Mapping[Atom, str],
     leaves: Mapping[str, list[Axis]],
     blocks_before: Blocks,
 ) -> Iterator[SymmetryGroup]:
     """The rotations of axes once gains are folded away, still without names; what has degree -1 reads its axis."""
-    foldable = [*read_gains(tape), *written_gains(tape)]
+    foldable = [*read_gains(tape), *written]
     gains = {gain.name for gain in foldable}
     if gains:
         labelling = Labelling(tape, gains)
@@ -47,7 +48,9 @@ def streams(
             reads = {key: not labelling.read_by_maps.isdisjoint(wholes(key)) for key in held}
             actions = actions_on(blocks, {key: -1 if is_read else 1 for key, is_read in reads.items()})
             rows = tuple(
-                (same[row], row.size) for row in beside[atom] if all(_has(each.block, same[row]) for each in actions)
+                (same[row], row.size)
+                for row in beside[atom]
+                if all(len(each.block.dims(same[row])) == 1 for each in actions)
             )
             vectors = [b for b, _ in blocks_before if same[atom] in b.axes and b.numel == atom.size]
             own = _folds(foldable, actions, vectors)
@@ -97,10 +100,6 @@ def _is_of_part(block: Block, vector: Block) -> bool:
 def _on_side(action: Action, side: int) -> Action:
     """The dimensions of a map along which it reads a stream, -1, or writes to it, 1."""
     return Action(action.block, tuple(int(degree * side > 0) for degree in action.degrees))
-
-
-def _has(block: Block, row: str) -> bool:
-    return len(block.dims(row)) == 1
 
 
 def _named_alike(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -138,21 +139,22 @@ class _Trials:
         """Whether the step as it is passes; not where it returns no number at all, and no group could."""
         return all(_same(reference.preserved, reference.preserved) for reference in self._reference)
 
-    def preserves(self, groups: Sequence[SymmetryGroup]) -> bool:
-        """Whether random elements of all groups move their tensors, and leave what the step returns as it was."""
-        moved = self._moved(groups, self._batches)
+    def preserves(self, groups: Sequence[SymmetryGroup], forward: bool = False) -> bool:
+        """Whether random elements of all groups move their tensors, and leave what the step returns as it was.
+
+        Args:
+            groups: The groups.
+            forward: True for what the model's `forward` returned, on the batch given.
+        """
+        moved = self._moved(groups, self._batches[:1] if forward else self._batches)
         pairs = zip(moved, self._reference, strict=False)
-        return bool(moved) and all(_same(outputs.preserved, reference.preserved) for outputs, reference in pairs)
+        return bool(moved) and all(
+            _same(*(each.forward if forward else each.preserved for each in pair)) for pair in pairs
+        )
 
     def preserving_forward(self, groups: Sequence[SymmetryGroup]) -> list[SymmetryGroup]:
         """Those that leave what the model's `forward` returned as it was; none where the step did not call it."""
-
-        def preserves_forward(some: Sequence[SymmetryGroup]) -> bool:
-            moved = self._moved(some, self._batches[:1])
-            pairs = zip(moved, self._reference, strict=False)
-            return bool(moved) and all(_same(outputs.forward, reference.forward) for outputs, reference in pairs)
-
-        return passing(groups, preserves_forward) if self._reference[0].forward else []
+        return passing(groups, partial(self.preserves, forward=True)) if self._reference[0].forward else []
 
     def may_move_forward(self, group: SymmetryGroup) -> bool:
         """Whether it may be a translation of what `forward` returned, as of logits under a softmax."""

@@ -115,7 +115,7 @@ def with_sums(operations: list[Operation], outputs: Iterable[Value]) -> list[Ope
     written: list[Operation] = []
     for operation in operations:
         stacking = _stacking(operation) if operation.operation in _SUMMED else []
-        if stacking and all(uses[id(each.outputs[0])] == 1 for each in stacking):
+        if stacking and all(uses[each.outputs[0]] == 1 for each in stacking):
             written = [each for each in written if each not in stacking]
             written += _added(stacking[-1].inputs, operation)
         else:
@@ -123,10 +123,9 @@ def with_sums(operations: list[Operation], outputs: Iterable[Value]) -> list[Ope
     return written
 
 
-def _uses(operations: Iterable[Operation], outputs: Iterable[Value]) -> Counter[int]:
-    """How often each tensor is read, by its id; once more where it is an output."""
-    read = (value for operation in operations for value in operation.inputs)
-    return Counter(map(id, chain(read, outputs)))
+def _uses(operations: Iterable[Operation], outputs: Iterable[Value]) -> Counter[Value | None]:
+    """How often each tensor is read; once more where it is an output."""
+    return Counter(chain(outputs, *(operation.inputs for operation in operations)))
 
 
 def _stacking(total: Operation) -> list[Operation]:
@@ -170,7 +169,7 @@ def with_lengths(operations: list[Operation], outputs: Iterable[Value]) -> list[
     uses = _uses(operations, outputs)
     written: list[Operation] = []
     for operation in operations:
-        alone = operation.operation in _SUMMED and operation.inputs and uses[id(operation.inputs[0])] == 1
+        alone = operation.operation in _SUMMED and operation.inputs and uses[operation.inputs[0]] == 1
         product = operation.inputs[0].source if alone else None
         instead = _in_one(product, operation) if product is not None and operation.outputs[0] is not None else []
         if instead:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -74,6 +75,15 @@ class Tape:
     leaves: dict[str, Value]
     outputs: list[Value]
     offsets: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def readers(self) -> Mapping[Value, Sequence[Operation]]:
+        """The operations that read each of the tensors that any reads, in order."""
+        readers: defaultdict[Value, list[Operation]] = defaultdict(list)
+        for operation in self.operations:
+            for value in dict.fromkeys(operation.inputs):
+                readers[value].append(operation)
+        return dict(readers)
 
 
 def made(output: Value, operation: OpOverload, *args: Any) -> Operation:

@@ -60,22 +60,21 @@ def trace(step: Step) -> Tape:
     operations = with_centring(with_picked_maps(with_parts_viewed(recorder.operations)))
     operations = _living(with_largest_kept(with_slices_looked_up(operations)), returned)
     operations, offsets = without_offsets(operations, leaves, set(returned))
-    operations = with_lengths(with_sums(operations, returned), returned)
-    read = {id(value) for operation in operations for value in operation.inputs}
+    tape = Tape(with_lengths(with_sums(operations, returned), returned), leaves, returned, offsets)
     for name in moving:
-        if id(leaves[name]) not in read:
+        if leaves[name] not in tape.readers:
             leaves[name].constant = buffers[name]
-    return Tape(operations, leaves, returned, offsets)
+    return tape
 
 
 def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Operation]:
     """The operations that an output needs: dead ones tie axes that nothing uses."""
-    needed = set(map(id, outputs))
+    needed = set(outputs)
     living = []
     for operation in reversed(operations):
-        if any(id(output) in needed for output in operation.outputs):
+        if not needed.isdisjoint(operation.outputs):
             living.append(operation)
-            needed.update(map(id, operation.inputs))
+            needed.update(operation.inputs)
     return living[::-1]
 
 

@@ -221,26 +221,16 @@ def norms():
 
 
 def reductions():
-    several = [
-        aten.sum.dim_IntList,
-        aten.mean.dim,
-        aten.amax.default,
-        aten.amin.default,
-        aten.any.dims,
-        aten.var.correction,
-    ]
+    several = [aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default, aten.any.dims]
     by_truth = {aten.any.dims: one_true}
     for operation, dims in product(several, ([1], [-1, 0], [0, 1, 2], [])):
         draw = by_truth.get(operation, real)
         yield Sample(operation, (draw(2, 3, 5), dims))
         yield Sample(operation, (draw(2, 3, 5), dims), {"keepdim": True})
-        yield Sample(
-            operation, (draw(2, 3, 5), dims, True) if operation != aten.var.correction else (draw(2, 3, 5), dims)
-        )
+        yield Sample(operation, (draw(2, 3, 5), dims, True))
     for operation in (aten.sum.dim_IntList, aten.mean.dim, aten.any.dims):
         yield Sample(operation, (by_truth.get(operation, real)(2, 3, 5), None))
     yield Sample(aten.sum.dim_IntList, (real(), [0]))
-    yield Sample(aten.var.correction, (real(2, 3, 5),), {"correction": 0})
     for order, dims in product((2, 1, math.inf), ([1], [0, -1], [], None)):
         yield Sample(aten.linalg_vector_norm.default, (real(2, 3, 5), order, dims, dims == [1]))
     for dim, keepdim in product((0, -2), (False, True)):

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_symmetry.symmetry.exchange import propose_with_exchanges
+from lightning_symmetry.symmetry.exchange import joined_lists, propose_with_exchanges
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
+from lightning_symmetry.symmetry.kinds import KINDS
+from lightning_symmetry.symmetry.proposals import propose
 from lightning_symmetry.tracing.step import Step
 from lightning_symmetry.tracing.tracing import trace
 from tests.module_lists import (
@@ -32,7 +34,9 @@ from tests.zoo import ZOO, found
 
 def lists_of(model, *batch):
     step = Step(model, batch)
-    return list(propose_with_exchanges(trace(step), step.parameters)[1])
+    tape = trace(step)
+    apart = propose(tape, step.parameters)
+    return list(propose_with_exchanges(tape, step.parameters, tuple(KINDS), apart, joined_lists(tape))[1])
 
 
 def exchanges(model, *batch):
@@ -169,6 +173,23 @@ def test_modules_that_do_different_things_are_not_exchanged():
     assert exchanges(Uneven(), torch.randn(9, 4)) == {f"members.{k}.0": 5 for k in range(3)}
 
 
+def test_a_list_that_hides_what_is_within_its_modules_leaves_another_list_as_it_is():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            squashed = (nn.ReLU, nn.Tanh, nn.Tanh)
+            self.mixed = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), kind(), nn.Linear(5, 3)) for kind in squashed)
+            self.alike = nn.ModuleList(Expert(3, 6) for _ in range(3))
+
+        def forward(self, inputs):
+            hidden = torch.sin(sum(member(inputs) for member in self.mixed))
+            return sum(member(hidden) for member in self.alike)
+
+    assert lists_of(Mixed(), torch.randn(9, 4)) == ["alike."]
+    sizes = {**{f"mixed.{k}.0": 5 for k in range(3)}, "mixed.0.2": 3, "alike": 3}
+    assert exchanges(Mixed(), torch.randn(9, 4)) == sizes
+
+
 def test_modules_of_different_shapes_are_not_tried():
     class Sizes(Ensemble):
         def __init__(self):
@@ -237,6 +258,55 @@ def test_what_is_added_within_each_module_is_taken_up_within_it(joined):
     (shift,) = [group for group in symmetries if group.kind == "translation" and group.rows]
     assert (shift.rows, shift.size) == ((("members", 3),), 6)
     assert set(shift.parameters) == {f"members.{k}.{layer}.bias" for k in range(3) for layer in (0, 1)}
+    assert symmetries.rejected == ()
+
+
+@pytest.mark.parametrize("joined", [sum, lambda outputs: torch.stack(outputs).mean(0)])
+@pytest.mark.parametrize("deep", [True, False])
+def test_what_is_added_is_taken_up_behind_modules_whose_outputs_are_added_up(joined, deep):
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.bias = nn.Embedding(9, 4), nn.Parameter(torch.randn(3))
+            self.members = nn.ModuleList(
+                nn.Sequential(*[nn.Tanh(), nn.Linear(4, 6)] * deep, nn.Linear(6 if deep else 4, 3, bias=False))
+                for _ in range(3)
+            )
+
+        def forward(self, tokens):
+            read = self.first(tokens)
+            return torch.tanh(joined([member(read) for member in self.members]) + self.bias)
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Biased(), (torch.randint(9, (5, 6)),))
+    (shift,) = [group for group in symmetries if group.kind == "translation"]
+    moved = [f"members.{k}.1.bias" for k in range(3)] if deep else ["first.weight"]
+    assert set(shift.parameters) == {*moved, "bias"}
+    assert "members" in [group.name for group in symmetries]
+    assert symmetries.rejected == ()
+
+
+def test_a_gain_of_each_module_that_is_kept_as_its_difference_from_one_is_rescaled():
+    class Gained(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.into, self.gain, self.out = nn.Linear(4, 5), nn.Parameter(torch.randn(5)), nn.Linear(5, 3)
+
+        def forward(self, inputs):
+            return self.out(self.into(inputs).relu() * (1 + self.gain))
+
+    class Added(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.members = nn.ModuleList(Gained() for _ in range(3))
+
+        def forward(self, inputs):
+            return sum(member(inputs) for member in self.members)
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Added(), (torch.randn(7, 4),))
+    moved = {group.name: group.rows for group in symmetries if group.kind in ("permutation", "rescaling")}
+    assert {"members": (), "members.*.gain.rescaling": (("members", 3),)}.items() <= moved.items()
     assert symmetries.rejected == ()
 
 

@@ -116,6 +116,70 @@ def test_the_shift_through_two_maps_of_a_stream_in_groups_is_found():
     assert through == {("inner.bias", "outer.bias"), ("second.bias", "narrow.bias")}
 
 
+class Residual(nn.Module):
+    """A map whose result is added to what it reads; its bias, where it has one, takes up what is added to both."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.table, self.map = nn.Embedding(9, 4), nn.Linear(4, 4, bias=bias)
+
+    def forward(self, tokens):
+        stream = self.table(tokens)
+        return stream + self.map(stream)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_goes_round_to_itself_is_taken_up_by_what_does_not_or_by_nothing(bias):
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Residual(bias), torch.randint(9, (5, 6)))
+    assert [group.parameters for group in symmetries] == [("table.weight", "map.bias")] * bias
+    assert not symmetries.rejected
+
+
+def test_a_shift_that_is_taken_up_by_no_whole_multiple_of_it_is_found():
+    class Factor(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(5, 4), nn.Linear(5, 4)
+
+        def forward(self, inputs):
+            return (2**0.5 * self.left(inputs.sin()) + self.right(inputs)).tanh()
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Factor(), torch.randn(6, 5))
+    assert [group.parameters for group in symmetries] == [("left.bias", "right.bias")]
+    assert not symmetries.rejected
+
+
+class NormedRotary(nn.Module):
+    """Queries and keys that have a gain for each of their coordinates, before they are turned in planes of two."""
+
+    def __init__(self, planes):
+        super().__init__()
+        self.queries, self.keys, self.values = (nn.Linear(5, 8, bias=False) for _ in range(3))
+        self.of_queries, self.of_keys = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(8))
+        self.register_buffer("angles", torch.randn(6, 4))
+        self.planes = planes
+
+    def turned(self, heads):
+        left, right = self.planes(heads)
+        cos, sin = self.angles.cos(), self.angles.sin()
+        return torch.cat([left * cos - right * sin, left * sin + right * cos], -1)
+
+    def forward(self, tokens):
+        queries = self.turned(F.rms_norm(self.queries(tokens), (8,)) * self.of_queries)
+        keys = self.turned(F.rms_norm(self.keys(tokens), (8,)) * self.of_keys)
+        return (queries @ keys.mT).softmax(-1) @ self.values(tokens)
+
+
+@pytest.mark.parametrize("planes", [lambda x: x.chunk(2, -1), lambda x: x.unflatten(-1, (4, 2)).unbind(-1)])
+def test_no_rotation_of_gains_is_proposed_which_multiply_each_coordinate_by_itself(planes):
+    torch.manual_seed(0)
+    symmetries = find_symmetries(NormedRotary(planes), torch.randn(2, 6, 5))
+    assert ("rescaling", 4) in {(group.kind, group.size) for group in symmetries}
+    assert not symmetries.rejected
+
+
 class PatchMerging(nn.Module):
     """Every second position beside its neighbour, which a LayerNorm reads together: it takes the mean of both away."""
 
@@ -285,6 +349,29 @@ def test_codes_that_no_parameter_has_and_parameters_without_entries_hinder_nothi
     torch.manual_seed(0)
     symmetries = find_symmetries(Codebook(), torch.randn(2, 7, 5))
     assert ("permutation", 8) in {(group.kind, group.size) for group in symmetries}
+    assert not symmetries.rejected
+
+
+class Prototypes(nn.Module):
+    """Compares with the directions alone of buffers that follow it: these may be scaled, and no parameter with them."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.bias = nn.Linear(5, 8), nn.Parameter(torch.randn(6))
+        self.register_buffer("prototypes", torch.randn(6, 8))
+
+    def forward(self, inputs):
+        units = self.read(inputs)
+        scores = units @ F.normalize(self.prototypes, dim=-1).mT + self.bias
+        with torch.no_grad():
+            self.prototypes.lerp_(scores.softmax(-1).mT @ units, 0.1)
+        return scores
+
+
+def test_groups_that_move_buffers_alone_are_left_out():
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Prototypes(), torch.randn(7, 5))
+    assert symmetries.groups and all(group.parameters for group in symmetries)
     assert not symmetries.rejected
 
 

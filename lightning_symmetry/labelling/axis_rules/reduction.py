@@ -33,7 +33,6 @@ def _in_order(value, dims):
     aten.mean.dim,
     aten.prod.dim_int,
     aten.sum.dim_IntList,
-    aten.var.correction,
 )
 def _(input, dim=None, keepdim=False, **settings):
     return _reduced(input, dim, keepdim)

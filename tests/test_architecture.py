@@ -15,17 +15,18 @@ ALLOWED = {
     "functional": set(),
     "metrics": {"functional"},
     "stacks": set(),
+    "keys": {"stacks"},
     "tracing": set(),
     "labelling": {"stacks", "tracing"},
     "symmetry": {"stacks", "tracing", "labelling"},
     "gauge": {"functional", "stacks", "symmetry"},
-    "measurement": {"functional", "stacks", "symmetry", "gauge"},
+    "measurement": {"functional", "stacks", "keys", "symmetry", "gauge"},
     "decimation": set(),
     "history": {"decimation"},
-    "report": {"decimation", "history"},
+    "report": {"keys", "decimation", "history"},
     "sinks": {"history", "report"},
     "callbacks": {"functional", "tracing", "symmetry", "gauge", "measurement", "history", "report", "sinks"},
-    "cli": {"functional", "metrics", "symmetry", "measurement", "history", "report", "sinks", "callbacks"},
+    "cli": {"functional", "keys", "metrics", "symmetry", "measurement", "history", "report", "sinks", "callbacks"},
 }
 
 

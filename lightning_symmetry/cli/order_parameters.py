@@ -10,7 +10,8 @@ from torch import nn
 
 from lightning_symmetry.cli.checkpoint import Stored
 from lightning_symmetry.cli.failure import Failure
-from lightning_symmetry.measurement.indicators import SharedGauge, key_names, symmetry_aggregates, symmetry_pieces
+from lightning_symmetry.keys import key_names
+from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_aggregates, symmetry_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.units import why_not_matched
 from lightning_symmetry.symmetry.groups import Symmetries

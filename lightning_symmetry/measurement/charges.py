@@ -19,7 +19,8 @@ from lightning_symmetry.functional.charges import (
     mean_component,
     rotation_imbalance,
 )
-from lightning_symmetry.measurement.indicators import NONE_YET, Piece, key_names
+from lightning_symmetry.keys import key_names
+from lightning_symmetry.measurement.indicators import NONE_YET, Piece
 from lightning_symmetry.stacks import first_of
 from lightning_symmetry.symmetry.actions import along
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup

@@ -7,7 +7,7 @@ pieces out among them. A piece says its keys beforehand, so that every rank know
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from weakref import ref
@@ -21,9 +21,9 @@ from lightning_symmetry.functional.order_parameters import PERMUTATION_INDICATOR
 from lightning_symmetry.gauge.gauge import Gauge
 from lightning_symmetry.gauge.mixing import sides_of_rotation
 from lightning_symmetry.gauge.representative import find_gauge
+from lightning_symmetry.keys import key_names
 from lightning_symmetry.measurement.snapshot import held
 from lightning_symmetry.measurement.units import in_front, sides_of, units_of
-from lightning_symmetry.stacks import STAR
 from lightning_symmetry.symmetry.actions import Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 
@@ -48,19 +48,6 @@ class Piece:
     measure: Callable[[Tensors], Sequence[Tensor]]
     reads: tuple[str, ...] = ()
     remembers: bool = False
-
-
-def key_names(names: Iterable[str]) -> dict[str, str]:
-    """Names of groups or layers as parts of keys, in which W&B would take dots for nesting, and stars for patterns."""
-    keys: dict[str, str] = {}
-    for name in names:
-        stem = key = name.removesuffix(".weight").replace(".", "_").replace(STAR, "each")
-        number = 1
-        while key in keys.values():
-            number += 1
-            key = f"{stem}_{number}"
-        keys[name] = key
-    return keys
 
 
 class SharedGauge:

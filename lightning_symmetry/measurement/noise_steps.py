@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from lightning_symmetry.functional.noise import noise_imbalance_of
 from lightning_symmetry.functional.precision import for_measuring
+from lightning_symmetry.keys import key_names
 from lightning_symmetry.measurement.charges import squares_of_sides
-from lightning_symmetry.measurement.indicators import Piece, key_names
+from lightning_symmetry.measurement.indicators import Piece
 from lightning_symmetry.stacks import Stacked
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lightning_symmetry.functional.spectrum import spectral_indicators
 from lightning_symmetry.functional.updates import update_ratio, update_stable_rank
-from lightning_symmetry.measurement.indicators import Piece, key_names
+from lightning_symmetry.keys import key_names
+from lightning_symmetry.measurement.indicators import Piece
 
 UPDATE_INDICATORS = ("update_ratio", "update_stable_rank")
 """What is measured of an update."""

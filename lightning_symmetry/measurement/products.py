@@ -16,7 +16,8 @@ from torch import Tensor
 from lightning_symmetry.functional.products import attention_logit_bound, product_core, rotary_attention_logit_bound
 from lightning_symmetry.functional.spectrum import effective_rank
 from lightning_symmetry.gauge.mixing import sides_of_rotation
-from lightning_symmetry.measurement.indicators import Piece, SharedGauge, Tensors, key_names, read_with
+from lightning_symmetry.keys import key_names
+from lightning_symmetry.measurement.indicators import Piece, SharedGauge, Tensors, read_with
 from lightning_symmetry.stacks import STAR
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup

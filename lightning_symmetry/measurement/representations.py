@@ -26,7 +26,8 @@ from lightning_symmetry.functional.neural_collapse import (
 )
 from lightning_symmetry.functional.sampling import lowest, rows_of
 from lightning_symmetry.functional.similarity import alignments_of, linear_cka_of
-from lightning_symmetry.measurement.indicators import Piece, Tensors, key_names
+from lightning_symmetry.keys import key_names
+from lightning_symmetry.measurement.indicators import Piece, Tensors
 from lightning_symmetry.measurement.layers import original
 from lightning_symmetry.measurement.listening import MOST_WIDTH, Listener
 from lightning_symmetry.measurement.measure import Ranks

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_symmetry.functional.spectrum import spectral_indicators
-from lightning_symmetry.measurement.indicators import Piece, key_names
+from lightning_symmetry.keys import key_names
+from lightning_symmetry.measurement.indicators import Piece
 
 FUSED_NAMES = ("in_proj_weight", "c_attn", "qkv", "Wqkv")
 """The names of weights that hold those of queries, keys and values one after another."""

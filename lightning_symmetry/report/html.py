@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_symmetry.history import Event, History
+from lightning_symmetry.keys import key_names
 from lightning_symmetry.report import charts
 from lightning_symmetry.report.drawing import MOST_ROWS
 from lightning_symmetry.report.events import GOOD, MEANINGS, describe, in_words, notable
@@ -128,7 +129,9 @@ def _symmetries(history: History) -> dict[str, Any] | None:
     found = last_event(history, "symmetries")
     if found is None:
         return None
-    groups = [_group(history, group) for group in found.details.get("groups", [])]
+    details = found.details.get("groups", [])
+    keys = key_names(group["name"] for group in details)
+    groups = [_group(history, group, keys[group["name"]]) for group in details]
     return {
         "groups": groups,
         "share": found.details.get("share"),
@@ -136,8 +139,9 @@ def _symmetries(history: History) -> dict[str, Any] | None:
     }
 
 
-def _group(history: History, group: Mapping[str, Any]) -> dict[str, Any]:
-    key = "symmetry/broken_fraction/" + group["name"].replace(".", "_").replace("*", "each")
+def _group(history: History, group: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the table tells of a group, of whose name in keys the values are."""
+    key = f"symmetry/broken_fraction/{name}"
     values = history.series(key)[1] if key in history else []
     return {
         "kind": group["kind"],

@@ -9,8 +9,9 @@ from torch import nn
 
 from lightning_symmetry import find_symmetries
 from lightning_symmetry.functional import mean_component, rescaling_imbalance, rotation_imbalance
+from lightning_symmetry.keys import key_names
 from lightning_symmetry.measurement.charges import CHARGE_INDICATORS, charge_pieces
-from lightning_symmetry.measurement.indicators import NONE_YET, key_names
+from lightning_symmetry.measurement.indicators import NONE_YET
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.stacks import Stacked
 from tests.zoo import ZOO, found

@@ -10,9 +10,9 @@ from torch import nn
 from lightning_symmetry import find_symmetries
 from lightning_symmetry.functional.order_parameters import nearest_distances
 from lightning_symmetry.gauge.gauge import Gauge
+from lightning_symmetry.keys import key_names
 from lightning_symmetry.measurement.indicators import (
     SharedGauge,
-    key_names,
     nonfinite,
     symmetry_aggregates,
     symmetry_pieces,
@@ -165,10 +165,6 @@ def test_a_stream_whose_mean_nothing_sees_is_fully_broken_at_rank_n_minus_1():
     (key,) = key_names([stream.name]).values()
     assert values[f"symmetry/product_rank/{key}"] == stream.size - 1
     assert values[f"symmetry/broken_fraction/{key}"] == 1
-
-
-def test_two_names_that_differ_in_dots_alone_have_two_keys():
-    assert key_names(["a.b_c", "a_b.c.weight", "d"]) == {"a.b_c": "a_b_c", "a_b.c.weight": "a_b_c_2", "d": "d"}
 
 
 def test_leaving_groups_out_changes_no_number_of_the_others():

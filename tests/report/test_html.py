@@ -100,6 +100,15 @@ def test_the_table_tells_each_group(tmp_path: Path) -> None:
     assert "not measured" in second and "<td>not tried, loss only, approximate</td>" in second
 
 
+def test_groups_whose_names_differ_in_dots_alone_have_values_of_their_own(tmp_path: Path) -> None:
+    history = History(None)
+    history.append_event(0, "symmetries", groups=[group("net.fc"), group("net_fc")], share=0.5)
+    history.append(0, {"symmetry/broken_fraction/net_fc": 0.5, "symmetry/broken_fraction/net_fc_2": 0.25})
+    first, second = re.findall(r"<tr>\n<td>permutation.*?</tr>", page(history, tmp_path), flags=re.DOTALL)
+    assert "0.50 → 0.50" in first
+    assert "0.25 → 0.25" in second
+
+
 def test_of_a_resumed_run_the_symmetries_found_last_count(tmp_path: Path) -> None:
     history = History(None)
     history.append_event(0, "symmetries", groups=[group("old")], share=0.5)

@@ -97,6 +97,19 @@ class FlattenedExperts(Experts):
         return outputs
 
 
+class MistralExperts(Experts):
+    """Each token goes to the experts with the two largest scores, with a softmax of these alone."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        weights, chosen = torch.topk(self.router(tokens), 2)
+        weights = F.softmax(weights, dim=1, dtype=torch.float).type_as(tokens)
+        outputs = torch.zeros_like(tokens)
+        for k, expert in enumerate(self.experts):
+            sent, nth = torch.where(chosen == k)
+            outputs[sent] += weights[sent, nth, None] * expert(tokens[sent])
+        return outputs
+
+
 class Ensemble(nn.Module):
     def __init__(self, n_members: int = 3) -> None:
         super().__init__()
@@ -149,6 +162,7 @@ MODULE_LISTS = {
     "experts as modules, stacked": Mini(StackedExperts, numbers(16, 4)),
     "experts as modules, routed": Mini(RoutedExperts, numbers(32, 4)),
     "experts as modules, flattened": Mini(FlattenedExperts, numbers(8, 4, 4)),
+    "experts as modules, by their scores": Mini(MistralExperts, numbers(32, 4)),
     "ensemble": Mini(Ensemble, numbers(16, 4)),
     "members with norms": Mini(NormedMembers, numbers(16, 4)),
     "branches": Mini(Branches, numbers(4, 2, 5, 5)),

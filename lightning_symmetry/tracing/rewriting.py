@@ -81,34 +81,6 @@ def _looked_up(slicing: Operation, output: Value) -> list[Operation]:
     return [made(part, *where), made(output, aten.index.Tensor, part, indices)]
 
 
-def with_largest_kept(operations: list[Operation]) -> list[Operation]:
-    """The largest entries, written back to where they were, as all entries with the others hidden from a softmax."""
-    written: list[Operation] = []
-    for operation in operations:
-        written += _kept(operation) or [operation]
-    return written
-
-
-def _kept(writing: Operation) -> list[Operation]:
-    """A choice by a mask that is the same as to write the largest entries of a tensor over a constant."""
-    output = writing.outputs[0] if writing.operation == aten.scatter.src else None
-    if output is None or writing.inputs[0].constant is None:
-        return []
-    rest, dim, places, entries = writing.args
-    largest = entries.source
-    if largest is None or largest.operation != aten.topk.default or largest.outputs != [entries, places]:
-        return []
-    given, _, along = (*largest.args, -1)[:3]
-    if given.shape != rest.shape or (dim - along) % len(rest.shape):
-        return []
-    everywhere = Value(rest.shape, torch.bool, constant=torch.ones(rest.shape, dtype=torch.bool))
-    hidden = Value(rest.shape, torch.bool)
-    return [
-        made(hidden, aten.scatter.value, everywhere, dim, places, False),
-        made(output, aten.where.self, hidden, rest, given),
-    ]
-
-
 def with_sums(operations: list[Operation], outputs: Iterable[Value]) -> list[Operation]:
     """Sums and means of tensors that were stacked for it, as one added to the other: they share what is added."""
     uses = _uses(operations, outputs)

@@ -22,9 +22,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_symmetry.tracing.centred import with_centring
 from lightning_symmetry.tracing.functionalization import functional, functionalized, plain, written_by
+from lightning_symmetry.tracing.largest import with_largest_kept
 from lightning_symmetry.tracing.parts import with_parts_viewed
 from lightning_symmetry.tracing.rewriting import (
-    with_largest_kept,
     with_lengths,
     with_picked_maps,
     with_slices_looked_up,

@@ -24,6 +24,7 @@ from tests.module_lists import (
     Experts,
     FlattenedExperts,
     Heads,
+    MistralExperts,
     NormedMembers,
     RoutedExperts,
     StackedExperts,
@@ -79,7 +80,13 @@ def test_what_was_found_goes_through_json():
 
 @pytest.mark.parametrize(
     ("kind", "tokens"),
-    [(Experts, (32, 4)), (StackedExperts, (32, 4)), (RoutedExperts, (32, 4)), (FlattenedExperts, (8, 4, 4))],
+    [
+        (Experts, (32, 4)),
+        (StackedExperts, (32, 4)),
+        (RoutedExperts, (32, 4)),
+        (FlattenedExperts, (8, 4, 4)),
+        (MistralExperts, (32, 4)),
+    ],
 )
 def test_experts_are_exchanged_with_what_their_router_gives_them(kind, tokens):
     torch.manual_seed(0)

@@ -71,6 +71,19 @@ def test_the_largest_written_back_are_all_with_the_others_hidden(dim):
     assert "where" in [operation.name for operation in tape.operations]
 
 
+@pytest.mark.parametrize("dim", [-1, 0, 1])
+def test_the_softmax_of_the_largest_is_that_of_all_with_the_others_hidden(dim):
+    tape, (output,), expected = tape_and_outputs((3, 4), lambda x: x.topk(2, dim).values.softmax(dim))
+    torch.testing.assert_close(output, expected)
+    assert "where" in [operation.name for operation in tape.operations]
+
+
+def test_a_softmax_along_another_dimension_is_left_as_it_is():
+    tape, (output,), expected = tape_and_outputs((3, 4), lambda x: x.topk(2, 0).values.softmax(1))
+    assert torch.equal(output, expected)
+    assert "where" not in [operation.name for operation in tape.operations]
+
+
 def test_what_is_written_elsewhere_is_not_the_largest():
     def turned(x):
         values, places = x.topk(2, -1)

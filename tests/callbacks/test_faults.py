@@ -202,7 +202,7 @@ def test_every_hook_is_fenced(monitor):
         ("functional.spectrum.spectral_indicators", "SpectrumMonitor"),
         ("functional.order_parameters.permutation_indicators", "SymmetryMonitor"),
         ("measurement.representations.representation_aggregates", "RepresentationMonitor"),
-        ("symmetry.tracing.trace", "SymmetryMonitor"),
+        ("tracing.tracing.trace", "SymmetryMonitor"),
         ("callbacks.run.loss_in", "SymmetryMonitor"),
     ],
 )
@@ -232,7 +232,7 @@ SECTIONS = {
         "functional.spectrum.spectral_indicators",
         "functional.order_parameters.permutation_indicators",
         "functional.feature_spectrum.moments",
-        "symmetry.tracing.trace",
+        "tracing.tracing.trace",
         "symmetry.verification.verify",
         "measurement.measure.Measurement.measure",
         "measurement.snapshot.snapshot",

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lightning_symmetry.stacks import STAR
-
 
 def key_names(names: Iterable[str]) -> dict[str, str]:
     """Names of groups or layers as parts of keys, in which W&B would take dots for nesting, and stars for patterns."""
     keys: dict[str, str] = {}
     taken: set[str] = set()
     for name in names:
-        stem = key = name.removesuffix(".weight").replace(".", "_").replace(STAR, "each")
+        stem = key = name.removesuffix(".weight").replace(".", "_").replace("*", "each")
         number = 1
         while key in taken:
             number += 1

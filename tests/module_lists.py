@@ -110,6 +110,16 @@ class MistralExperts(Experts):
         return outputs
 
 
+class NormedExperts(Experts):
+    """Every expert has a layer norm of its own before its map, or after it."""
+
+    def __init__(self, first: bool = True) -> None:
+        super().__init__()
+        for k, expert in enumerate(self.experts):
+            norm = nn.LayerNorm(4, eps=1e-12)
+            self.experts[k] = nn.Sequential(norm, expert) if first else nn.Sequential(expert, norm)
+
+
 class Ensemble(nn.Module):
     def __init__(self, n_members: int = 3) -> None:
         super().__init__()
@@ -163,6 +173,7 @@ MODULE_LISTS = {
     "experts as modules, routed": Mini(RoutedExperts, numbers(32, 4)),
     "experts as modules, flattened": Mini(FlattenedExperts, numbers(8, 4, 4)),
     "experts as modules, by their scores": Mini(MistralExperts, numbers(32, 4)),
+    "experts as modules, behind norms": Mini(NormedExperts, numbers(16, 4)),
     "ensemble": Mini(Ensemble, numbers(16, 4)),
     "members with norms": Mini(NormedMembers, numbers(16, 4)),
     "branches": Mini(Branches, numbers(4, 2, 5, 5)),

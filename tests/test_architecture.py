@@ -15,7 +15,7 @@ ALLOWED = {
     "functional": set(),
     "metrics": {"functional"},
     "stacks": set(),
-    "keys": {"stacks"},
+    "keys": set(),
     "tracing": set(),
     "labelling": {"stacks", "tracing"},
     "symmetry": {"stacks", "tracing", "labelling"},

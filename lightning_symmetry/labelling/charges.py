@@ -232,7 +232,7 @@ class Echelon(Generic[K]):
 
     def rest(self, form: Mapping[K, float | Fraction]) -> dict[K, Fraction]:
         """What is left of a form when the rows have taken all pivots out of it."""
-        rest = {key: Fraction(value) for key, value in form.items() if value}
+        rest = {key: number for key, value in form.items() if (number := self.reduced(Fraction(value)))}
         for pivot in [key for key in rest if key in self.rows]:
             self._eliminate(rest, pivot, self.rows[pivot])
         return rest

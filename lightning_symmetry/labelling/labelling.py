@@ -97,6 +97,7 @@ class Labelling:
     def __init__(self, tape: Tape, folded: Collection[str] = ()) -> None:
         self._folded = folded
         self._selected: defaultdict[Dimension, set[int]] = defaultdict(set)
+        self._lengths: dict[Dimension, int] = {}
         self._found_out: dict[Operation, str] = {}
         self._label(tape, {})
         walked = self._walked_dimensions()
@@ -111,7 +112,7 @@ class Labelling:
         self.singled_out: list[Charge] = []
         self.read_centred: defaultdict[Unknown, list[Operation | None]] = defaultdict(list)
         self._axes: dict[Value, Axes] = {}
-        self._used = tape.readers.keys()
+        self._used = tape.used
         self._indices: dict[Value, Indices | None] = {}
         self._read: list[Axes] = []
         self._positions: dict[Value, Positions] = {}
@@ -134,23 +135,23 @@ class Labelling:
                 pin((place,), "unused")
 
     def _walked_dimensions(self) -> dict[Dimension, int]:
-        """The dimensions of which positions were selected one by one: the first so many, which are told.
+        """The dimensions that loops walk, each with how many of its first positions, which were selected one by one.
 
-        Or, of stacks and of several tensors of matrices, those that were used where others were not, as experts that no
-        token is sent to.
+        Or else with all of them, where the model chooses some, and these are selected of its parameters too: as of
+        experts of which some are sent no token.
         """
         several = {place: frozenset(found) for place, found in self._selected.items() if len(found) > 1}
-        held: defaultdict[tuple[frozenset[int], int], set[str | None]] = defaultdict(set)
-        for (value, dim), found in several.items():
-            if dim == 0 and (len(value.shape) > 2 or _is_stack(value)):
-                held[found, value.shape[0]].add(leaf_of(value))
-        used = {
-            found: length
-            for (found, length), names in held.items()
-            if len(names - {None}) > 1 or any(STAR in (name or "") for name in names)
-        }
-        walked = {place: used.get(found, len(found)) for place, found in several.items()}
-        return {place: n for place, n in walked.items() if several[place] in used or several[place] == set(range(n))}
+        walked = {place: len(found) for place, found in several.items() if found == set(range(len(found)))}
+        alike: defaultdict[tuple[frozenset[int], int], list[Dimension]] = defaultdict(list)
+        for place, found in several.items():
+            alike[found, self._lengths[place]].append(place)
+        for (_, length), together in alike.items():
+            names = {place: leaf_of(place[0]) for place in together}
+            chosen = None in names.values()
+            of_leaves = {name or "" for (value, dim), name in names.items() if dim == 0 and len(value.shape) > 2}
+            if chosen and (len(of_leaves - {""}) > 1 or any(STAR in (name or "") for name in names.values())):
+                walked |= dict.fromkeys(together, length)
+        return walked
 
     def tensors(self) -> list[Axes]:
         """The axes of every tensor that an operation met, those within operations included.
@@ -322,6 +323,7 @@ class Labelling:
     def _steps(self, place: Dimension, axis: Axis, position: int, at: Positions) -> bool:
         """Whether to take one position by itself is a step of a loop; if so, it is added to those given."""
         self._selected[place].add(position)
+        self._lengths[place] = size(axis)
         if place not in self._walked:
             return False
         if place not in self._loop_over:

@@ -175,7 +175,7 @@ def _is_infinitely_low(value: Value) -> bool:
 
 
 def law_of_call(operation: Operation, used: Set[Value]) -> Law:
-    """The law of an operation on a tape, of which the values that are read are used."""
+    """The law of an operation on a tape, of which some values are used: those that are read, or are outputs."""
     if operation.operation.overloadpacket in CONTRACTIONS and is_average(operation):
         return average if len(operation.inputs) == 2 else affine(0, average)
     number = multiplier_of(operation)

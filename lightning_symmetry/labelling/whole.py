@@ -53,6 +53,7 @@ def of_whole_tensors(tape: Tape) -> Wholes:
             return charges.setdefault(value, unknown()) if is_zero(value.constant) else NEUTRAL
         return charges.get(value, NEUTRAL)
 
+    used = tape.used
     vanishing: list[Charge] = []
     nearly: list[Charge] = []
     for operation in tape.operations:
@@ -62,7 +63,7 @@ def of_whole_tensors(tape: Tape) -> Wholes:
         if operation.name in LAYOUT:
             charges.update(dict.fromkeys(outputs, charge_of(operation.inputs[0])))
             continue
-        answer = law_of_call(operation, tape.readers.keys())([charge_of(value) for value in operation.inputs], WHOLE)
+        answer = law_of_call(operation, used)([charge_of(value) for value in operation.inputs], WHOLE)
         vanishing += answer.vanishing
         nearly += answer.nearly
         charges.update(dict.fromkeys(outputs, answer.output))
@@ -74,12 +75,20 @@ def of_whole_tensors(tape: Tape) -> Wholes:
             {unknowns[key]: degree for key, degree in solution.items()} for solution in scalings(forms, list(unknowns))
         ]
 
+    flips = _of_few(signs((form.sign for form in vanishing), list(unknowns)))
     return Wholes(
         scales=solved(form.scale for form in vanishing + nearly),
         nearly_scales=solved(form.scale for form in vanishing),
-        signs=[
-            {name: Fraction(1) for key, name in unknowns.items() if key in flip}
-            for flip in signs((form.sign for form in vanishing), list(unknowns))
-        ],
+        signs=[{name: Fraction(1) for key, name in unknowns.items() if key in flip} for flip in sorted(flips, key=len)],
         shifts=solved(form.shift for form in vanishing),
     )
+
+
+def _of_few(flips: Iterable[frozenset[Unknown]]) -> list[frozenset[Unknown]]:
+    """A basis of the same signs, each of as few tensors as shorter ones leave of it; the shortest first."""
+    basis: list[frozenset[Unknown]] = []
+    for flip in sorted(flips, key=len):
+        for shorter in basis:
+            flip = min(flip, flip ^ shorter, key=len)
+        basis.append(flip)
+    return sorted(basis, key=len)

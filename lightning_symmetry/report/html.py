@@ -130,8 +130,10 @@ def _symmetries(history: History) -> dict[str, Any] | None:
     if found is None:
         return None
     details = found.details.get("groups", [])
-    keys = key_names(group["name"] for group in details)
-    groups = [_group(history, group, keys[group["name"]]) for group in details]
+    without = last_event(history, "unmeasured")
+    unmeasured = without.details.get("groups", []) if without is not None else []
+    keys = key_names(group["name"] for group in details if group["name"] not in unmeasured)
+    groups = [_group(history, group, keys.get(group["name"])) for group in details]
     return {
         "groups": groups,
         "share": found.details.get("share"),
@@ -139,8 +141,8 @@ def _symmetries(history: History) -> dict[str, Any] | None:
     }
 
 
-def _group(history: History, group: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What the table tells of a group, of whose name in keys the values are."""
+def _group(history: History, group: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """What the table tells of a group, whose values are logged under a name, if they are."""
     key = f"symmetry/broken_fraction/{name}"
     values = history.series(key)[1] if key in history else []
     return {

@@ -160,7 +160,7 @@ class Fold:
 
     Attributes:
         kind: ``"rescaling"``, which multiplies by the pivot, or ``"translation"``, which takes the pivot away.
-        pivot: The gain or the bias: one dimension.
+        pivot: The gain or the bias: one dimension, of stacks behind those of the modules, each with its own.
         actions: What it does to blocks along the axis of the pivot.
         carried: What it does to those of other axes.
     """
@@ -176,21 +176,24 @@ class Fold:
         return tuple(block.tensor for block in (*(a.block for a in self.actions), *(c.block for c in self.carried)))
 
     def element(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """By what it multiplies, or what it adds: ``(1, n)``."""
-        pivot = self.pivot.of(tensors[self.pivot.tensor])[None]
+        """By what it multiplies, or what it adds: ``(n_rows, n)``, a row for each module of a list."""
+        pivot = self.pivot.of(tensors[self.pivot.tensor])
+        pivot = pivot.reshape(-1, pivot.shape[-1])
         return -pivot if self.kind == "translation" else torch.where(pivot == 0, 1, pivot)
 
     def reached(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Which entries of the pivot it can unfold again, ``(n,)``."""
+        """Which units it can unfold again, ``(n,)``."""
         pivot = self.pivot.of(tensors[self.pivot.tensor])
-        return torch.ones_like(pivot, dtype=torch.bool) if self.kind == "translation" else pivot != 0
+        pivot = pivot.reshape(-1, pivot.shape[-1])
+        return (torch.ones_like(pivot, dtype=torch.bool) if self.kind == "translation" else pivot != 0).all(0)
 
     def apply(self, tensors: Mapping[str, Tensor], element: Tensor) -> None:
         """Change the tensors in place."""
         for action in self.actions:
-            transform(tensors[action.block.tensor], action, [], KINDS[self.kind], element)
+            transform(tensors[action.block.tensor], action, self.pivot.axes[:-1], KINDS[self.kind], element)
         for each in self.carried:
-            carry(tensors[each.block.tensor], each, tensors, self.pivot.axes, element[0])
+            vector = element.reshape(self.pivot.view(tensors[self.pivot.tensor]).shape)
+            carry(tensors[each.block.tensor], each, tensors, self.pivot.axes, vector)
 
     def inverse(self, element: Tensor) -> Tensor:
         """What undoes an element."""

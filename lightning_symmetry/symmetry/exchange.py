@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -169,7 +169,7 @@ def _joined_in_any_order(tape: Tape, modules: Modules) -> bool:
             at.update((output, position) for output in operation.outputs if output is not None)
             if position is not None:
                 beside[position] += [value.constant for value in operation.inputs if value.constant is not None]
-    alike = all(all(map(_may_be_same, one, other)) for one, other in pairwise(filter(None, beside)))
+    alike = all(all(map(_may_be_same, one, other)) for one, other in combinations(filter(None, beside), 2))
     return alike and joined and all(at.get(output) is None for output in tape.outputs)
 
 
@@ -260,13 +260,15 @@ def _each_by_itself(
         or any(len(numbers) != depth for numbers in modules)
     ):
         return group
-    scaled = set()
+    each: set[tuple[int, ...]] = set()
+    moved: set[tuple[int, ...]] = set()
     for other in apart:
-        of_modules = {_numbers(name, places) for name in other.tensors}
+        of_modules = {_numbers(name, places) for name in other.tensors if _stack_of(name, places) in group.tensors}
         stacks = {_stack_of(name, places) for name in other.tensors}
+        moved |= of_modules  # not those that the step did not use
         if other.kind == group.kind and len(of_modules) == 1 and stacks == set(group.tensors):
-            scaled |= of_modules
-    if scaled != modules:
+            each |= of_modules
+    if not each or each != moved:
         return group
     degrees = {action.block.tensor: max(action.degrees, key=abs) for action in group.actions}
     parts = [block for block in blocks if block.tensor in degrees]
@@ -290,5 +292,6 @@ def _extent(groups: Iterable[SymmetryGroup], tensors: Collection[str] | None = N
     extent: Counter[str] = Counter()
     for group in groups:
         if tensors is None or not set(tensors).isdisjoint(group.tensors):
-            extent[group.kind] += max(group.dimension, group.n_rows * (group.size - 1))
+            discrete = group.size if group.kind == "sign" else group.size - 1
+            extent[group.kind] += max(group.dimension, group.n_rows * discrete)
     return extent

@@ -17,6 +17,7 @@ from lightning_symmetry.labelling.factors import leaf_of, readers_of_leaves
 from lightning_symmetry.labelling.gains import Gain
 from lightning_symmetry.labelling.labelling import Labelling
 from lightning_symmetry.labelling.operation_laws import is_zero
+from lightning_symmetry.stacks import STAR
 from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, Places, actions_on, blocks_of
 from lightning_symmetry.symmetry.translations import Shift, wholes
 from lightning_symmetry.tracing.tape import Operation, Tape, Value
@@ -68,12 +69,13 @@ class Means:
 
     def _fold_of_bias(self, vector: Block, places: Places) -> Fold | None:
         """The fold that takes a bias away, and has it taken up where it goes; None where nothing takes it up."""
-        if len(places) != 1 or places[0] is None:
+        key = places[-1].key if places[-1] is not None else None
+        if len(places) != 1 + vector.tensor.count(STAR) or key is None:
             return None
         for shift in self._shifts:
-            turn = shift.degrees.get(places[0].key, 0)
+            turn = shift.degrees.get(key, 0)
             if abs(turn) == 1:
-                degrees = {key: turn * degree for key, degree in shift.degrees.items()}
+                degrees = {leaf: turn * degree for leaf, degree in shift.degrees.items()}
                 carried = tuple(replace(each, factor=turn * each.factor) for each in shift.carried)
                 return Fold("translation", vector, actions_on(self._blocks, degrees), carried)
         return None

@@ -257,7 +257,8 @@ class _Model:
         later = set(order[order.index(atom) :]).intersection(self._rows.get(atom, ()))  # rows of one another
         finer = [other for other in order if atom in self._rows.get(other, ()) and other not in later]
         spanned = list(chain.from_iterable(self._spanned(kind, other) for other in finer))
-        return [degrees for degrees in solutions if not spanned or _beyond([self._by_block(atom, degrees)], spanned)]
+        modulus = 2 if kind == "sign" else None
+        return [each for each in solutions if not spanned or _beyond([self._by_block(atom, each)], spanned, modulus)]
 
     def _solutions_by_block(self, kind: str, atom: Atom) -> list[Mapping[int, float]]:
         return [self._by_block(atom, degrees) for degrees in self._solutions(kind, atom)]
@@ -297,7 +298,9 @@ def _whole(solution: Mapping[K, Fraction]) -> Mapping[K, int]:
     return {key: int(value * common) for key, value in solution.items()}
 
 
-def _beyond(solutions: Sequence[Mapping[K, float]], known: Sequence[Mapping[K, float]]) -> list[Mapping[K, float]]:
+def _beyond(
+    solutions: Sequence[Mapping[K, float]], known: Sequence[Mapping[K, float]], modulus: int | None = None
+) -> list[Mapping[K, float]]:
     """Those solutions that are no combination of known ones and of one another."""
-    span = Echelon(known)
+    span = Echelon(known, modulus)
     return [solution for solution in solutions if span.add(solution)]

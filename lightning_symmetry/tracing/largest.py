@@ -63,7 +63,8 @@ def _largest(entries: Value, dim: int) -> Operation | None:
 
 def _hidden(output: Value, rest: Value, largest: Operation, dim: int) -> list[Operation]:
     """A tensor with all but its largest entries hidden by those of another."""
-    everywhere = Value(rest.shape, torch.bool, constant=torch.ones(rest.shape, dtype=torch.bool))
+    assert rest.constant is not None
+    everywhere = Value(rest.shape, torch.bool, constant=torch.ones_like(rest.constant, dtype=torch.bool))
     mask = Value(rest.shape, torch.bool)
     return [
         made(mask, aten.scatter.value, everywhere, dim, largest.outputs[1], False),

@@ -113,18 +113,15 @@ class Step:
             RuntimeError: The step changed parameters or buffers of the model itself; they have their values again.
         """
         kept = {**self.parameters, **self.buffers}
-        buffers = cloned(self.buffers)  # batch norm does not say that it writes to its running statistics
-        writing = Writing(kept)
+        before = cloned(kept)
         try:
-            with writing:
-                try:
-                    given, written = self._try(kept)
-                except Exception:
-                    self.gradients = True
-                    given, written = self._try(kept)
+            try:
+                given, written = self._try(before)
+            except Exception:
+                self.gradients = True
+                given, written = self._try(before)
         finally:
-            before = {**writing.before, **buffers}
-            changed = [name for name, tensor in before.items() if not _identical(kept[name], tensor)]
+            changed = [name for name, tensor in kept.items() if not _identical(tensor, before[name])]
             for name in changed:
                 kept[name].copy_(before[name])
         if changed:
@@ -134,7 +131,7 @@ class Step:
                 "model refers to it from outside, as `self.f = lambda x: self.net(x)` does, which should be a method; "
                 "or the step calls a method of an optimizer that changes parameters, beside `step`"
             )
-        changed_in_place = (name for name, tensor in given.items() if not _identical(tensor, kept[name]))
+        changed_in_place = (name for name, tensor in given.items() if not _identical(tensor, before[name]))
         self.written = frozenset([*written, *changed_in_place])
 
     def _try(self, tensors: Tensors) -> tuple[Tensors, set[str]]:

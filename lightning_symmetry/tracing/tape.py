@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -84,6 +84,11 @@ class Tape:
             for value in dict.fromkeys(operation.inputs):
                 readers[value].append(operation)
         return dict(readers)
+
+    @property
+    def used(self) -> Set[Value]:
+        """The tensors that an operation reads, and those that are outputs."""
+        return self.readers.keys() | set(self.outputs)
 
 
 def made(output: Value, operation: OpOverload, *args: Any) -> Operation:

@@ -104,7 +104,7 @@ def test_what_is_measured_is_finite(left, name):
 
 @pytest.mark.parametrize("name", [*WHOLE, *SHARDED, *PARALLEL, "half"])
 def test_the_same_groups_are_found_on_two_processes_as_on_one(left, alone, name):
-    assert len(alone[1]) == 9
+    assert len(alone[1]) == 10
     assert left[name][0]["groups"] == alone[1]
 
 

@@ -13,7 +13,7 @@ from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.stacks import Stacked
 from lightning_symmetry.symmetry.actions import along
 from lightning_symmetry.symmetry.find import find_symmetries
-from tests.module_lists import Experts, Heads
+from tests.module_lists import Experts, Heads, NormedExperts
 from tests.small_models import PreNorm
 from tests.zoo import ZOO, found
 
@@ -219,7 +219,17 @@ def experts_behind_a_map():
     return nn.Sequential(nn.Linear(3, 4), Experts(4, 3, 5), nn.Linear(4, 2)), torch.randn(16, 3)
 
 
-@pytest.mark.parametrize("build", [dinov2, heads_without_biases, experts_behind_a_map])
+def experts_behind_norms():
+    return nn.Sequential(nn.Linear(3, 4), NormedExperts(), nn.Linear(4, 2)), torch.randn(16, 3)
+
+
+def experts_before_norms():
+    return nn.Sequential(nn.Linear(3, 4), NormedExperts(first=False), nn.Linear(4, 2)), torch.randn(16, 3)
+
+
+@pytest.mark.parametrize(
+    "build", [dinov2, heads_without_biases, experts_behind_a_map, experts_behind_norms, experts_before_norms]
+)
 def test_nor_in_models_beside_the_zoo(build):
     torch.manual_seed(0)
     model, batch = build()

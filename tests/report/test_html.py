@@ -109,6 +109,16 @@ def test_groups_whose_names_differ_in_dots_alone_have_values_of_their_own(tmp_pa
     assert "0.25 → 0.25" in second
 
 
+def test_what_was_not_measured_takes_no_value_of_others(tmp_path: Path) -> None:
+    history = History(None)
+    history.append_event(0, "symmetries", groups=[group("net.fc"), group("net_fc")], share=0.5)
+    history.append_event(0, "unmeasured", groups=["net.fc"], why="too many")
+    history.append(0, {"symmetry/broken_fraction/net_fc": 0.5})
+    first, second = re.findall(r"<tr>\n<td>permutation.*?</tr>", page(history, tmp_path), flags=re.DOTALL)
+    assert "not measured" in first
+    assert "0.50 → 0.50" in second
+
+
 def test_of_a_resumed_run_the_symmetries_found_last_count(tmp_path: Path) -> None:
     history = History(None)
     history.append_event(0, "symmetries", groups=[group("old")], share=0.5)

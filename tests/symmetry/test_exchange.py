@@ -25,6 +25,7 @@ from tests.module_lists import (
     FlattenedExperts,
     Heads,
     MistralExperts,
+    NormedExperts,
     NormedMembers,
     RoutedExperts,
     StackedExperts,
@@ -114,10 +115,51 @@ def test_experts_that_no_token_of_this_batch_is_sent_to_are_exchanged_too(kind, 
     }
 
 
+def test_experts_that_hold_norms_are_exchanged_though_some_are_sent_no_token():
+    torch.manual_seed(0)
+    model = RoutedExperts(n_experts=9)
+    for k in range(9):
+        model.experts[k] = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 4))
+    symmetries = find_symmetries(model, (torch.randn(3, 4),))
+    assert symmetries.rejected == ()
+    assert symmetries.share == 1
+    found = {group.name: group.size for group in symmetries if group.axis == "experts"}
+    assert found == {"experts": 9, "experts.*.0.scale": 9, "experts.*.0.sign": 9}
+
+
+def test_modules_that_no_step_uses_are_not_exchanged_with_others():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branches = nn.ModuleList(Expert(4, 5) for _ in range(4))
+
+        def forward(self, inputs):
+            return self.branches[0](inputs) + self.branches[2](inputs)
+
+    symmetries = find_symmetries(Two(), (torch.randn(8, 4),), verify_up_to=0)
+    names = {group.name for group in symmetries if group.kind == "permutation"}
+    assert names == {"branches.0.up", "branches.2.up"}
+
+
 def test_running_statistics_are_exchanged_too():
     symmetries = find_symmetries(Branches(), (torch.randn(4, 2, 5, 5),))
     group = next(group for group in symmetries if group.name == "branches")
     assert set(group.buffers) == {f"branches.{k}.1.running_{what}" for k in range(3) for what in ("mean", "var")}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_modules_that_begin_or_end_with_a_norm_are_exchanged(first):
+    torch.manual_seed(0)
+    model = nn.Sequential(NormedExperts(first), nn.Linear(4, 2))
+    groups = {group.name: group for group in find_symmetries(model, (torch.randn(16, 4),))}
+    assert groups["0.experts"].size == 3
+    scaled = {name: group.size for name, group in groups.items() if group.kind in ("rescaling", "scale")}
+    assert scaled == (
+        {"0.experts.*.0.rescaling": 4}
+        if first
+        else {"0.experts.*.0.down.scale": 3, "0.experts.*.1.rescaling": 4}  # of each module, and of each unit
+    )
+    assert first or groups["0.experts.*.0.down.sign"].size == 3
 
 
 def test_each_module_has_a_scale_and_a_sign_before_its_norm():

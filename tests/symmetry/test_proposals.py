@@ -414,3 +414,35 @@ def test_what_becomes_of_a_shift_is_followed_to_axes_whose_positions_are_taken_b
 
     torch.manual_seed(0)
     assert find_symmetries(Selection(), (torch.randn(9, 5),)).rejected == ()
+
+
+def test_units_of_a_recurrence_are_flipped_each_and_not_once_more_together():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.read, self.out = nn.Parameter(torch.randn(5, 5)), nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, inputs):
+            state = torch.zeros(len(inputs), 5)
+            for _ in range(3):
+                state = torch.tanh(state @ self.hidden.T + self.read(inputs))
+            return self.out(state)
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Recurrent(), (torch.randn(7, 4),), kinds=["sign"])
+    assert [group.size for group in symmetries] == [5]
+
+
+def test_of_largest_entries_that_are_returned_nothing_is_said_that_holds_of_their_places_alone():
+    class Largest(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scores, self.temperature = nn.Linear(4, 6), nn.Parameter(torch.randn(1))
+
+        def forward(self, inputs):
+            return (self.scores(inputs) * self.temperature).topk(2)[0]
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Largest(), (torch.randn(7, 4),))
+    assert symmetries.rejected == ()
+    assert [(group.kind, group.size) for group in symmetries] == [("scale", 1), ("sign", 1), ("permutation", 6)]

@@ -143,6 +143,13 @@ def test_experts_that_no_token_is_sent_to_may_be_permuted_with_the_others():
     assert found(hit, router=(6, 5), into=(6, 7, 5), out=(6, 3, 7)) == {"router": (6,), "into": (6, 7)}
 
 
+@pytest.mark.parametrize("numbers", [range(3), (0, 3)], ids=str)
+def test_positions_that_no_router_chooses_are_no_experts(numbers):
+    """Those that are not selected are never used."""
+    few = found(lambda model, inputs: sum(expert(model, inputs, k) for k in numbers), into=(5, 6, 5), out=(5, 3, 6))
+    assert few == ({"into.0": (3,), "into": (6,)} if numbers == range(3) else {"into": (6,)})
+
+
 @pytest.mark.xfail(strict=True, reason="a tensor that comes of several steps of a loop is taken to stand at none")
 def test_layers_that_run_in_order_are_told_apart_but_have_units_of_their_own():
     def deep(model, inputs):

@@ -29,7 +29,7 @@ class Loop:
         axis: The axis.
         alone: Whether its positions are alike though no others meet them, as those of stacked modules.
         ordered: Whether what comes of them is not just added up, or laid side by side.
-        walked: The positions that are selected: not those of experts that no token is sent to.
+        walked: The positions that are selected.
     """
 
     axis: Axis

@@ -250,36 +250,36 @@ def _each_by_itself(
     blocks: Sequence[Block],
     places: Mapping[str, tuple[str, int]],
 ) -> SymmetryGroup:
-    """A scale or sign of whole stacks as one of each of their modules, where each has one; other groups as they are."""
-    depth = min(tensor.count(STAR) for tensor in group.tensors)
+    """A scale or sign of whole stacks as one of each of their modules, where each has one; other groups as they are.
+
+    The stacks are of the same lists, so that the first axes of all their blocks are the same.
+    """
     modules = {_numbers(leaf, places) for leaf in group.parameters}
-    if (
-        group.kind not in ("scale", "sign")
-        or group.size > 1
-        or not depth
-        or any(len(numbers) != depth for numbers in modules)
-    ):
-        return group
-    each: set[tuple[int, ...]] = set()
-    moved: set[tuple[int, ...]] = set()
-    for other in apart:
-        of_modules = {_numbers(name, places) for name in other.tensors if _stack_of(name, places) in group.tensors}
-        stacks = {_stack_of(name, places) for name in other.tensors}
-        moved |= of_modules  # not those that the step did not use
-        if other.kind == group.kind and len(of_modules) == 1 and stacks == set(group.tensors):
-            each |= of_modules
-    if not each or each != moved:
+    depth = min(map(len, modules))
+    if group.kind not in ("scale", "sign") or group.size > 1 or not depth or not _is_of_each(group, apart, places):
         return group
     degrees = {action.block.tensor: max(action.degrees, key=abs) for action in group.actions}
     parts = [block for block in blocks if block.tensor in degrees]
-    *rows, axis = parts[0].axes[:depth]
-    lengths = [1 + max(numbers) for numbers in zip(*modules, strict=True)]
     actions = tuple(
         Action(part, tuple(degrees[part.tensor] * (dim == depth - 1) for dim in range(len(part.axes))))
         for part in parts
     )
-    of_rows = tuple(zip(rows, lengths, strict=False))
-    return replace(group, axis=axis, size=lengths[-1], rows=of_rows, actions=actions)
+    lengths = [1 + max(numbers) for numbers in zip(*modules, strict=True)]
+    *rows, axis = parts[0].axes[:depth]
+    return replace(group, axis=axis, size=lengths[-1], rows=tuple(zip(rows, lengths, strict=False)), actions=actions)
+
+
+def _is_of_each(group: SymmetryGroup, apart: Iterable[SymmetryGroup], places: Mapping[str, tuple[str, int]]) -> bool:
+    """Whether every module that groups move has one of its own of what a group of whole stacks does to all."""
+    moved: set[tuple[int, ...]] = set()
+    own: set[tuple[int, ...]] = set()
+    for other in apart:
+        modules = {_numbers(name, places) for name in other.tensors if _stack_of(name, places) in group.tensors}
+        stacks = {_stack_of(name, places) for name in other.tensors}
+        moved |= modules  # those that the step uses
+        if other.kind == group.kind and len(modules) == 1 and stacks == set(group.tensors):
+            own |= modules
+    return bool(own) and own == moved
 
 
 def _numbers(name: str, places: Mapping[str, tuple[str, int]]) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from lightning_symmetry.stacks import STAR, stack_of, unstacked
 from lightning_symmetry.symmetry.actions import Misfit, transform
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.halving import passing
-from lightning_symmetry.symmetry.second_batch import second_batches
+from lightning_symmetry.tracing.second_batch import second_batches
 from lightning_symmetry.tracing.step import Outputs, Step, Tensors
 from lightning_symmetry.tracing.tracing import typical_draw
 

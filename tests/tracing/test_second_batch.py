@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_symmetry.symmetry.second_batch import second_batches
+from lightning_symmetry.tracing.second_batch import second_batches
 
 GENERATOR = torch.Generator().manual_seed(0)
 

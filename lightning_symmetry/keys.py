@@ -1,4 +1,4 @@
-"""Names of groups and layers as parts of the keys under which their values are logged."""
+"""Names of groups and layers as parts of the keys under which values are logged; reports are made without torch."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def of_whole_tensors(tape: Tape) -> Wholes:
     return Wholes(
         scales=solved(form.scale for form in vanishing + nearly),
         nearly_scales=solved(form.scale for form in vanishing),
-        signs=[{name: Fraction(1) for key, name in unknowns.items() if key in flip} for flip in sorted(flips, key=len)],
+        signs=[{name: Fraction(1) for key, name in unknowns.items() if key in flip} for flip in flips],
         shifts=solved(form.shift for form in vanishing),
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from lightning_symmetry.tracing.layout import original
 from lightning_symmetry.tracing.tape import Operation, Value, made
 
 aten = torch.ops.aten
@@ -52,8 +53,7 @@ def _softmax_of_largest(softmax: Operation) -> list[Operation]:
 
 def _largest(entries: Value, dim: int) -> Operation | None:
     """The operation that took the largest entries of a tensor along a dimension, in whatever type since."""
-    while entries.source is not None and entries.source.name == "_to_copy":
-        entries = entries.source.args[0]
+    entries = original(entries)
     largest = entries.source
     if largest is None or largest.operation != aten.topk.default or largest.outputs[0] is not entries:
         return None

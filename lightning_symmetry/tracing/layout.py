@@ -15,6 +15,13 @@ SLICED = {"select", "slice", "split", "split_with_sizes", "unbind"}
 LAYOUT = SAME | VIEWED | REARRANGED | SLICED
 
 
+def original(value: Value) -> Value:
+    """The tensor that one is a copy of, in whatever type."""
+    while value.source is not None and value.source.name in SAME:
+        value = value.source.args[0]
+    return value
+
+
 def sliced(operation: Operation, value: Value) -> tuple[int, int, int, int, bool]:
     """The dimension, start, stop and step of one output of a slicing operation, and whether it keeps the dimension."""
     given: Value = operation.args[0]

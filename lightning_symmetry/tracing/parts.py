@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lightning_symmetry.tracing.layout import SAME, SLICED, sliced
+from lightning_symmetry.tracing.layout import SLICED, original, sliced
 from lightning_symmetry.tracing.tape import Operation, Value, made
 
 aten = torch.ops.aten
@@ -54,20 +54,13 @@ def _part(value: Value) -> _Part | None:
 
 def _without(name: str, value: Value) -> tuple[Value, int | None]:
     """A tensor before it got, or lost, a dimension of one position, and that dimension; itself where it did not."""
-    value = _copied(value)
+    value = original(value)
     if value.source is None or value.source.name != name:
         return value, None
     given, *dims = value.source.args
     (dim,) = dims[0] if dims and isinstance(dims[0], (list, tuple)) and len(dims[0]) == 1 else (*dims, None)[:1]
     n_dims = max(len(value.shape), len(given.shape))
-    return (_copied(given), dim % n_dims) if isinstance(dim, int) else (value, None)
-
-
-def _copied(value: Value) -> Value:
-    """The tensor that one is a copy of."""
-    while value.source is not None and value.source.name in SAME:
-        value = value.source.args[0]
-    return value
+    return (original(given), dim % n_dims) if isinstance(dim, int) else (value, None)
 
 
 def _viewed(parts: Sequence[_Part | None], joining: Operation) -> list[Operation]:

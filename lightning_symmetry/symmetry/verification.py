@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -61,8 +60,8 @@ def verify(step: Step, groups: Sequence[SymmetryGroup], seed: int = 0) -> Verifi
 
     All are tried jointly; only where that fails, halves are tried until the culprits are alone. Groups that hold only
     as far as the small constant of a norm is zero are tried with that constant as good as zero, and translations that
-    may change what `forward` returns, though not the loss, apart from all others: both first, since they move less,
-    which must be put back after. Culprits tend to be of one kind, so that sorted by kind fewer halves hold one.
+    may change what `forward` returns, though not the loss, apart from all others. Culprits tend to be of one kind, so
+    that sorted by kind fewer halves hold one.
     """
     trials = _Trials(step, groups, seed)
     passed: dict[str, SymmetryGroup] = {}
@@ -71,17 +70,37 @@ def verify(step: Step, groups: Sequence[SymmetryGroup], seed: int = 0) -> Verifi
         some = sorted((group for group in groups if group.exact is exact), key=lambda group: group.kind)
         if some:
             one_batch = trials.begin(exact) or one_batch
+            on_first: list[SymmetryGroup] = []
             for suspect in (True, False) if trials.preserves_itself() else ():
                 kept = passing([group for group in some if trials.may_move_forward(group) is suspect], trials.preserves)
                 with_output = {group.name for group in trials.preserving_forward(kept)}
-                for group in kept:
-                    preserves = "output" if group.name in with_output else "loss"
-                    passed[group.name] = replace(group, verified=True, preserves=preserves)
+                on_first += [
+                    replace(group, preserves="output" if group.name in with_output else "loss") for group in kept
+                ]
+            for group in passing(on_first, trials.preserves_on_second):
+                passed[group.name] = replace(group, verified=True)
     return Verified(
         [passed[group.name] for group in groups if group.name in passed],
         [group for group in groups if group.name not in passed],
         one_batch,
     )
+
+
+@dataclass
+class _Trial:
+    """What became of groups that were tried together.
+
+    Attributes:
+        names: Their names.
+        batch: On which of the batches.
+        preserved: Whether they left what the step returns as it was.
+        forward: Whether they did what the model's `forward` returned, on the batch given.
+    """
+
+    names: set[str]
+    batch: int
+    preserved: bool = False
+    forward: bool = False
 
 
 class _Trials:
@@ -98,7 +117,7 @@ class _Trials:
         for name in dict.fromkeys(name for group in groups for name in group.tensors if STAR in name):
             stack = self._tensors[name] = stack_of(name, self._tensors)  # its tensors share the memory with it
             self._tensors.update(unstacked(name, stack))
-        self._moved_before = set(self._tensors)
+        self._touched = set(self._tensors)
         self._make_generic()
         self._squared_norms = {
             name: _squared_norm(tensor)
@@ -116,45 +135,45 @@ class _Trials:
             Why there is no second batch; None where there is one.
         """
         self._precision = _InFloat64(exact)
-        self._last: tuple[list[SymmetryGroup], list[Outputs]] | None = None
+        self._make_generic()
+        self._batches = [self._step.batch]
+        self._reference = [_kept(self._run(self._step.batch))]
+        self._moved: set[str] = set()
+        self._forward = self._reference[0].forward
+        self._last: _Trial | None = None
+        why = None
         for second in second_batches(self._step.batch):
-            self._batches = [self._step.batch, second]
             try:
-                self._reference = self._run_generic()
+                reference = _kept(self._run(second))
             except Exception as error:
                 why = f"the step fails on another one: {type(error).__name__}: {error}"
                 continue
-            outputs, others = (reference.preserved for reference in self._reference)
+            outputs, others = self._reference[0].preserved, reference.preserved
             if _finite(outputs) and not _finite(others):
                 why = "what the step returns is not finite on another one"
             elif _same(others, outputs):
                 why = "what the step returns is the same on another one"
             else:
+                self._reference.append(reference)
+                self._batches.append(second)
                 return None
-        self._batches = [self._step.batch]
-        self._reference = self._run_generic()
         return why
 
     def preserves_itself(self) -> bool:
         """Whether the step as it is passes; not where it returns no number at all, and no group could."""
         return all(_same(reference.preserved, reference.preserved) for reference in self._reference)
 
-    def preserves(self, groups: Sequence[SymmetryGroup], forward: bool = False) -> bool:
-        """Whether random elements of all groups move their tensors, and leave what the step returns as it was.
+    def preserves(self, groups: Sequence[SymmetryGroup]) -> bool:
+        """Whether random elements of all groups move their tensors, and leave what the step returns as it was."""
+        return self._try(groups).preserved
 
-        Args:
-            groups: The groups.
-            forward: True for what the model's `forward` returned, on the batch given.
-        """
-        moved = self._moved(groups, self._batches[:1] if forward else self._batches)
-        pairs = zip(moved, self._reference, strict=False)
-        return bool(moved) and all(
-            _same(*(each.forward if forward else each.preserved for each in pair)) for pair in pairs
-        )
+    def preserves_on_second(self, groups: Sequence[SymmetryGroup]) -> bool:
+        """Whether they do on the second batch, where there is one."""
+        return len(self._batches) == 1 or self._try(groups, batch=1).preserved
 
     def preserving_forward(self, groups: Sequence[SymmetryGroup]) -> list[SymmetryGroup]:
         """Those that leave what the model's `forward` returned as it was; none where the step did not call it."""
-        return passing(groups, partial(self.preserves, forward=True)) if self._reference[0].forward else []
+        return passing(groups, lambda some: self._try(some).forward) if self._forward else []
 
     def may_move_forward(self, group: SymmetryGroup) -> bool:
         """Whether it may be a translation of what `forward` returned, as of logits under a softmax."""
@@ -162,48 +181,59 @@ class _Trials:
         shapes = (self._tensors[name].shape for name in group.parameters)
         return group.kind == "translation" and any(not lengths.isdisjoint(shape) for shape in shapes)
 
-    def _moved(self, groups: Sequence[SymmetryGroup], batches: Sequence[Any]) -> list[Outputs]:
-        """What the step gives where random elements have moved the parameters.
+    def _try(self, groups: Sequence[SymmetryGroup], batch: int = 0) -> _Trial:
+        """Let random elements move the parameters, and run the step on one of the batches.
 
-        Nothing where one moves nothing, or fits no tensor.
+        Groups are moved on top of those that have passed, so that nothing is put back as long as all pass: on the first
+        batch on top of others, and on the second of some of the same.
         """
-        if self._last is not None and list(groups) == self._last[0]:
-            return self._last[1]
-        self._make_generic()
-        self._moved_before.update(name for group in groups for name in (*group.parameters, *group.buffers))
+        names = {group.name for group in groups}
+        if self._last is not None and (self._last.names, self._last.batch) == (names, batch):
+            return self._last
+        if not (names >= self._moved if batch else names.isdisjoint(self._moved)):
+            self._put_back()
+        trial = _Trial(names, batch)
+        if self._move([group for group in groups if group.name not in self._moved]):
+            outputs = _kept(self._run(self._batches[batch]))
+            trial.preserved = _same(outputs.preserved, self._reference[batch].preserved)
+            trial.forward = not batch and trial.preserved and _same(outputs.forward, self._forward)
+            self._forward = self._forward if batch else outputs.forward
+        if trial.preserved:
+            self._moved |= names
+        else:
+            self._put_back()
+        self._last = trial
+        return trial
+
+    def _move(self, groups: Sequence[SymmetryGroup]) -> bool:
+        """Let random elements act; false where one moves nothing, or fits no tensor."""
+        self._touched.update(name for group in groups for name in (*group.parameters, *group.buffers))
         try:
-            if not all(_move(group, self._tensors, self._squared_norms, self._elements) for group in groups):
-                return []
+            return all(_move(group, self._tensors, self._squared_norms, self._elements) for group in groups)
         except Misfit:
-            return []
-        moved = self._run(batches)
-        self._last = (list(groups), moved)
-        return moved
+            return False
+
+    def _put_back(self) -> None:
+        self._make_generic()
+        self._moved.clear()
+        self._forward = self._reference[0].forward
 
     def _make_generic(self) -> None:
-        """Make those tensors anew that were moved since they were made."""
+        """Make those tensors anew that were touched since they were made."""
         for number, name in enumerate((*self._step.parameters, *self._step.buffers)):
-            if name in self._moved_before:
+            if name in self._touched:
                 original = self._step.parameters.get(name)
                 if original is None:
                     self._tensors[name].copy_(self._step.buffers[name])
                 else:
                     _make_generic(self._tensors[name], original, self._seed + number)
-        self._moved_before.clear()
+        self._touched.clear()
 
-    def _run_generic(self) -> list[Outputs]:
-        """What the step gives at generic parameters, in memory of its own."""
-        self._make_generic()
-        return [
-            Outputs([tensor.clone() for tensor in outputs.preserved], [tensor.clone() for tensor in outputs.forward])
-            for outputs in self._run(self._batches)
-        ]
-
-    def _run(self, batches: Sequence[Any]) -> list[Outputs]:
+    def _run(self, batch: Any) -> Outputs:
         default = torch.get_default_dtype()
         try:
             torch.set_default_dtype(torch.float64)
-            return [self._run_on(batch) for batch in batches]
+            return self._run_on(batch)
         finally:
             torch.set_default_dtype(default)
 
@@ -214,6 +244,12 @@ class _Trials:
         )
         with self._step.alone(), self._precision:
             return self._step(parameters, buffers, batch)
+
+
+def _kept(outputs: Outputs) -> Outputs:
+    """The same in memory of its own: a step may return a parameter, or write to the same memory again."""
+    own = {id(tensor): tensor.clone() for tensor in (*outputs.preserved, *outputs.forward)}
+    return Outputs([own[id(tensor)] for tensor in outputs.preserved], [own[id(tensor)] for tensor in outputs.forward])
 
 
 def _move(group: SymmetryGroup, tensors: Tensors, squared_norms: Mapping[str, float], generator: Generator) -> bool:

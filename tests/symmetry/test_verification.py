@@ -43,6 +43,16 @@ def test_complex_parameters_are_perturbed_and_their_groups_verified_in_double_pr
     assert difference.imag.abs().min() > 0
 
 
+class CountedStep(Step):
+    """Counts how often it is run."""
+
+    runs = 0
+
+    def __call__(self, parameters, buffers, batch):
+        self.runs += 1
+        return super().__call__(parameters, buffers, batch)
+
+
 def test_a_proposal_that_fits_no_tensor_is_rejected_and_the_others_pass():
     torch.manual_seed(0)
     model, batch = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)), torch.randn(6, 5)
@@ -83,6 +93,33 @@ def test_a_false_group_that_passes_on_the_batch_given_is_rejected_on_a_second_on
         assert groups == {true}
         assert symmetries.rejected == ("recall.rotation",)
         assert symmetries.one_batch is None
+
+
+class Classifying(Recurrent):
+    """Returns a loss beside the logits, which a translation of the last layer changes."""
+
+    def forward(self, inputs, state):
+        logits = super().forward(inputs, state)
+        return {"loss": F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long)), "logits": logits}
+
+
+def test_groups_are_moved_on_top_of_those_that_pass_and_apart_from_one_that_fails_on_the_second_batch():
+    torch.manual_seed(0)
+    model, batch = Classifying(at_zero_alone=False), (torch.randn(6, 5), torch.randn(6, 4))
+    true = find_symmetries(model, batch).groups
+    assert {(group.kind, group.name, group.preserves) for group in true} == {
+        ("permutation", "read", "output"),
+        ("translation", "out.bias.translation", "loss"),
+        ("translation", "out.weight.translation", "loss"),
+    }
+    step = CountedStep(model, batch)
+    assert verify(step, true).groups == list(true)
+    # As it is on both; by both translations, by each, and by the permutation on the first; by all on the second.
+    assert step.runs == 2 + 1 + 2 + 1 + 1
+    zeros = (batch[0], torch.zeros(6, 4))
+    (false,) = (group for group in find_symmetries(Recurrent(at_zero_alone=True), zeros) if group.kind == "rotation")
+    verified = verify(Step(model, zeros), [false, *true])
+    assert (verified.groups, verified.rejected) == (list(true), [false])
 
 
 @pytest.mark.parametrize(
@@ -165,16 +202,6 @@ def test_what_is_no_number_is_to_stay_so_and_hides_no_change_of_the_numbers():
 )
 def test_a_change_is_of_the_largest_entry_and_none_where_nothing_is_a_number(moved, reference, change):
     assert relative_change([torch.tensor(moved)], [torch.tensor(reference)]) == pytest.approx(change)
-
-
-class CountedStep(Step):
-    """Counts how often it is run."""
-
-    runs = 0
-
-    def __call__(self, parameters, buffers, batch):
-        self.runs += 1
-        return super().__call__(parameters, buffers, batch)
 
 
 def test_a_step_that_gives_no_number_at_all_is_not_rerun_for_each_group():

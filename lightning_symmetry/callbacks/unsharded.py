@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.distributed.fsdp import FSDPModule
 
+from lightning_symmetry.tracing.copying import Copying, deep_copy, uncompiled
 from lightning_symmetry.tracing.silence import silence, stand_in
-from lightning_symmetry.tracing.step import Copying, deep_copy, uncompiled
 
 _CPU = torch.device("cpu")
 

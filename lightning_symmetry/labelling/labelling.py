@@ -47,7 +47,7 @@ from lightning_symmetry.labelling.factors import contraction_of, kept_last, leaf
 from lightning_symmetry.labelling.loops import Loop, Loops, Positions, laid_side_by_side, walked_beside
 from lightning_symmetry.labelling.operation_laws import CONTRACTIONS, law_of_call
 from lightning_symmetry.labelling.rearranging import rearranged, viewed
-from lightning_symmetry.stacks import STAR
+from lightning_symmetry.stacks import n_stacked
 from lightning_symmetry.tracing.layout import (
     LAYOUT,
     REARRANGED,
@@ -149,7 +149,7 @@ class Labelling:
             names = {place: leaf_of(place[0]) for place in together}
             chosen = None in names.values()
             of_leaves = {name or "" for (value, dim), name in names.items() if dim == 0 and len(value.shape) > 2}
-            if chosen and (len(of_leaves - {""}) > 1 or any(STAR in (name or "") for name in names.values())):
+            if chosen and (len(of_leaves - {""}) > 1 or any(n_stacked(name or "") for name in names.values())):
                 walked |= dict.fromkeys(together, length)
         return walked
 
@@ -372,7 +372,7 @@ def _indexed_beside(axes: Axes, known: Iterable[Indices]) -> Axes:
 
 def _is_stack(value: Value) -> bool:
     """Whether a tensor is of modules of a list, one upon another."""
-    return STAR in (leaf_of(value) or "")
+    return n_stacked(leaf_of(value) or "") > 0
 
 
 def _depends(operation: Operation) -> bool:

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Literal
 
 from lightning_symmetry.labelling.charges import NEUTRAL, Charge
+from lightning_symmetry.tracing.precision import ROUNDING
 
 Charges = Sequence[Charge | None]
 
@@ -42,9 +43,6 @@ class Answer:
 
 LENGTH, MEAN = "length", "mean"
 """What a norm looks at, so that mixtures of the positions along its axis must keep it."""
-
-SMALL, ROUNDING = 1e-3, 1e-20
-"""Constants between these are taken for those that norms add; below, for zero."""
 
 WHOLE = "*"
 """The letter for a tensor as a whole: an axis of one position that every tensor has."""

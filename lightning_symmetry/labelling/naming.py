@@ -4,7 +4,7 @@
 product, the name says which: ``attn.heads`` and ``attn.head_dims``, or ``groups`` and ``units`` outside attention.
 Where it is in some segments of a concatenation, it says in which: ``attn.qk.head_dims`` and ``attn.v.head_dims`` of a
 fused map. Where modules are stacked, ``heads`` is the axis along the list of them, whatever else has it, and
-``heads.*.query`` one within each.
+``heads.*.query`` one within each; where modules have names of their own, ``first,second`` and ``{first,second}.query``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from lightning_symmetry.labelling.axes import Atom, Axis, Concatenation, Place, atoms, resolve
-from lightning_symmetry.stacks import STAR
+from lightning_symmetry.stacks import list_of, n_stacked
 
 _ATTENTION_ROLES = ("head_dims", "heads", "head_groups")
 _OTHER_ROLES = ("units", "groups", "outer_groups")
@@ -23,7 +23,7 @@ def axis_names(wanted: Iterable[Atom], leaves: Mapping[str, Sequence[Axis]]) -> 
     """A name for each atom that is on a leaf, none given twice."""
     names: dict[Atom, str] = {}
     dimensions = [(leaf, dim, axis) for leaf, axes in leaves.items() for dim, axis in enumerate(axes)]
-    dimensions.sort(key=lambda dimension: dimension[1] >= dimension[0].count(STAR))  # those along stacks first
+    dimensions.sort(key=lambda dimension: dimension[1] >= n_stacked(dimension[0]))  # those along stacks first
     for atom in wanted:
         places = ((_module(leaf, dim), axis) for leaf, dim, axis in dimensions if atom in set(atoms(axis)))
         place = next(places, None)
@@ -40,9 +40,8 @@ def unlike(taken: Collection[str], name: str) -> str:
 
 def _module(leaf: str, dim: int) -> str:
     """The module that an axis of a parameter is named after: along a stack the list of the modules in it."""
-    parts = leaf.split(f".{STAR}")
-    if dim < len(parts) - 1:
-        return f".{STAR}".join(parts[: dim + 1])
+    if dim < n_stacked(leaf):
+        return list_of(leaf, dim)
     return re.sub(r"[._](weight|bias)$", "", leaf)
 
 

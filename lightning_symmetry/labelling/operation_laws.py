@@ -13,8 +13,6 @@ from torch._ops import OpOverload
 
 from lightning_symmetry.labelling.factors import is_average, multiplier_of
 from lightning_symmetry.labelling.laws import (
-    ROUNDING,
-    SMALL,
     Law,
     affine,
     average,
@@ -44,6 +42,7 @@ from lightning_symmetry.labelling.laws import (
     written,
 )
 from lightning_symmetry.tracing.centred import CENTRED
+from lightning_symmetry.tracing.precision import ROUNDING, SMALL
 from lightning_symmetry.tracing.tape import Operation, Value, packets
 
 aten = torch.ops.aten

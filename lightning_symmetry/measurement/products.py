@@ -18,7 +18,7 @@ from lightning_symmetry.functional.spectrum import effective_rank
 from lightning_symmetry.gauge.mixing import sides_of_rotation
 from lightning_symmetry.keys import key_names
 from lightning_symmetry.measurement.indicators import Piece, SharedGauge, Tensors, read_with
-from lightning_symmetry.stacks import STAR
+from lightning_symmetry.stacks import n_stacked
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 
@@ -79,7 +79,7 @@ def _origins(block: Block) -> tuple[int, ...]:
     origins = list(range(len(block.axes) - sum(len(sizes) - 1 for _, sizes in splits)))
     for dim, sizes in splits:
         origins[dim : dim + 1] = [origins[dim]] * len(sizes)
-    return tuple(origin - block.tensor.count(STAR) for origin in origins)
+    return tuple(origin - n_stacked(block.tensor) for origin in origins)
 
 
 def _products(group: SymmetryGroup, gauge: SharedGauge, tensors: Tensors) -> Sequence[Tensor]:

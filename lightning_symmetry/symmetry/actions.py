@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_symmetry.labelling.axes import Atom, Axis, Concatenation, Place, resolve, size
 from lightning_symmetry.labelling.charges import Unknown
-from lightning_symmetry.stacks import STAR
+from lightning_symmetry.stacks import n_stacked
 from lightning_symmetry.symmetry.kinds import KINDS, Kind
 
 Unflatten = tuple[int, tuple[int, ...]]
@@ -140,7 +140,7 @@ class Map:
     @property
     def modules(self) -> tuple[str, ...]:
         """The axes of the lists of modules each of which has a map of its own: those of a stack come first."""
-        return self.block.axes[: self.block.tensor.count(STAR)]
+        return self.block.axes[: n_stacked(self.block.tensor)]
 
 
 @dataclass(frozen=True)

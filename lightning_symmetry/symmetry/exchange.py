@@ -1,34 +1,38 @@
-"""Modules of a list that may be exchanged as wholes: heads, experts, members of an ensemble, each a module of its own.
+"""Modules that may be exchanged as wholes: heads, experts, members of an ensemble, two critics.
 
-What a step computes of each of them must be joined in any order, by a sum, or side by side before something reads it;
-layers, one after the other, are no such modules. Their parameters are then seen as one, a stack, of which each module
+They are alike, side by side in a list or under names of their own, and what a step computes of each of them must be
+joined in any order, by a sum, or laid beside each other before something reads it; layers, one after the other, are no
+such modules. Their parameters are then seen as one, a stack, of which each module
 selects a position: what that axis and those within it allow is found as of any other tensor. What may be added to one
 module and taken away from another is along no axis of a stack; it is found without stacks, and acts on parts of them.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import chain, combinations, islice
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from lightning_symmetry.labelling.labelling import IN_ANY_ORDER
-from lightning_symmetry.stacks import STAR, first_of
+from lightning_symmetry.stacks import STAR, first_of, listed, may_be_listed, n_stacked
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.proposals import Proposals, propose
 from lightning_symmetry.tracing.tape import Operation, Tape, Value, made
 
-_NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
+_FEW = 8
+"""The largest number of modules that are alike of which some are looked for that are joined, where not all are."""
 
 Modules = list[dict[str, str]]
 """The names of the tensors of each of several modules, by the names of their stacks."""
+
+Beside = dict[str, dict[str, str]]
+"""The names of the tensors of modules side by side, by the name of the module, and by what follows that."""
 
 Lists = Mapping[str, Modules]
 """Lists of modules by their names, those within others first: what these have are stacks already."""
@@ -83,12 +87,12 @@ def unexchanged(groups: Iterable[SymmetryGroup], lists: Lists) -> list[str]:
         (action.block.tensor, dim)
         for group in groups
         for action in group.actions
-        for dim in range(action.block.tensor.count(STAR))
+        for dim in range(n_stacked(action.block.tensor))
         if group.kind == "permutation" and action.degrees[dim]
     }
     places = _places(lists)
     along = {
-        name: {(whole := _stack_of(stack, places), whole.count(STAR) - stack.count(STAR)) for stack in modules[0]}
+        name: {(whole := _stack_of(stack, places), n_stacked(whole) - n_stacked(stack)) for stack in modules[0]}
         for name, modules in lists.items()
     }
     return [name for name, dims in along.items() if dims.isdisjoint(exchanged)]
@@ -99,7 +103,7 @@ def without(lists: Lists, names: Collection[str]) -> dict[str, Modules]:
     kept: dict[str, Modules] = {}
     for name, modules in lists.items():
         stacks = {stack for others in kept.values() for stack in others[0]}
-        if name not in names and all(STAR not in leaf or leaf in stacks for leaf in modules[0].values()):
+        if name not in names and all(not n_stacked(leaf) or leaf in stacks for leaf in modules[0].values()):
             kept[name] = modules
     return kept
 
@@ -114,39 +118,53 @@ def _crossed(groups: Iterable[SymmetryGroup], lists: Lists) -> list[str]:
 
 
 def joined_lists(tape: Tape) -> dict[str, Modules]:
-    """The lists of modules that are alike, and of which what comes is joined in any order."""
+    """The modules that are alike, side by side, and of which what comes is joined in any order."""
     lists: dict[str, Modules] = {}
-    depths = {leaf[: number.start()].count(".") for leaf in tape.leaves for number in _NUMBER.finditer(leaf)}
-    for depth in sorted(depths, reverse=True):
+    for depth in range(max(leaf.count(".") for leaf in tape.leaves), -1, -1):
         stacked = _with_stacks(tape, lists)
-        for name, modules in _alike(stacked, depth).items():
-            if _joined_in_any_order(stacked, modules):
-                lists[name] = modules
+        for before, beside in _side_by_side(stacked, depth).items():
+            for joined in chain.from_iterable(_joined(stacked, beside, names) for names in _alike(stacked, beside)):
+                all_numbered = joined == [str(number) for number in range(len(beside))]
+                name = f"{before}{STAR if all_numbered else listed(joined)}"
+                lists[name] = [{f"{name}{after}": leaf for after, leaf in beside[each].items()} for each in joined]
     return lists
 
 
-def _alike(tape: Tape, depth: int) -> dict[str, Modules]:
-    """The lists at a depth of modules, numbered from 0, with tensors of the same names and shapes."""
-    found: defaultdict[str, defaultdict[int, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+def _side_by_side(tape: Tape, depth: int) -> dict[str, Beside]:
+    """The modules that are within so many others, by the names of these."""
+    found: defaultdict[str, defaultdict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     for leaf, value in tape.leaves.items():
-        for number in _NUMBER.finditer(leaf) if value.depends else ():
-            before, after = leaf[: number.start()], leaf[number.end() :]
-            if before.count(".") == depth:
-                found[before][int(number.group())][f"{before}{STAR}{after}"] = leaf
-    alike: dict[str, Modules] = {}
-    for before, numbered in found.items():
-        modules = [numbered.get(number, {}) for number in range(len(numbered))]
-        first, *others = (
-            {
-                stack: (tape.leaves[leaf].shape, tape.leaves[leaf].dtype, tape.offsets.get(leaf))
-                for stack, leaf in module.items()
-            }
-            for module in modules
-        )
-        numbers_alone = any(not shape for shape, *_ in first.values())
-        if others and first and not numbers_alone and all(other == first for other in others):
-            alike[before] = modules
-    return alike
+        outer, (module, *inner) = (parts := leaf.split("."))[:depth], parts[depth:] or [""]
+        of_module = inner or module.isdigit()  # not a parameter with a name of its own
+        if value.depends and of_module and may_be_listed(module):
+            found["".join(f"{each}." for each in outer)][module]["".join(f".{each}" for each in inner)] = leaf
+    return dict(found)
+
+
+def _alike(tape: Tape, beside: Beside) -> list[list[str]]:
+    """Those whose tensors have the same names and shapes; not where one is a number. Numbered ones are apart."""
+    alike: defaultdict[tuple[bool, frozenset[tuple[object, ...]]], list[str]] = defaultdict(list)
+    for name, leaves in beside.items():
+        values = {after: tape.leaves[leaf] for after, leaf in leaves.items()}
+        if all(value.shape for value in values.values()):
+            kept = ((k, value.shape, value.dtype, tape.offsets.get(leaves[k])) for k, value in values.items())
+            alike[name.isdigit(), frozenset(kept)].append(name)
+    return [sorted(names, key=int) if numbered else names for (numbered, _), names in alike.items() if len(names) > 1]
+
+
+def _joined(tape: Tape, beside: Beside, names: list[str]) -> list[list[str]]:
+    """Those of which what comes is joined in any order: all, or, where they are few, some with each other."""
+    if _joined_in_any_order(tape, [beside[name] for name in names]):
+        return [names]
+    sets: list[list[str]] = []
+    for name in names if len(names) <= _FEW else ():
+        for others in sets:
+            if _joined_in_any_order(tape, [beside[each] for each in (*others, name)]):
+                others.append(name)
+                break
+        else:
+            sets.append([name])
+    return [some for some in sets if len(some) > 1]
 
 
 def _joined_in_any_order(tape: Tape, modules: Modules) -> bool:
@@ -158,19 +176,23 @@ def _joined_in_any_order(tape: Tape, modules: Modules) -> bool:
         tape.leaves[leaf]: number for number, module in enumerate(modules) for leaf in module.values()
     }
     beside: list[list[Tensor]] = [[] for _ in modules]
-    joined = False
-    for operation in tape.operations:
+    done: list[Counter[str]] = [Counter() for _ in modules]
+    ways: list[Counter[str]] = []
+    first = min((tape.places[tape.readers[value][0]] for value in at if value in tape.readers), default=0)
+    for operation in islice(tape.operations, first, None):
         met = {at[value] for value in operation.inputs if value in at}
-        if len(met) > 1 and operation.name not in (*IN_ANY_ORDER, "cat"):
-            return False
-        joined |= len(met) > 1
+        if len(met) > 1:
+            ways += [done[position] for position in met if position is not None]
+            if operation.name not in (*IN_ANY_ORDER, "cat") or any(way != ways[0] for way in ways):
+                return False
         if met:
             position = met.pop() if len(met) == 1 else None
             at.update((output, position) for output in operation.outputs if output is not None)
             if position is not None:
+                done[position][operation.name] += operation.name not in IN_ANY_ORDER
                 beside[position] += [value.constant for value in operation.inputs if value.constant is not None]
     alike = all(all(map(_may_be_same, one, other)) for one, other in combinations(filter(None, beside), 2))
-    return alike and joined and all(at.get(output) is None for output in tape.outputs)
+    return alike and bool(ways) and all(at.get(output) is None for output in tape.outputs)
 
 
 def _may_be_same(one: Tensor, other: Tensor) -> bool:

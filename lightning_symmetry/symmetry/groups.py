@@ -38,7 +38,8 @@ class SymmetryGroup:
         actions: What it does to each part of the parameters and buffers that it moves.
         parameters: The names of the parameters that it moves.
         buffers: The names of the buffers that move with them: running statistics.
-        preserves: ``"output"``, or ``"loss"`` where the outputs change, or where none is known.
+        preserves: What it leaves as it was: ``"output"``; ``"loss"`` where what `forward` returns changes (of a mapping
+            its ``"logits"``, if it holds any), or where the step did not call it.
         form: Which mixtures a rotation is, all of GL(n) where it is empty: ``"orthogonal"``, SO(n), or ``"orthogonal,
             mean kept"``, those of SO(n) that keep the mean over the units.
         carried: What a translation does, through linear maps, to parameters of other axes.

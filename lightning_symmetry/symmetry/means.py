@@ -17,7 +17,7 @@ from lightning_symmetry.labelling.factors import leaf_of, readers_of_leaves
 from lightning_symmetry.labelling.gains import Gain
 from lightning_symmetry.labelling.labelling import Labelling
 from lightning_symmetry.labelling.operation_laws import is_zero
-from lightning_symmetry.stacks import STAR
+from lightning_symmetry.stacks import n_stacked
 from lightning_symmetry.symmetry.actions import Action, Block, Blocks, Fold, Places, actions_on, blocks_of
 from lightning_symmetry.symmetry.translations import Shift, wholes
 from lightning_symmetry.tracing.tape import Operation, Tape, Value
@@ -70,7 +70,7 @@ class Means:
     def _fold_of_bias(self, vector: Block, places: Places) -> Fold | None:
         """The fold that takes a bias away, and has it taken up where it goes; None where nothing takes it up."""
         key = places[-1].key if places[-1] is not None else None
-        if len(places) != 1 + vector.tensor.count(STAR) or key is None:
+        if len(places) != 1 + n_stacked(vector.tensor) or key is None:
             return None
         for shift in self._shifts:
             turn = shift.degrees.get(key, 0)

@@ -15,22 +15,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_symmetry.labelling.laws import ROUNDING, SMALL
-from lightning_symmetry.stacks import STAR, stack_of, unstacked
+from lightning_symmetry.stacks import n_stacked, stack_of, unstacked
 from lightning_symmetry.symmetry.actions import Misfit, transform
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.halving import passing
+from lightning_symmetry.tracing.precision import InFloat64, lifted
 from lightning_symmetry.tracing.second_batch import second_batches
 from lightning_symmetry.tracing.step import Outputs, Step, Tensors
-from lightning_symmetry.tracing.tracing import typical_draw
 
 TOLERANCE = 1e-8
 """The largest change of an output, relative to the largest entry of that output, that passes as rounding."""
@@ -111,10 +107,10 @@ class _Trials:
         self._seed = seed
         self._elements = Generator().manual_seed(seed)
         self._tensors: Tensors = {
-            name: torch.empty_like(tensor, dtype=_lifted(tensor.dtype))
+            name: torch.empty_like(tensor, dtype=lifted(tensor.dtype))
             for name, tensor in {**step.parameters, **step.buffers}.items()
         }
-        for name in dict.fromkeys(name for group in groups for name in group.tensors if STAR in name):
+        for name in dict.fromkeys(name for group in groups for name in group.tensors if n_stacked(name)):
             stack = self._tensors[name] = stack_of(name, self._tensors)  # its tensors share the memory with it
             self._tensors.update(unstacked(name, stack))
         self._touched = set(self._tensors)
@@ -134,7 +130,7 @@ class _Trials:
         Returns:
             Why there is no second batch; None where there is one.
         """
-        self._precision = _InFloat64(exact)
+        self._precision = InFloat64(exact)
         self._make_generic()
         self._batches = [self._step.batch]
         self._reference = [_kept(self._run(self._step.batch))]
@@ -173,7 +169,9 @@ class _Trials:
 
     def preserving_forward(self, groups: Sequence[SymmetryGroup]) -> list[SymmetryGroup]:
         """Those that leave what the model's `forward` returned as it was; none where the step did not call it."""
-        return passing(groups, lambda some: self._try(some).forward) if self._forward else []
+        lengths = {length for tensor in self._forward for length in tensor.shape}
+        likely_last = sorted(groups, key=lambda group: group.size in lengths)
+        return passing(likely_last, lambda some: self._try(some).forward) if self._forward else []
 
     def may_move_forward(self, group: SymmetryGroup) -> bool:
         """Whether it may be a translation of what `forward` returned, as of logits under a softmax."""
@@ -341,61 +339,3 @@ def _make_generic(generic: Tensor, parameter: Tensor, seed: int) -> None:
     for part in generic.as_strided((generic.numel(),), (1,)).split(_STRETCH):
         noise = torch.empty_like(part, dtype=torch.float32).uniform_(-1, 1, generator=generator)
         part.add_(noise, alpha=0.1 * 3**0.5 * min(max(size, 0.1), 1.0))
-
-
-class _InFloat64(TorchDispatchMode):
-    """Computes in float64 whatever floating type is given or asked for; random operations act by their mean.
-
-    Args:
-        exact: False to take the small constants of norms as good as zero.
-    """
-
-    def __init__(self, exact: bool = True) -> None:
-        super().__init__()
-        self._exact = exact
-
-    def __torch_dispatch__(
-        self, operation: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        args, kwargs = _lifted(args), {name: _lifted(value) for name, value in (kwargs or {}).items()}
-        if operation is torch.ops.aten._grouped_mm.default and _is_by_expert(*args, **kwargs):
-            return by_expert(*args, **kwargs)
-        drawn = typical_draw(operation, args, kwargs)
-        if drawn is None:
-            drawn = operation(*(args if self._exact else _with_least_constant(operation, args)), **kwargs)
-        return _lifted(drawn)
-
-
-def _is_by_expert(rows: Tensor, maps: Tensor, offs: Tensor | None = None, **options: Any) -> bool:
-    return offs is not None and rows.dim() == 2 and maps.dim() == 3
-
-
-def by_expert(rows: Tensor, maps: Tensor, offs: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
-    """The product of each stretch of rows with a map of its own, which torch's own kernel refuses in float64."""
-    ends = offs.tolist()
-    parts = [rows[start:end] @ maps[k] for k, (start, end) in enumerate(pairwise([0, *ends]))]
-    product = torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], maps.shape[-1])])
-    return product if bias is None else product + bias
-
-
-def _with_least_constant(operation: OpOverload, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments with the small constant of a norm as good as zero, at which a norm of zeros still is zero."""
-    names = [argument.name for argument in operation._schema.arguments]
-    if operation.overloadpacket in (torch.ops.aten.add, torch.ops.aten.add_):
-        small = isinstance(args[1], float) and 0 < args[1] <= SMALL
-        return (args[0], ROUNDING, *args[2:]) if small else args
-    place = names.index("eps") if "eps" in names and "norm" in operation.name() else len(args)
-    return (*args[:place], ROUNDING, *args[place + 1 :]) if place < len(args) else args
-
-
-def _lifted(given: Any) -> Any:
-    """A tensor, or a type, of the same numbers in double precision, or several of them."""
-    if isinstance(given, Tensor):
-        return given.to(_lifted(given.dtype))
-    if isinstance(given, (tuple, list)):
-        return type(given)(map(_lifted, given))
-    if isinstance(given, torch.dtype):
-        if given.is_complex:
-            return torch.complex128
-        return torch.float64 if given.is_floating_point else given
-    return given

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from lightning_symmetry.tracing.step import Copying
+from lightning_symmetry.tracing.copying import Copying
 
 
 def second_batches(batch: Any, seed: int = 0) -> Iterator[Any]:

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-import traceback
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,17 +26,15 @@ from torch._ops import OpOverload
 from torch._subclasses import FakeTensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_symmetry.tracing.copying import Copying, deep_copy, uncompiled
 from lightning_symmetry.tracing.silence import idle, lend_optimizers, nothing, silence, stand_in, with_wrapped
 from lightning_symmetry.tracing.writing import Writing
 
 Tensors = dict[str, Tensor]
-_MAX_SHARED = 100
-"""How many things of a module that cannot be copied are shared with its copies."""
 
 
 @dataclass(frozen=True)
@@ -219,19 +215,6 @@ class _Alone(TorchDispatchMode):
             generator.set_state(state)
 
 
-class Copying(TorchFunctionMode):
-    """Lets `copy.deepcopy` copy any tensor, also one with a gradient's history, or without memory of its own."""
-
-    def __init__(self, copied: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self._copied = copied
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self._copied(args[0]) if function is Tensor.__deepcopy__ else function(*args, **(kwargs or {}))
-
-
 class _Differentiating(TorchFunctionMode):
     """Keeps the losses that a step differentiates by itself; it does so only where gradients are recorded."""
 
@@ -248,72 +231,6 @@ class _Differentiating(TorchFunctionMode):
             if not self._gradients:
                 return None
         return function(*args, **(kwargs or {}))
-
-
-def _copied_whole(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
-    """A copy of an optimizer with all but its hooks, and with the `step` and `zero_grad` of its class.
-
-    Torch's own has three attributes, which is too few of one that wraps another, and makes the class itself call hooks.
-    """
-    copied = memo[id(optimizer)] = object.__new__(type(optimizer))
-    attributes = {
-        name: OrderedDict() if name.startswith("_optimizer_") and name.endswith("_hooks") else value
-        for name, value in vars(optimizer).items()
-        if name not in ("step", "zero_grad")
-    }
-    vars(copied).update(copy.deepcopy(attributes, memo))
-    return copied
-
-
-@contextmanager
-def _optimizers_copied_whole() -> Iterator[None]:
-    """Lets `copy.deepcopy` copy every optimizer so, whoever keeps it."""
-    Optimizer.__deepcopy__ = _copied_whole  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        del Optimizer.__deepcopy__  # type: ignore[attr-defined]
-
-
-@_optimizers_copied_whole()
-def deep_copy(original: Any, shared: dict[int, Any], swapped: Mapping[int, Any] | None = None) -> Any:
-    """A deep copy, but for what is shared, or swapped, by its id.
-
-    What cannot be copied, as a lock, is shared from then on.
-
-    Raises:
-        RuntimeError: What cannot be copied would be changed by being used, as an optimizer would.
-    """
-    for _ in range(_MAX_SHARED):
-        try:
-            return copy.deepcopy(original, {**shared, **(swapped or {})})
-        except Exception as error:
-            stuck = _last_deepcopied(error)
-            if isinstance(stuck, (Iterator, Tensor, nn.Module)) or hasattr(stuck, "param_groups"):
-                raise RuntimeError(
-                    f"the module keeps a {type(stuck).__name__}, which cannot be copied, so that a step run beside the "
-                    f"training would change it ({error}). Make it anew in each step; to draw numbers, keep a "
-                    "torch.Generator, which can be copied"
-                ) from error
-            shared[id(stuck)] = stuck
-    return copy.deepcopy(original, {**shared, **(swapped or {})})
-
-
-def uncompiled(copied: Any) -> Any:
-    """A copy of a module without what `torch.compile` and Lightning keep in it, which run the module itself."""
-    for module in copied.modules():
-        vars(module).pop("_compiled_call_impl", None)
-        context: Mapping[str, Any] = getattr(module, "_compiler_ctx", None) or {}
-        for name in ("forward", "training_step"):
-            if f"original_{name}" in context:
-                setattr(module, name, context[f"original_{name}"])
-    return copied
-
-
-def _last_deepcopied(error: Exception) -> Any:
-    """What `copy.deepcopy` was given when it failed, the innermost."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code is copy.deepcopy.__code__]
-    return frames[-1].f_locals["x"]
 
 
 class _Call(nn.Module):
@@ -334,7 +251,7 @@ class _Call(nn.Module):
                 error.add_note("batch is a list, and was given as one argument: tuple(batch) is given as several")
             raise
         loss = output.get("loss") if isinstance(output, Mapping) else None
-        return output if loss is None else loss, output
+        return output if loss is None else loss, _predicted(output)
 
 
 class _TrainingStep(nn.Module):
@@ -378,8 +295,13 @@ class _TrainingStep(nn.Module):
 
     def _recorded_forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self._original_forward(*args, **kwargs)
-        self._forward.append(output)
+        self._forward.append(_predicted(output))
         return output
+
+
+def _predicted(output: Any) -> Any:
+    """What a model predicts, as far as it says: the logits, and not what it returns of its layers beside."""
+    return output["logits"] if isinstance(output, Mapping) and "logits" in output else output
 
 
 def _identical(left: Tensor, right: Tensor) -> bool:

@@ -85,6 +85,11 @@ class Tape:
                 readers[value].append(operation)
         return dict(readers)
 
+    @cached_property
+    def places(self) -> Mapping[Operation, int]:
+        """How many operations come before each."""
+        return {operation: place for place, operation in enumerate(self.operations)}
+
     @property
     def used(self) -> Set[Value]:
         """The tensors that an operation reads, and those that are outputs."""

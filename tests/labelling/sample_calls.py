@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_symmetry.labelling.axis_rules import registered, rule_of
 from lightning_symmetry.labelling.axis_rules.pointwise import POINTWISE
-from lightning_symmetry.symmetry.verification import by_expert
 from lightning_symmetry.tracing.centred import CENTRED
+from lightning_symmetry.tracing.precision import by_expert
 
 torch.set_num_threads(1)
 aten = torch.ops.aten

@@ -127,6 +127,80 @@ def test_experts_that_hold_norms_are_exchanged_though_some_are_sent_no_token():
     assert found == {"experts": 9, "experts.*.0.scale": 9, "experts.*.0.sign": 9}
 
 
+def net(width=7):
+    return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1))
+
+
+class TwinCritics(nn.Module):
+    """Of the smaller of two targets both critics learn."""
+
+    def __init__(self):
+        super().__init__()
+        self.q1, self.q2, self.q1_target, self.q2_target = (net() for _ in range(4))
+
+    def forward(self, states):
+        with torch.no_grad():
+            target = torch.minimum(self.q1_target(states), self.q2_target(states))
+        return sum((critic(states) - target).square().mean() for critic in (self.q1, self.q2))
+
+
+def test_modules_with_names_of_their_own_are_exchanged_with_those_that_do_the_same():
+    torch.manual_seed(0)
+    model, batch = TwinCritics(), (torch.randn(6, 4),)
+    assert lists_of(model, *batch) == ["{q1,q2}", "{q1_target,q2_target}"]
+    symmetries = find_symmetries(model, batch)
+    assert symmetries.rejected == ()
+    groups = {group.name: group for group in symmetries if group.kind == "permutation"}
+    assert {name: (group.rows, group.size) for name, group in groups.items()} == {
+        "q1,q2": ((), 2),
+        "{q1,q2}.0": ((("q1,q2", 2),), 7),
+        "q1_target,q2_target": ((), 2),
+        "{q1_target,q2_target}.0": ((("q1_target,q2_target", 2),), 7),
+    }
+    assert set(groups["q1,q2"].parameters) == {name for name, _ in model.named_parameters() if "target" not in name}
+    assert Symmetries.from_dict(json.loads(json.dumps(symmetries.to_dict()))) == symmetries
+
+
+class Gated(nn.Module):
+    """Two maps that are alike, of which one is squashed or both are."""
+
+    def __init__(self, both):
+        super().__init__()
+        self.one, self.two, self.out, self.both = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3), both
+
+    def forward(self, inputs):
+        two = self.two(inputs)
+        return self.out(torch.sigmoid(self.one(inputs)) * (torch.sigmoid(two) if self.both else two))
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_factors_are_exchanged_unit_by_unit_where_both_are_made_alike(both):
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Gated(both), (torch.randn(6, 4),))
+    permutations = {group.name: (group.rows, group.size) for group in symmetries if group.kind == "permutation"}
+    assert symmetries.rejected == ()
+    if both:
+        assert permutations == {"{one,two}": ((), 6), "one,two": ((("{one,two}", 6),), 2)}
+    else:
+        assert permutations == {"one": ((), 6)}
+        assert {group.name for group in symmetries if group.kind != "permutation"} == {"two.sign", "two.rescaling"}
+
+
+def test_some_modules_of_a_list_are_exchanged_where_others_do_something_else():
+    class Squashed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            kinds = (nn.Tanh, nn.Tanh, nn.GELU, nn.Tanh)
+            self.members = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), kind(), nn.Linear(5, 3)) for kind in kinds)
+
+        def forward(self, inputs):
+            return sum(member(inputs) for member in self.members)
+
+    torch.manual_seed(0)
+    found = exchanges(Squashed(), torch.randn(9, 4))
+    assert found == {"members.0,1,3": 3, "members.2.0": 5}
+
+
 def test_modules_that_no_step_uses_are_not_exchanged_with_others():
     class Two(nn.Module):
         def __init__(self):
@@ -222,19 +296,28 @@ def test_modules_that_do_different_things_are_not_exchanged():
     assert exchanges(Uneven(), torch.randn(9, 4)) == {f"members.{k}.0": 5 for k in range(3)}
 
 
+class Power(nn.Module):
+    def __init__(self, exponent):
+        super().__init__()
+        self.exponent = exponent
+
+    def forward(self, inputs):
+        return inputs**self.exponent
+
+
 def test_a_list_that_hides_what_is_within_its_modules_leaves_another_list_as_it_is():
     class Mixed(nn.Module):
         def __init__(self):
             super().__init__()
-            squashed = (nn.ReLU, nn.Tanh, nn.Tanh)
-            self.mixed = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), kind(), nn.Linear(5, 3)) for kind in squashed)
+            powers = (Power(2), Power(3), Power(3))  # of which the signs of units differ
+            self.mixed = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), power, nn.Linear(5, 3)) for power in powers)
             self.alike = nn.ModuleList(Expert(3, 6) for _ in range(3))
 
         def forward(self, inputs):
             hidden = torch.sin(sum(member(inputs) for member in self.mixed))
             return sum(member(hidden) for member in self.alike)
 
-    assert lists_of(Mixed(), torch.randn(9, 4)) == ["alike."]
+    assert lists_of(Mixed(), torch.randn(9, 4)) == ["alike.*"]
     sizes = {**{f"mixed.{k}.0": 5 for k in range(3)}, "mixed.0.2": 3, "alike": 3}
     assert exchanges(Mixed(), torch.randn(9, 4)) == sizes
 

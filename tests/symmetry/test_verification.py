@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
-from lightning_symmetry.symmetry.verification import _InFloat64, _make_generic, relative_change, verify
+from lightning_symmetry.symmetry.verification import _make_generic, relative_change, verify
+from lightning_symmetry.tracing.precision import InFloat64
 from lightning_symmetry.tracing.step import Step
 
 
@@ -277,6 +278,6 @@ def test_products_by_expert_are_verified_in_float64_though_their_kernel_refuses_
         ("permutation", "experts"),
         ("rescaling", "experts"),
     ]
-    with _InFloat64():
+    with InFloat64():
         lifted = model(rows)
     torch.testing.assert_close(lifted[:7], model(rows)[:7].double(), rtol=1e-4, atol=1e-4)

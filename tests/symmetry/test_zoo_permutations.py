@@ -173,7 +173,6 @@ EXPECTED = {
 }
 
 PRESERVING_ONLY_THE_LOSS = {
-    "t5": {"shared"},  # the model returns the encoder's states beside the logits
     "vae": {"encoder.0", "encoder.2", "decoder.0"},  # a step of training that calls no `forward`
 }
 

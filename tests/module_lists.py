@@ -166,6 +166,30 @@ class Towers(nn.Module):
         return sum(tower(each) for tower, each in zip(self.towers, inputs.unbind(1), strict=True))
 
 
+class NamedBranches(nn.Module):
+    """Two modules with names of their own, one beside the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = Expert(4, 6), Expert(4, 6)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.out(F.gelu(self.left(inputs) + self.right(inputs)))
+
+
+class Factors(nn.Module):
+    """Two maps that are alike, and multiplied: one is squashed, or both are."""
+
+    def __init__(self, both: bool = True) -> None:
+        super().__init__()
+        self.one, self.two, self.out, self.both = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3), both
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        two = self.two(inputs)
+        return self.out(torch.sigmoid(self.one(inputs)) * (torch.sigmoid(two) if self.both else two))
+
+
 MODULE_LISTS = {
     "heads as modules": Mini(Heads, numbers(3, 7, 6)),
     "experts as modules": Mini(Experts, numbers(16, 4)),
@@ -177,5 +201,7 @@ MODULE_LISTS = {
     "ensemble": Mini(Ensemble, numbers(16, 4)),
     "members with norms": Mini(NormedMembers, numbers(16, 4)),
     "branches": Mini(Branches, numbers(4, 2, 5, 5)),
+    "branches with names": Mini(NamedBranches, numbers(16, 4)),
+    "factors with names": Mini(Factors, numbers(16, 4)),
     "towers": Mini(Towers, numbers(16, 3, 4)),
 }

@@ -11,7 +11,7 @@ from lightning_symmetry.measurement.products import product_pieces
 from lightning_symmetry.measurement.snapshot import snapshot
 from lightning_symmetry.measurement.units import why_not_matched
 from lightning_symmetry.symmetry.find import find_symmetries
-from tests.module_lists import Experts, Heads, NormedMembers
+from tests.module_lists import Experts, Heads, NamedBranches, NormedMembers
 
 
 class FusedHeads(nn.Module):
@@ -117,6 +117,35 @@ def test_modules_that_have_become_equal_are_counted(alike, distinct):
     with torch.no_grad():
         values = dict(zip(piece.keys, map(float, piece.measure(snapshot(model))), strict=True))
     assert values["symmetry/distinct_units/experts"] == distinct
+
+
+class NumberedBranches(nn.Module):
+    """The branches of a model with names of their own as a list."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.branches, self.out = nn.ModuleList([model.left, model.right]), model.out
+
+    def forward(self, inputs):
+        return self.out(F.gelu(sum(branch(inputs) for branch in self.branches)))
+
+
+def test_modules_with_names_of_their_own_are_measured_as_those_of_a_list():
+    torch.manual_seed(0)
+    named = NamedBranches()
+    measured = []
+    for model, names in (
+        (named, ("left,right", "{left,right}.up")),
+        (NumberedBranches(named), ("branches", "branches.*.up")),
+    ):
+        symmetries = find_symmetries(model, (torch.randn(16, 4),))
+        exchanged, units = ({group.name: group for group in symmetries}[name] for name in names)
+        assert (exchanged.size, units.size, [size for _, size in units.rows]) == (2, 6, [2])
+        pieces = symmetry_pieces(symmetries, 1e-2)
+        with torch.no_grad():
+            measured.append([float(value) for piece in pieces for value in piece.measure(snapshot(model))])
+    assert measured[0] == pytest.approx(measured[1])
+    assert len(measured[0]) > 4
 
 
 def test_modules_of_several_layers_are_exchanged_but_not_compared():

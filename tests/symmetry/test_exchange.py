@@ -22,6 +22,7 @@ from tests.module_lists import (
     Ensemble,
     Expert,
     Experts,
+    Factors,
     FlattenedExperts,
     Heads,
     MistralExperts,
@@ -161,22 +162,10 @@ def test_modules_with_names_of_their_own_are_exchanged_with_those_that_do_the_sa
     assert Symmetries.from_dict(json.loads(json.dumps(symmetries.to_dict()))) == symmetries
 
 
-class Gated(nn.Module):
-    """Two maps that are alike, of which one is squashed or both are."""
-
-    def __init__(self, both):
-        super().__init__()
-        self.one, self.two, self.out, self.both = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3), both
-
-    def forward(self, inputs):
-        two = self.two(inputs)
-        return self.out(torch.sigmoid(self.one(inputs)) * (torch.sigmoid(two) if self.both else two))
-
-
 @pytest.mark.parametrize("both", [True, False])
 def test_factors_are_exchanged_unit_by_unit_where_both_are_made_alike(both):
     torch.manual_seed(0)
-    symmetries = find_symmetries(Gated(both), (torch.randn(6, 4),))
+    symmetries = find_symmetries(Factors(both), (torch.randn(6, 4),))
     permutations = {group.name: (group.rows, group.size) for group in symmetries if group.kind == "permutation"}
     assert symmetries.rejected == ()
     if both:

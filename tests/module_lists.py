@@ -190,6 +190,17 @@ class Factors(nn.Module):
         return self.out(torch.sigmoid(self.one(inputs)) * (torch.sigmoid(two) if self.both else two))
 
 
+class Maxout(nn.Module):
+    """The larger of two maps; what is added to both passes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(3, 5)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.out(torch.maximum(self.one(inputs), self.two(inputs)))
+
+
 MODULE_LISTS = {
     "heads as modules": Mini(Heads, numbers(3, 7, 6)),
     "experts as modules": Mini(Experts, numbers(16, 4)),
@@ -203,5 +214,6 @@ MODULE_LISTS = {
     "branches": Mini(Branches, numbers(4, 2, 5, 5)),
     "branches with names": Mini(NamedBranches, numbers(16, 4)),
     "factors with names": Mini(Factors, numbers(16, 4)),
+    "maxout": Mini(Maxout, numbers(16, 4)),
     "towers": Mini(Towers, numbers(16, 3, 4)),
 }

@@ -156,11 +156,15 @@ def even(charges: Charges, letter: str) -> Answer:
 
 
 def largest(charges: Charges, letter: str) -> Answer:
-    """The larger of two: scales are equal and pass, signs do not."""
+    """The larger of two: scales are equal and pass, and what is added to both; signs do not."""
     answer = total(charges, letter)
     held = _held(charges)
     signs = tuple(charge.of_sign for charge in held)
-    return Answer(answer.output.of_scale, (*answer.vanishing, *signs, *_shifts(held)), "order")
+    if len(held) < len(charges):
+        return Answer(answer.output.of_scale, (*answer.vanishing, *signs, *_shifts(held)), "order")
+    added = tuple((charge - held[0]).of_shift for charge in held[1:])
+    means = tuple(charge.of_mean for charge in held)
+    return Answer(held[0].of_scale + held[0].of_shift, (*answer.vanishing, *signs, *added, *means), "order")
 
 
 def extreme(charges: Charges, letter: str) -> Answer:

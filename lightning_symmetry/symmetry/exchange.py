@@ -241,10 +241,18 @@ def _stack_of(name: str, places: Mapping[str, tuple[str, int]]) -> str:
 
 
 def _is_between(group: SymmetryGroup, places: Mapping[str, tuple[str, int]]) -> bool:
-    """Whether a group is a translation of several of the modules that are stacked."""
-    tensors = {block.tensor for block in group.blocks if block.tensor in places}
-    several = len({_stack_of(tensor, places) for tensor in tensors}) < len(tensors)
-    return several and group.kind == "translation" and not group.carried and not group.folds
+    """Whether a group is a translation of several of the modules that are stacked, not of all of them alike."""
+    stacks: defaultdict[str, defaultdict[str, set[object]]] = defaultdict(lambda: defaultdict(set))
+    for action in group.actions:
+        if (leaf := action.block.tensor) in places:
+            stacks[_stack_of(leaf, places)][leaf].add((action.block.views, action.degrees))
+    several = any(len(moved) > 1 for moved in stacks.values())
+    modules = Counter(_stack_of(leaf, places) for leaf in places if not n_stacked(leaf))
+    alike = all(
+        len(moved) == modules[stack] and all(each == next(iter(moved.values())) for each in moved.values())
+        for stack, moved in stacks.items()
+    )
+    return several and not alike and group.kind == "translation" and not group.carried and not group.folds
 
 
 def _on_stacks(group: SymmetryGroup, places: Mapping[str, tuple[str, int]]) -> SymmetryGroup:

@@ -158,6 +158,8 @@ def test_modules_with_names_of_their_own_are_exchanged_with_those_that_do_the_sa
         "q1_target,q2_target": ((), 2),
         "{q1_target,q2_target}.0": ((("q1_target,q2_target", 2),), 7),
     }
+    (shift,) = (group for group in symmetries if group.kind == "translation")  # of critics and targets, told once
+    assert set(shift.parameters) == {name for name, _ in model.named_parameters() if name.endswith("2.bias")}
     assert set(groups["q1,q2"].parameters) == {name for name, _ in model.named_parameters() if "target" not in name}
     assert Symmetries.from_dict(json.loads(json.dumps(symmetries.to_dict()))) == symmetries
 

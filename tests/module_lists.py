@@ -190,6 +190,21 @@ class Factors(nn.Module):
         return self.out(torch.sigmoid(self.one(inputs)) * (torch.sigmoid(two) if self.both else two))
 
 
+class Filled(nn.Module):
+    """Modules of a list that write to columns of the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)) for _ in range(3))
+        self.out = nn.Linear(6, 7)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        filled = inputs.new_empty(len(inputs), 3, 2)
+        for number, member in enumerate(self.members):
+            filled[:, number] = member(inputs)
+        return self.out(filled.flatten(1))
+
+
 class Maxout(nn.Module):
     """The larger of two maps; what is added to both passes on."""
 
@@ -214,6 +229,7 @@ MODULE_LISTS = {
     "branches": Mini(Branches, numbers(4, 2, 5, 5)),
     "branches with names": Mini(NamedBranches, numbers(16, 4)),
     "factors with names": Mini(Factors, numbers(16, 4)),
+    "outputs filled by members": Mini(Filled, numbers(16, 4)),
     "maxout": Mini(Maxout, numbers(16, 4)),
     "towers": Mini(Towers, numbers(16, 3, 4)),
 }

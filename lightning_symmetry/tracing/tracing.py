@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_symmetry.tracing.centred import with_centring
+from lightning_symmetry.tracing.filled import with_pieces_joined
 from lightning_symmetry.tracing.functionalization import functional, functionalized, plain, written_by
 from lightning_symmetry.tracing.largest import with_largest_kept
 from lightning_symmetry.tracing.parts import with_parts_viewed
@@ -57,7 +58,8 @@ def trace(step: Step) -> Tape:
             inputs = [{name: functional(tensor) for name, tensor in some.items()} for some in (parameters, buffers)]
             outputs = step(inputs[0], inputs[1], step.batch)
             returned = [recorder.value(plain(output)) for output in outputs.preserved]
-    operations = with_centring(with_picked_maps(with_parts_viewed(recorder.operations)))
+    operations = with_parts_viewed(with_pieces_joined(recorder.operations))
+    operations = with_centring(with_picked_maps(operations))
     operations = _living(with_largest_kept(with_slices_looked_up(operations)), returned)
     operations, offsets = without_offsets(operations, leaves, set(returned))
     tape = Tape(with_lengths(with_sums(operations, returned), returned), leaves, returned, offsets)
@@ -81,7 +83,7 @@ def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Opera
 _KEPT_WHOLE = packets("""
     _adaptive_avg_pool2d _native_batch_norm_legit _native_batch_norm_legit_functional avg_pool1d avg_pool2d
     _native_batch_norm_legit_no_training max_pool2d_with_indices native_batch_norm native_group_norm native_layer_norm
-    nll_loss2d_forward nll_loss_forward upsample_bilinear2d upsample_nearest2d
+    nll_loss2d_forward nll_loss_forward select_scatter upsample_bilinear2d upsample_nearest2d
 """)
 _DECOMPOSITIONS = {
     operation: decomposition

@@ -23,6 +23,7 @@ from tests.module_lists import (
     Expert,
     Experts,
     Factors,
+    Filled,
     FlattenedExperts,
     Heads,
     MistralExperts,
@@ -175,6 +176,19 @@ def test_factors_are_exchanged_unit_by_unit_where_both_are_made_alike(both):
     else:
         assert permutations == {"one": ((), 6)}
         assert {group.name for group in symmetries if group.kind != "permutation"} == {"two.sign", "two.rescaling"}
+
+
+def test_modules_that_write_to_columns_of_the_output_are_exchanged():
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Filled(), (torch.randn(6, 4),))
+    assert symmetries.rejected == ()
+    assert {(group.kind, group.name): (*(length for _, length in group.rows), group.size) for group in symmetries} == {
+        ("permutation", "members"): (3,),
+        ("permutation", "members.*.0"): (3, 5),
+        ("sign", "members.*.0.sign"): (3, 5),
+        ("rotation", "members.*.2.rotation"): (3, 2),
+        ("translation", "members.*.2.translation"): (3, 2),
+    }
 
 
 def test_some_modules_of_a_list_are_exchanged_where_others_do_something_else():

@@ -190,6 +190,21 @@ class Factors(nn.Module):
         return self.out(torch.sigmoid(self.one(inputs)) * (torch.sigmoid(two) if self.both else two))
 
 
+class GatedInTurn(nn.Module):
+    """Experts of which each asks the gate anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, 3)
+        self.experts = nn.ModuleList(Expert(4, 5) for _ in range(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output = torch.zeros_like(inputs)
+        for number, expert in enumerate(self.experts):
+            output = output + self.gate(inputs).softmax(-1)[:, number : number + 1] * expert(inputs)
+        return output
+
+
 class Filled(nn.Module):
     """Modules of a list that write to columns of the output."""
 
@@ -229,6 +244,7 @@ MODULE_LISTS = {
     "branches": Mini(Branches, numbers(4, 2, 5, 5)),
     "branches with names": Mini(NamedBranches, numbers(16, 4)),
     "factors with names": Mini(Factors, numbers(16, 4)),
+    "experts as modules, gated in turn": Mini(GatedInTurn, numbers(16, 4)),
     "outputs filled by members": Mini(Filled, numbers(16, 4)),
     "maxout": Mini(Maxout, numbers(16, 4)),
     "towers": Mini(Towers, numbers(16, 3, 4)),

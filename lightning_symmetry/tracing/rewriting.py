@@ -1,13 +1,14 @@
-"""What operations of a tape are instead, where their own rules would say less: picked maps, lengths, shifted leaves."""
+"""What operations of a tape are instead, where their own rules would say less: repeats, picked maps, lengths, ..."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Set
 from itertools import chain
+from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_symmetry.tracing.layout import SLICED, sliced
 from lightning_symmetry.tracing.tape import Operation, Value, made
@@ -15,6 +16,38 @@ from lightning_symmetry.tracing.tape import Operation, Value, made
 aten = torch.ops.aten
 
 _SUMMED = {aten.sum.dim_IntList, aten.mean.dim}
+
+
+def without_repeats(operations: list[Operation], outputs: list[Value]) -> tuple[list[Operation], list[Value]]:
+    """What is computed again and again from the same, as a gate in a loop over its experts, computed once.
+
+    Returns:
+        The operations, and the values that the outputs are.
+    """
+    first: dict[tuple[Any, ...], Operation] = {}
+    instead: dict[Value, Value] = {}
+    written: list[Operation] = []
+    for operation in operations:
+        changed = _with(operation, instead)
+        leaves, structure = tree_flatten((changed.args, changed.kwargs))
+        earlier = first.setdefault(
+            (changed.operation, str(structure), *((type(leaf), leaf) for leaf in leaves)), changed
+        )
+        if earlier is not changed and _gives_the_same(earlier, changed):
+            pairs = zip(changed.outputs, earlier.outputs, strict=True)
+            instead.update((again, once) for again, once in pairs if again is not None and once is not None)
+        else:
+            written.append(changed)
+    return written, [instead.get(output, output) for output in outputs]
+
+
+def _gives_the_same(earlier: Operation, later: Operation) -> bool:
+    """Whether two calls with the same arguments give the same, and the first all that is used of the second."""
+    drawn = torch.Tag.nondeterministic_seeded in later.operation.tags
+    return not drawn and all(
+        again is None or (once is not None and (again.constant is None) == (once.constant is None))
+        for once, again in zip(earlier.outputs, later.outputs, strict=True)
+    )
 
 
 def with_picked_maps(operations: list[Operation]) -> list[Operation]:

@@ -31,6 +31,7 @@ from lightning_symmetry.tracing.rewriting import (
     with_slices_looked_up,
     with_sums,
     without_offsets,
+    without_repeats,
 )
 from lightning_symmetry.tracing.step import Step
 from lightning_symmetry.tracing.tape import Operation, Tape, Value, packets
@@ -58,7 +59,8 @@ def trace(step: Step) -> Tape:
             inputs = [{name: functional(tensor) for name, tensor in some.items()} for some in (parameters, buffers)]
             outputs = step(inputs[0], inputs[1], step.batch)
             returned = [recorder.value(plain(output)) for output in outputs.preserved]
-    operations = with_parts_viewed(with_pieces_joined(recorder.operations))
+    operations, returned = without_repeats(recorder.operations, returned)
+    operations = with_parts_viewed(with_pieces_joined(operations))
     operations = with_centring(with_picked_maps(operations))
     operations = _living(with_largest_kept(with_slices_looked_up(operations)), returned)
     operations, offsets = without_offsets(operations, leaves, set(returned))

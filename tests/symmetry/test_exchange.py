@@ -25,6 +25,7 @@ from tests.module_lists import (
     Factors,
     Filled,
     FlattenedExperts,
+    GatedInTurn,
     Heads,
     MistralExperts,
     NormedExperts,
@@ -89,6 +90,7 @@ def test_what_was_found_goes_through_json():
         (RoutedExperts, (32, 4)),
         (FlattenedExperts, (8, 4, 4)),
         (MistralExperts, (32, 4)),
+        (GatedInTurn, (32, 4)),
     ],
 )
 def test_experts_are_exchanged_with_what_their_router_gives_them(kind, tokens):

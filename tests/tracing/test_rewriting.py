@@ -40,6 +40,36 @@ LOOKUPS = {
 }
 
 
+def test_what_is_computed_again_from_the_same_is_computed_once():
+    def twice(x):
+        return x.sin() + (x.sin() * 2.0).cos() + (x.sin() * 2).cos() + (x.sin() * 3.0).cos()
+
+    tape, (output,), expected = tape_and_outputs((6, 4), twice)
+    assert torch.equal(output, expected)
+    names = [operation.name for operation in tape.operations]
+    assert names.count("sin") == 1
+    assert names.count("cos") == 3  # numbers of two types are not the same
+
+
+def test_an_output_that_is_computed_twice_is_one():
+    model = Of((6, 4), lambda x: x)
+    model.forward = lambda batch: (model.tensor.exp() * batch, model.tensor.exp() * batch)
+    step = Step(model, (torch.ones(()),))
+    tape = trace(step)
+    assert tape.outputs[0] is tape.outputs[1]
+    for output, expected in zip(replayed(tape, step.parameters), model(torch.ones(())), strict=True):
+        assert torch.equal(output, expected)
+
+
+def test_what_is_drawn_twice_is_two_draws():
+    def drawn(x):
+        one, other = (torch.multinomial(x.flatten(), 4) for _ in range(2))
+        return x.flatten()[one] + x.flatten()[other]
+
+    tape, _, _ = tape_and_outputs((6, 4), drawn)
+    assert [operation.name for operation in tape.operations].count("index") == 2
+
+
 @pytest.mark.parametrize("lookup", LOOKUPS)
 def test_a_slice_of_what_was_looked_up_is_looked_up_in_a_slice(lookup):
     shape, function, slicing = LOOKUPS[lookup]

@@ -21,6 +21,8 @@ _SUMMED = {aten.sum.dim_IntList, aten.mean.dim}
 def without_repeats(operations: list[Operation], outputs: list[Value]) -> tuple[list[Operation], list[Value]]:
     """What is computed again and again from the same, as a gate in a loop over its experts, computed once.
 
+    Constants stay apart: zeros are scaled as what they are added to, which may be two things.
+
     Returns:
         The operations, and the values that the outputs are.
     """
@@ -44,10 +46,8 @@ def without_repeats(operations: list[Operation], outputs: list[Value]) -> tuple[
 def _gives_the_same(earlier: Operation, later: Operation) -> bool:
     """Whether two calls with the same arguments give the same, and the first all that is used of the second."""
     drawn = torch.Tag.nondeterministic_seeded in later.operation.tags
-    return not drawn and all(
-        again is None or (once is not None and (again.constant is None) == (once.constant is None))
-        for once, again in zip(earlier.outputs, later.outputs, strict=True)
-    )
+    pairs = zip(earlier.outputs, later.outputs, strict=True)
+    return not drawn and all(again is None or (once is not None and again.depends) for once, again in pairs)
 
 
 def with_picked_maps(operations: list[Operation]) -> list[Operation]:

@@ -3,7 +3,7 @@
 The heads of an `nn.ModuleList` have parameters ``heads.0.query.weight``, ``heads.1.query.weight``, ...: units, each of
 a tensor of its own. As one tensor, ``(n_heads, ...)``, they are acted on like heads that share a tensor. Its name has a
 star for the number, ``heads.*.query.weight``; modules that have names of their own are listed by these, as in
-``critics.{first,second}.weight``. Such a name is read as if a model had it; it never is among a model's names.
+``critics.{first,second}.weight``. Such a name is read as if a model had it; no model should have one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 STAR = "*"
-_LIST = re.compile(r"(?:^|(?<=\.))(\*|\{[^{}.]+\})(?=\.|$)")
+_LIST = re.compile(r"(?:^|(?<=\.))(\*|\{[^{}.]+,[^{}.]+\})(?=\.|$)")
 
 
 def listed(names: Sequence[str]) -> str:

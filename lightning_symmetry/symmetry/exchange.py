@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from lightning_symmetry.labelling.labelling import IN_ANY_ORDER
-from lightning_symmetry.stacks import STAR, first_of, listed, may_be_listed, n_stacked
+from lightning_symmetry.stacks import STAR, first_of, list_of, listed, may_be_listed, n_stacked
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import SymmetryGroup
 from lightning_symmetry.symmetry.proposals import Proposals, propose
@@ -39,23 +39,25 @@ Lists = Mapping[str, Modules]
 
 
 def propose_with_exchanges(
-    tape: Tape, parameters: Collection[str], kinds: Collection[str], apart: Proposals, lists: Lists
+    tape: Tape, parameters: Collection[str], kinds: Collection[str], apart: Proposals, left: Collection[str]
 ) -> tuple[Proposals, Lists]:
     """Propose groups with the modules of lists stacked, so that they may be exchanged.
 
-    None of the lists hides another group: where modules differ in what is within them, they are left as they are.
+    None of the lists hides another group: where modules differ in what is within them, they are left as they are, the
+    innermost first.
 
     Args:
         tape: The tape.
         parameters: The names of its leaves that are parameters.
         kinds: The kinds of symmetry.
         apart: What was proposed without stacks.
-        lists: The lists of modules that may be exchanged.
+        left: The names of lists that are left as they are.
 
     Returns:
         The proposals, and the lists that are exchanged as far as the tape tells.
     """
-    while lists:
+    left = set(left)
+    while lists := joined_lists(tape, left) if "permutation" in kinds else {}:
         places = _places(lists)
         names = {_stack_of(name, places): None for name in parameters}
         proposals = propose(_with_stacks(tape, lists), names, kinds)
@@ -65,7 +67,7 @@ def propose_with_exchanges(
         hiding = _hiding(lists, apart.groups, groups)
         if not hiding:
             return replace(proposals, groups=groups), lists
-        lists = without(lists, hiding)
+        left.update(innermost(hiding, lists))
     return apart, lists
 
 
@@ -98,14 +100,14 @@ def unexchanged(groups: Iterable[SymmetryGroup], lists: Lists) -> list[str]:
     return [name for name, dims in along.items() if dims.isdisjoint(exchanged)]
 
 
-def without(lists: Lists, names: Collection[str]) -> dict[str, Modules]:
-    """The lists but for some, and for those of what these stack."""
-    kept: dict[str, Modules] = {}
-    for name, modules in lists.items():
-        stacks = {stack for others in kept.values() for stack in others[0]}
-        if name not in names and all(not n_stacked(leaf) or leaf in stacks for leaf in modules[0].values()):
-            kept[name] = modules
-    return kept
+def innermost(names: Collection[str], lists: Lists) -> list[str]:
+    """Those of some lists in whose modules no other of them is."""
+    list_of_stack = {stack: name for name, modules in lists.items() for stack in modules[0]}
+    within: dict[str, set[str]] = {}
+    for name, modules in lists.items():  # those within others come first
+        own = {list_of_stack[leaf] for module in modules for leaf in module.values() if leaf in list_of_stack}
+        within[name] = own.union(*(within[inner] for inner in own))
+    return [name for name in names if within[name].isdisjoint(names)]
 
 
 def _crossed(groups: Iterable[SymmetryGroup], lists: Lists) -> list[str]:
@@ -117,8 +119,8 @@ def _crossed(groups: Iterable[SymmetryGroup], lists: Lists) -> list[str]:
     return [name for name in lists if name not in others]
 
 
-def joined_lists(tape: Tape) -> dict[str, Modules]:
-    """The modules that are alike, side by side, and of which what comes is joined in any order."""
+def joined_lists(tape: Tape, left: Collection[str] = ()) -> dict[str, Modules]:
+    """The modules that are alike, side by side, and of which what comes is joined in any order, but for some."""
     lists: dict[str, Modules] = {}
     for depth in range(max(leaf.count(".") for leaf in tape.leaves), -1, -1):
         stacked = _with_stacks(tape, lists)
@@ -126,7 +128,8 @@ def joined_lists(tape: Tape) -> dict[str, Modules]:
             for joined in chain.from_iterable(_joined(stacked, beside, names) for names in _alike(stacked, beside)):
                 all_numbered = joined == [str(number) for number in range(len(beside))]
                 name = f"{before}{STAR if all_numbered else listed(joined)}"
-                lists[name] = [{f"{name}{after}": leaf for after, leaf in beside[each].items()} for each in joined]
+                if name not in left:
+                    lists[name] = [{f"{name}{after}": leaf for after, leaf in beside[each].items()} for each in joined]
     return lists
 
 
@@ -135,20 +138,24 @@ def _side_by_side(tape: Tape, depth: int) -> dict[str, Beside]:
     found: defaultdict[str, defaultdict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     for leaf, value in tape.leaves.items():
         outer, (module, *inner) = (parts := leaf.split("."))[:depth], parts[depth:] or [""]
-        of_module = inner or module.isdigit()  # not a parameter with a name of its own
+        of_module = inner or module.isdecimal()  # not a parameter with a name of its own
         if value.depends and of_module and may_be_listed(module):
             found["".join(f"{each}." for each in outer)][module]["".join(f".{each}" for each in inner)] = leaf
     return dict(found)
 
 
 def _alike(tape: Tape, beside: Beside) -> list[list[str]]:
-    """Those whose tensors have the same names and shapes; not where one is a number. Numbered ones are apart."""
+    """Those whose tensors have the same names and shapes, none of them a single number.
+
+    Modules of lists are apart from those with names of their own, of which only those count that the step uses.
+    """
     alike: defaultdict[tuple[bool, frozenset[tuple[object, ...]]], list[str]] = defaultdict(list)
     for name, leaves in beside.items():
         values = {after: tape.leaves[leaf] for after, leaf in leaves.items()}
-        if all(value.shape for value in values.values()):
+        used = name.isdecimal() or not tape.readers.keys().isdisjoint(values.values())
+        if used and all(value.shape for value in values.values()):
             kept = ((k, value.shape, value.dtype, tape.offsets.get(leaves[k])) for k, value in values.items())
-            alike[name.isdigit(), frozenset(kept)].append(name)
+            alike[name.isdecimal(), frozenset(kept)].append(name)
     return [sorted(names, key=int) if numbered else names for (numbered, _), names in alike.items() if len(names) > 1]
 
 
@@ -177,22 +184,23 @@ def _joined_in_any_order(tape: Tape, modules: Modules) -> bool:
     }
     beside: list[list[Tensor]] = [[] for _ in modules]
     done: list[Counter[str]] = [Counter() for _ in modules]
-    ways: list[Counter[str]] = []
+    joined = False
     first = min((tape.places[tape.readers[value][0]] for value in at if value in tape.readers), default=0)
     for operation in islice(tape.operations, first, None):
         met = {at[value] for value in operation.inputs if value in at}
-        if len(met) > 1:
-            ways += [done[position] for position in met if position is not None]
-            if operation.name not in (*IN_ANY_ORDER, "cat") or any(way != ways[0] for way in ways):
-                return False
+        if len(met) > 1 and operation.name not in (*IN_ANY_ORDER, "cat"):
+            return False
+        joined |= len(met) > 1
         if met:
             position = met.pop() if len(met) == 1 else None
             at.update((output, position) for output in operation.outputs if output is not None)
             if position is not None:
                 done[position][operation.name] += operation.name not in IN_ANY_ORDER
                 beside[position] += [value.constant for value in operation.inputs if value.constant is not None]
+    ways = list(filter(None, done))  # not of experts that no token is sent to
     alike = all(all(map(_may_be_same, one, other)) for one, other in combinations(filter(None, beside), 2))
-    return alike and bool(ways) and all(at.get(output) is None for output in tape.outputs)
+    alike &= all(way == ways[0] for way in ways)
+    return alike and joined and all(at.get(output) is None for output in tape.outputs)
 
 
 def _may_be_same(one: Tensor, other: Tensor) -> bool:
@@ -246,7 +254,8 @@ def _is_between(group: SymmetryGroup, places: Mapping[str, tuple[str, int]]) -> 
     for action in group.actions:
         if (leaf := action.block.tensor) in places:
             stacks[_stack_of(leaf, places)][leaf].add((action.block.views, action.degrees))
-    several = any(len(moved) > 1 for moved in stacks.values())
+    outermost = {(list_of(stack, 0), _numbers(leaf, places)[0]) for stack, moved in stacks.items() for leaf in moved}
+    several = len(outermost) > 1 or any(len(moved) > 1 for moved in stacks.values())
     modules = Counter(_stack_of(leaf, places) for leaf in places if not n_stacked(leaf))
     alike = all(
         len(moved) == modules[stack] and all(each == next(iter(moved.values())) for each in moved.values())

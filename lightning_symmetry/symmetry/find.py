@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_symmetry.stacks import first_of
 from lightning_symmetry.symmetry.actions import Block
-from lightning_symmetry.symmetry.exchange import Lists, joined_lists, propose_with_exchanges, unexchanged, without
+from lightning_symmetry.symmetry.exchange import innermost, propose_with_exchanges, unexchanged
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.kinds import KINDS
 from lightning_symmetry.symmetry.proposals import propose
@@ -63,16 +63,16 @@ def find_symmetries(
         )
     kinds = tuple(KINDS) if kinds is None else kinds
     apart = propose(tape, step.parameters, kinds)
-    lists: Lists = joined_lists(tape) if "permutation" in kinds else {}
+    left: list[str] = []
     while True:
-        proposals, exchanged = propose_with_exchanges(tape, step.parameters, kinds, apart, lists)
+        proposals, exchanged = propose_with_exchanges(tape, step.parameters, kinds, apart, left)
         verified = Verified(proposals.groups)
         if sum(parameter.numel() for parameter in step.parameters.values()) <= verify_up_to:
             verified = verify(step, proposals.groups)
         refuted = unexchanged(verified.groups, exchanged)
         if not refuted:
             break
-        lists = without(lists, refuted)
+        left += innermost(refuted, exchanged)
     return Symmetries(
         groups=tuple(verified.groups),
         blocks=proposals.blocks,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_symmetry.symmetry.exchange import joined_lists, propose_with_exchanges
+from lightning_symmetry.symmetry.exchange import propose_with_exchanges
 from lightning_symmetry.symmetry.find import find_symmetries
 from lightning_symmetry.symmetry.groups import Symmetries
 from lightning_symmetry.symmetry.kinds import KINDS
@@ -41,7 +41,7 @@ def lists_of(model, *batch):
     step = Step(model, batch)
     tape = trace(step)
     apart = propose(tape, step.parameters)
-    return list(propose_with_exchanges(tape, step.parameters, tuple(KINDS), apart, joined_lists(tape))[1])
+    return list(propose_with_exchanges(tape, step.parameters, tuple(KINDS), apart, left=())[1])
 
 
 def exchanges(model, *batch):

@@ -61,9 +61,10 @@ def propose_with_exchanges(
         places = _places(lists)
         names = {_stack_of(name, places): None for name in parameters}
         proposals = propose(_with_stacks(tape, lists), names, kinds)
-        between = [_on_stacks(group, places) for group in apart.groups if _is_between(group, places)]
+        between = [group for group in apart.groups if _is_between(group, places)]
         each = [_each_by_itself(group, apart.groups, proposals.blocks, places) for group in proposals.groups]
-        groups = [*each, *between]
+        groups = [group for group in each if not _is_sum_of(group, between, places)]
+        groups += [_on_stacks(group, places) for group in between]
         hiding = _hiding(lists, apart.groups, groups)
         if not hiding:
             return replace(proposals, groups=groups), lists
@@ -262,6 +263,29 @@ def _is_between(group: SymmetryGroup, places: Mapping[str, tuple[str, int]]) -> 
         for stack, moved in stacks.items()
     )
     return several and not alike and group.kind == "translation" and not group.carried and not group.folds
+
+
+def _is_sum_of(group: SymmetryGroup, between: Iterable[SymmetryGroup], places: Mapping[str, tuple[str, int]]) -> bool:
+    """Whether a translation of stacks adds what several between modules do together."""
+    others = [_added_to(other, places) for other in between if other.size == group.size]
+    if group.kind != "translation" or group.rows or group.carried or group.folds or not others:
+        return False
+    added = _added_to(group, places)
+    parts = list(dict.fromkeys(chain(added, *others)))
+    vectors = torch.tensor([[each.get(part, 0.0) for part in parts] for each in (*others, added)], dtype=torch.float64)
+    return int(torch.linalg.matrix_rank(vectors)) == int(torch.linalg.matrix_rank(vectors[:-1]))
+
+
+def _added_to(group: SymmetryGroup, places: Mapping[str, tuple[str, int]]) -> dict[tuple[str, int], float]:
+    """How often a translation adds its vector to the parts of each tensor, in order, those of stacks one by one."""
+    added: dict[tuple[str, int], float] = {}
+    parts: Counter[str] = Counter()
+    for action in group.actions:
+        tensor = action.block.tensor
+        leaves = [leaf for leaf in places if not n_stacked(leaf) and _stack_of(leaf, places) == tensor]
+        added.update(((leaf, parts[tensor]), max(action.degrees, key=abs)) for leaf in leaves or [tensor])
+        parts[tensor] += 1
+    return added
 
 
 def _on_stacks(group: SymmetryGroup, places: Mapping[str, tuple[str, int]]) -> SymmetryGroup:

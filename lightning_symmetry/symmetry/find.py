@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_symmetry.stacks import first_of
+from lightning_symmetry.stacks import first_of, n_stacked
 from lightning_symmetry.symmetry.actions import Block
 from lightning_symmetry.symmetry.exchange import innermost, propose_with_exchanges, unexchanged
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
@@ -40,8 +40,8 @@ def find_symmetries(
         The groups, in the order of the parameters that they move.
 
     Raises:
-        ValueError: A kind is unknown, the model has no parameters, or one step returns nothing to compare, or nothing
-            that depends on a parameter.
+        ValueError: A kind is unknown, the model has no parameters, one step returns nothing to compare, or nothing
+            that depends on a parameter, or a module is called ``*`` or ``{a,b}``.
 
     Example:
         >>> import torch
@@ -61,6 +61,9 @@ def find_symmetries(
             f"what one step of {type(model).__name__} returns depends on none of its parameters, or reaches them from "
             "outside, as `self.f = torch.compile(self.net.forward)` does; make that a method"
         )
+    odd = next((name for name in tape.leaves if n_stacked(name)), None)
+    if odd is not None:
+        raise ValueError(f"the name {odd!r} of a parameter or buffer stands for several; give its module another one")
     kinds = tuple(KINDS) if kinds is None else kinds
     apart = propose(tape, step.parameters, kinds)
     left: list[str] = []

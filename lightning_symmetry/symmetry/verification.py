@@ -7,13 +7,14 @@ tape, so that routing and control flow are live; whatever in it asks for float32
 
 The step is run on two batches, the second made of the first: see `second_batch`. A group must pass on both.
 
-One copy of the parameters in float64 is all that is held; for each trial it is made anew from the model's own.
+One copy of the parameters in float64 is all that is held. Groups move it one after the other as long as all pass; what
+fails, or must be told apart, is put back by making it anew from the model's own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,24 +61,22 @@ def verify(step: Step, groups: Sequence[SymmetryGroup], seed: int = 0) -> Verifi
     that sorted by kind fewer halves hold one.
     """
     trials = _Trials(step, groups, seed)
-    passed: dict[str, SymmetryGroup] = {}
+    passed: dict[int, SymmetryGroup] = {}
     one_batch = None
     for exact in (False, True):
-        some = sorted((group for group in groups if group.exact is exact), key=lambda group: group.kind)
+        some = sorted((k for k, group in enumerate(groups) if group.exact is exact), key=lambda k: groups[k].kind)
         if some:
             one_batch = trials.begin(exact) or one_batch
-            on_first: list[SymmetryGroup] = []
+            on_first: dict[int, str] = {}
             for suspect in (True, False) if trials.preserves_itself() else ():
-                kept = passing([group for group in some if trials.may_move_forward(group) is suspect], trials.preserves)
-                with_output = {group.name for group in trials.preserving_forward(kept)}
-                on_first += [
-                    replace(group, preserves="output" if group.name in with_output else "loss") for group in kept
-                ]
-            for group in passing(on_first, trials.preserves_on_second):
-                passed[group.name] = replace(group, verified=True)
+                kept = passing([k for k in some if trials.may_move_forward(groups[k]) is suspect], trials.preserves)
+                with_output = trials.preserving_forward(kept)
+                on_first |= {k: "output" if k in with_output else "loss" for k in kept}
+            for k in passing(list(on_first), trials.preserves_on_second):
+                passed[k] = replace(groups[k], preserves=on_first[k], verified=True)
     return Verified(
-        [passed[group.name] for group in groups if group.name in passed],
-        [group for group in groups if group.name not in passed],
+        [passed[k] for k in range(len(groups)) if k in passed],
+        [group for k, group in enumerate(groups) if k not in passed],
         one_batch,
     )
 
@@ -87,23 +86,27 @@ class _Trial:
     """What became of groups that were tried together.
 
     Attributes:
-        names: Their names.
+        groups: Which of all groups.
         batch: On which of the batches.
         preserved: Whether they left what the step returns as it was.
         forward: Whether they did what the model's `forward` returned, on the batch given.
     """
 
-    names: set[str]
+    groups: set[int]
     batch: int
     preserved: bool = False
     forward: bool = False
 
 
 class _Trials:
-    """A step at generic parameters, compared with itself at parameters that groups have moved."""
+    """A step at generic parameters, compared with itself at parameters that groups have moved.
 
-    def __init__(self, step: Step, groups: Iterable[SymmetryGroup], seed: int) -> None:
+    Groups are told by their numbers.
+    """
+
+    def __init__(self, step: Step, groups: Sequence[SymmetryGroup], seed: int) -> None:
         self._step = step
+        self._groups = groups
         self._seed = seed
         self._elements = Generator().manual_seed(seed)
         self._tensors: Tensors = {
@@ -134,7 +137,7 @@ class _Trials:
         self._make_generic()
         self._batches = [self._step.batch]
         self._reference = [_kept(self._run(self._step.batch))]
-        self._moved: set[str] = set()
+        self._moved: set[int] = set()
         self._forward = self._reference[0].forward
         self._last: _Trial | None = None
         why = None
@@ -159,18 +162,18 @@ class _Trials:
         """Whether the step as it is passes; not where it returns no number at all, and no group could."""
         return all(_same(reference.preserved, reference.preserved) for reference in self._reference)
 
-    def preserves(self, groups: Sequence[SymmetryGroup]) -> bool:
+    def preserves(self, groups: Sequence[int]) -> bool:
         """Whether random elements of all groups move their tensors, and leave what the step returns as it was."""
         return self._try(groups).preserved
 
-    def preserves_on_second(self, groups: Sequence[SymmetryGroup]) -> bool:
+    def preserves_on_second(self, groups: Sequence[int]) -> bool:
         """Whether they do on the second batch, where there is one."""
         return len(self._batches) == 1 or self._try(groups, batch=1).preserved
 
-    def preserving_forward(self, groups: Sequence[SymmetryGroup]) -> list[SymmetryGroup]:
+    def preserving_forward(self, groups: Sequence[int]) -> list[int]:
         """Those that leave what the model's `forward` returned as it was; none where the step did not call it."""
         lengths = {length for tensor in self._forward for length in tensor.shape}
-        likely_last = sorted(groups, key=lambda group: group.size in lengths)
+        likely_last = sorted(groups, key=lambda k: self._groups[k].size in lengths)
         return passing(likely_last, lambda some: self._try(some).forward) if self._forward else []
 
     def may_move_forward(self, group: SymmetryGroup) -> bool:
@@ -179,25 +182,24 @@ class _Trials:
         shapes = (self._tensors[name].shape for name in group.parameters)
         return group.kind == "translation" and any(not lengths.isdisjoint(shape) for shape in shapes)
 
-    def _try(self, groups: Sequence[SymmetryGroup], batch: int = 0) -> _Trial:
+    def _try(self, groups: Sequence[int], batch: int = 0) -> _Trial:
         """Let random elements move the parameters, and run the step on one of the batches.
 
         Groups are moved on top of those that have passed, so that nothing is put back as long as all pass: on the first
         batch on top of others, and on the second of some of the same.
         """
-        names = {group.name for group in groups}
-        if self._last is not None and (self._last.names, self._last.batch) == (names, batch):
+        trial = _Trial(set(groups), batch)
+        if self._last is not None and (self._last.groups, self._last.batch) == (trial.groups, batch):
             return self._last
-        if not (names >= self._moved if batch else names.isdisjoint(self._moved)):
+        if not (trial.groups >= self._moved if batch else trial.groups.isdisjoint(self._moved)):
             self._put_back()
-        trial = _Trial(names, batch)
-        if self._move([group for group in groups if group.name not in self._moved]):
+        if self._move([self._groups[k] for k in groups if k not in self._moved]):
             outputs = _kept(self._run(self._batches[batch]))
             trial.preserved = _same(outputs.preserved, self._reference[batch].preserved)
             trial.forward = not batch and trial.preserved and _same(outputs.forward, self._forward)
             self._forward = self._forward if batch else outputs.forward
         if trial.preserved:
-            self._moved |= names
+            self._moved |= trial.groups
         else:
             self._put_back()
         self._last = trial

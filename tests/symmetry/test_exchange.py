@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lightning_symmetry.symmetry.exchange import propose_with_exchanges
@@ -191,6 +192,89 @@ def test_modules_that_write_to_columns_of_the_output_are_exchanged():
         ("rotation", "members.*.2.rotation"): (3, 2),
         ("translation", "members.*.2.translation"): (3, 2),
     }
+
+
+class Near(nn.Module):
+    """Two maps that are alike but for what they look at."""
+
+    def __init__(self):
+        super().__init__()
+        self.near, self.far = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 3, padding=2, dilation=2)
+        self.out = nn.Conv2d(4, 3, 1)
+
+    def forward(self, inputs):
+        return self.out(F.gelu(self.near(inputs) + self.far(inputs)))
+
+
+class Bilinear(nn.Module):
+    """Two maps that are alike, and of which units may be rescaled one against the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.out = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, inputs):
+        return self.out(self.gate(inputs) * self.up(inputs))
+
+
+@pytest.mark.parametrize(
+    ("member", "shape", "within"),
+    [(Near, (2, 2, 6, 6), {"members.*.near": 4}), (Bilinear, (8, 4), {"members.*.gate": 6})],
+)
+def test_modules_are_exchanged_though_what_is_within_them_is_not(member, shape, within):
+    class Members(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.members = nn.ModuleList(member() for _ in range(3))
+
+        def forward(self, inputs):
+            return sum(each(inputs) for each in self.members)
+
+    torch.manual_seed(0)
+    found = {g.name: g.size for g in find_symmetries(Members(), torch.randn(shape)) if g.kind == "permutation"}
+    assert found == {"members": 3, **within}
+
+
+def test_modules_of_two_lists_whose_outputs_are_added_up_are_exchanged_in_each():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.spare = net(6), net(6), net(6)
+            self.members = nn.ModuleList(net(5) for _ in range(3))
+
+        def forward(self, inputs):
+            return sum(each(inputs) for each in (self.one, self.two, *self.members))
+
+    torch.manual_seed(0)
+    symmetries = find_symmetries(Both(), (torch.randn(8, 4),))
+    found = {group.name: group.size for group in symmetries if group.kind == "permutation"}
+    assert found == {"one,two": 2, "{one,two}.0": 6, "members": 3, "members.*.0": 5}
+    assert sum(group.dimension for group in symmetries if group.kind == "translation") == 4  # of five biases
+
+
+def test_what_comes_of_modules_is_joined_term_by_term():
+    class Adversaries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.coarse, self.fine = net(), net()
+
+        def forward(self, real, fake):
+            loss = 0.0
+            for each in (self.coarse, self.fine):
+                loss = loss + F.softplus(-each(real)).mean() + F.softplus(each(fake)).mean()
+            return loss
+
+    torch.manual_seed(0)
+    model = Adversaries()
+    assert lists_of(model, torch.randn(8, 4), torch.randn(8, 4)) == ["{coarse,fine}"]
+
+
+@pytest.mark.parametrize("name", ["*", "{a,b}"])
+def test_a_module_with_the_name_of_several_is_refused(name):
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="give its module another one"):
+        find_symmetries(model, torch.randn(3, 4))
 
 
 def test_some_modules_of_a_list_are_exchanged_where_others_do_something_else():

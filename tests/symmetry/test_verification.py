@@ -64,6 +64,17 @@ def test_a_proposal_that_fits_no_tensor_is_rejected_and_the_others_pass():
     assert verified.rejected == [misfit]
 
 
+def test_a_false_group_does_not_pass_by_the_name_of_a_true_one():
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)), torch.randn(6, 5)
+    permutation, rescaling = find_symmetries(model, batch)
+    false = replace(permutation, actions=permutation.actions[:2])
+    for groups in ([rescaling, permutation, false], [false, permutation, rescaling]):
+        verified = verify(Step(model, batch), groups)
+        assert verified.groups == [group for group in groups if group is not false]
+        assert verified.rejected == [false]
+
+
 class Recurrent(nn.Module):
     """Reads its inputs and a state, of which the first batch has zeros alone."""
 

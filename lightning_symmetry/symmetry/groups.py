@@ -85,7 +85,7 @@ class SymmetryGroup:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """The names of all tensors that it changes, if only for a time; stacks by the names with stars."""
+        """The names of all tensors that it changes, if only for a time; stacks by names of their own."""
         changed = (*self.blocks, *(each.block for each in self.carried))
         folded = (name for fold in self.folds for name in fold.tensors)
         return tuple(dict.fromkeys((*(block.tensor for block in changed), *folded)))

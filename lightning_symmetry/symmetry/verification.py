@@ -329,7 +329,10 @@ def _finite(tensors: Sequence[Tensor]) -> bool:
 
 
 def _make_generic(generic: Tensor, parameter: Tensor, seed: int) -> None:
-    """Fill with a parameter and noise of a tenth of its own size, or of 0.1 where it is smaller than 1."""
+    """Fill with a parameter and noise of a tenth of its own size, which is taken to be between 0.3 and 1.
+
+    What is small at initialisation would let false groups pass that change little.
+    """
     if _is_whole(parameter):
         generic.copy_(parameter)
         return
@@ -340,4 +343,4 @@ def _make_generic(generic: Tensor, parameter: Tensor, seed: int) -> None:
     generic.copy_(parameter)
     for part in generic.as_strided((generic.numel(),), (1,)).split(_STRETCH):
         noise = torch.empty_like(part, dtype=torch.float32).uniform_(-1, 1, generator=generator)
-        part.add_(noise, alpha=0.1 * 3**0.5 * min(max(size, 0.1), 1.0))
+        part.add_(noise, alpha=0.1 * 3**0.5 * min(max(size, 0.3), 1.0))

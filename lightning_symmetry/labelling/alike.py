@@ -18,6 +18,7 @@ from torch._subclasses import FakeTensor
 
 from lightning_symmetry.labelling.labelling import IN_ANY_ORDER
 from lightning_symmetry.stacks import STAR, first_of, listed, may_be_listed
+from lightning_symmetry.tracing.layout import LAYOUT
 from lightning_symmetry.tracing.tape import Operation, Tape, Value, made
 
 Modules = list[dict[str, str]]
@@ -91,7 +92,8 @@ def _joined(tape: Tape, beside: Beside, names: list[str]) -> list[list[str]]:
 def _joined_in_any_order(tape: Tape, modules: Modules) -> bool:
     """Whether what comes of each module meets that of others, and only where they may be exchanged.
 
-    What they read beside must be the same, as far as it is constant: not columns of a table, each by one of them.
+    What is done to each must be the same, but for how it is laid out and joined, and what they read beside, as far as
+    it is constant: not columns of a table, each by one of them.
     """
     at: dict[Value, int | None] = {
         tape.leaves[leaf]: number for number, module in enumerate(modules) for leaf in module.values()
@@ -109,7 +111,7 @@ def _joined_in_any_order(tape: Tape, modules: Modules) -> bool:
             position = met.pop() if len(met) == 1 else None
             at.update((output, position) for output in operation.outputs if output is not None)
             if position is not None:
-                done[position][operation.name] += operation.name not in IN_ANY_ORDER
+                done[position][operation.name] += operation.name not in IN_ANY_ORDER | LAYOUT
                 beside[position] += [value.constant for value in operation.inputs if value.constant is not None]
     ways = list(filter(None, done))  # not of experts that no token is sent to
     alike = all(all(map(_may_be_same, one, other)) for one, other in combinations(filter(None, beside), 2))

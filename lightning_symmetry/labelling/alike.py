@@ -30,6 +30,9 @@ Beside = dict[str, dict[str, str]]
 Lists = Mapping[str, Modules]
 """Lists of modules by their names, those within others first: what these have are stacks already."""
 
+_JOINING = IN_ANY_ORDER | {"cat"}
+_LAID_OR_JOINED = IN_ANY_ORDER | LAYOUT
+
 _FEW = 8
 """The largest number of modules that are alike of which some are looked for that are joined, where not all are."""
 
@@ -104,14 +107,14 @@ def _joined_in_any_order(tape: Tape, modules: Modules) -> bool:
     first = min((tape.places[tape.readers[value][0]] for value in at if value in tape.readers), default=0)
     for operation in islice(tape.operations, first, None):
         met = {at[value] for value in operation.inputs if value in at}
-        if len(met) > 1 and operation.name not in (*IN_ANY_ORDER, "cat"):
+        if len(met) > 1 and operation.name not in _JOINING:
             return False
         joined |= len(met) > 1
         if met:
             position = met.pop() if len(met) == 1 else None
             at.update((output, position) for output in operation.outputs if output is not None)
             if position is not None:
-                done[position][operation.name] += operation.name not in IN_ANY_ORDER | LAYOUT
+                done[position][operation.name] += operation.name not in _LAID_OR_JOINED
                 beside[position] += [value.constant for value in operation.inputs if value.constant is not None]
     ways = list(filter(None, done))  # not of experts that no token is sent to
     alike = all(all(map(_may_be_same, one, other)) for one, other in combinations(filter(None, beside), 2))

@@ -106,6 +106,8 @@ def _crossed(groups: Iterable[SymmetryGroup], lists: Lists) -> list[str]:
 
 def _is_between(group: SymmetryGroup, places: Mapping[str, tuple[str, int]]) -> bool:
     """Whether a group is a translation of several of the modules that are stacked, not of all of them alike."""
+    if group.kind != "translation" or group.carried or group.folds:
+        return False
     stacks: defaultdict[str, defaultdict[str, set[object]]] = defaultdict(lambda: defaultdict(set))
     for action in group.actions:
         if (leaf := action.block.tensor) in places:
@@ -117,13 +119,15 @@ def _is_between(group: SymmetryGroup, places: Mapping[str, tuple[str, int]]) -> 
         len(moved) == modules[stack] and all(each == next(iter(moved.values())) for each in moved.values())
         for stack, moved in stacks.items()
     )
-    return several and not alike and group.kind == "translation" and not group.carried and not group.folds
+    return several and not alike
 
 
 def _is_sum_of(group: SymmetryGroup, between: Iterable[SymmetryGroup], places: Mapping[str, tuple[str, int]]) -> bool:
     """Whether a translation of stacks adds what several between modules do together."""
+    if group.kind != "translation" or group.rows or group.carried or group.folds:
+        return False
     others = [_added_to(other, places) for other in between if other.size == group.size]
-    if group.kind != "translation" or group.rows or group.carried or group.folds or not others:
+    if not others:
         return False
     added = _added_to(group, places)
     parts = list(dict.fromkeys(chain(added, *others)))

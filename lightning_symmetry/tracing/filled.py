@@ -7,10 +7,9 @@ own.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from lightning_symmetry.tracing.layout import stretch
 from lightning_symmetry.tracing.tape import Operation, Value, made
 
 aten = torch.ops.aten
@@ -23,7 +22,7 @@ def with_pieces_joined(operations: list[Operation]) -> list[Operation]:
         written += _to_slice(operation) if operation.name == "select_scatter" else [operation]
         pieces = _pieces(written[-1])
         if pieces:
-            output, dim = written[-1].outputs[0], _stretch(written[-1])[0]
+            output, (dim, _) = written[-1].outputs[0], _written_to(written[-1])
             assert output is not None
             written[-1] = made(output, aten.cat.default, pieces, dim)
     return written
@@ -47,24 +46,20 @@ def _pieces(operation: Operation) -> list[Value]:
     pieces: dict[range, Value] = {}
     writing: Operation | None = operation
     while writing is not None and writing.operation == aten.slice_scatter.default:
-        dim, size, positions = _stretch(writing)
+        dim, positions = _written_to(writing)
         before = [other for other in pieces if other.start < positions.stop and positions.start < other.stop]
-        if (dim, size) != _stretch(operation)[:2] or positions.step != 1 or before not in ([], [positions]):
+        if dim != _written_to(operation)[0] or positions.step != 1 or before not in ([], [positions]):
             return []
         pieces.setdefault(positions, _itself(writing.args[1]))  # the last that is written stays
-        if sum(map(len, pieces)) == size:
+        if sum(map(len, pieces)) == writing.args[0].shape[dim]:
             return [pieces[each] for each in sorted(pieces, key=lambda each: each.start)]
         writing = writing.args[0].source
     return []
 
 
-def _stretch(writing: Operation) -> tuple[int, int, range]:
-    """The dimension, its size, and the positions along it to which an operation writes."""
-    given, _, *arguments = writing.args
-    defaults: list[Any] = [0, None, None, 1]
-    dim, start, stop, step = arguments + defaults[len(arguments) :]
-    size = given.shape[dim]
-    return dim % len(given.shape), size, range(*slice(start, stop, step).indices(size))
+def _written_to(writing: Operation) -> tuple[int, range]:
+    """The dimension and the positions along it to which an operation writes."""
+    return stretch(writing.args[0], writing.args[2:])
 
 
 def _itself(piece: Value) -> Value:

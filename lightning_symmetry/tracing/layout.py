@@ -32,11 +32,8 @@ def sliced(operation: Operation, value: Value) -> tuple[int, int, int, int, bool
             start = arguments[1] % given.shape[dim]
             return dim, start, start + 1, 1, False
         case "slice":
-            defaults: list[Any] = [0, None, None, 1]
-            dim, start, stop, step = arguments + defaults[len(arguments) :]
-            dim %= len(given.shape)
-            start, stop, step = slice(start, stop, step).indices(given.shape[dim])
-            return dim, start, stop, step, True
+            dim, positions = stretch(given, arguments)
+            return dim, positions.start, positions.stop, positions.step, True
     position = next(k for k, output in enumerate(operation.outputs) if output is value)
     dim = operation.kwargs.get("dim", arguments[-1] if len(arguments) > (operation.name != "unbind") else 0)
     dim %= len(given.shape)
@@ -44,6 +41,14 @@ def sliced(operation: Operation, value: Value) -> tuple[int, int, int, int, bool
         return dim, position, position + 1, 1, False
     start = sum(output.shape[dim] for output in operation.outputs[:position] if output is not None)
     return dim, start, start + value.shape[dim], 1, True
+
+
+def stretch(given: Value, arguments: Sequence[Any]) -> tuple[int, range]:
+    """The dimension and the positions along it that are meant by what follows a tensor in the arguments of a slice."""
+    defaults: list[Any] = [0, None, None, 1]
+    dim, start, stop, step = [*arguments, *defaults[len(arguments) :]]
+    dim %= len(given.shape)
+    return dim, range(*slice(start, stop, step).indices(given.shape[dim]))
 
 
 def dimension_viewed(below: Sequence[int], above: Sequence[int], dim: int) -> tuple[int, int, int] | None:

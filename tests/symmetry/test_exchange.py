@@ -132,6 +132,17 @@ def test_experts_that_hold_norms_are_exchanged_though_some_are_sent_no_token():
     assert found == {"experts": 9, "experts.*.0.scale": 9, "experts.*.0.sign": 9}
 
 
+class Summed(nn.Module):
+    """Modules of a list whose outputs are added up."""
+
+    def __init__(self, members):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, inputs):
+        return sum(member(inputs) for member in self.members)
+
+
 def net(width=7):
     return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1))
 
@@ -222,16 +233,9 @@ class Bilinear(nn.Module):
     [(Near, (2, 2, 6, 6), {"members.*.near": 4}), (Bilinear, (8, 4), {"members.*.gate": 6})],
 )
 def test_modules_are_exchanged_though_what_is_within_them_is_not(member, shape, within):
-    class Members(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.members = nn.ModuleList(member() for _ in range(3))
-
-        def forward(self, inputs):
-            return sum(each(inputs) for each in self.members)
-
     torch.manual_seed(0)
-    found = {g.name: g.size for g in find_symmetries(Members(), torch.randn(shape)) if g.kind == "permutation"}
+    model = Summed(member() for _ in range(3))
+    found = {g.name: g.size for g in find_symmetries(model, torch.randn(shape)) if g.kind == "permutation"}
     assert found == {"members": 3, **within}
 
 
@@ -278,17 +282,10 @@ def test_a_module_with_the_name_of_several_is_refused(name):
 
 
 def test_some_modules_of_a_list_are_exchanged_where_others_do_something_else():
-    class Squashed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            kinds = (nn.Tanh, nn.Tanh, nn.GELU, nn.Tanh)
-            self.members = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), kind(), nn.Linear(5, 3)) for kind in kinds)
-
-        def forward(self, inputs):
-            return sum(member(inputs) for member in self.members)
-
     torch.manual_seed(0)
-    found = exchanges(Squashed(), torch.randn(9, 4))
+    kinds = (nn.Tanh, nn.Tanh, nn.GELU, nn.Tanh)
+    model = Summed(nn.Sequential(nn.Linear(4, 5), kind(), nn.Linear(5, 3)) for kind in kinds)
+    found = exchanges(model, torch.randn(9, 4))
     assert found == {"members.0,1,3": 3, "members.2.0": 5}
 
 
@@ -518,16 +515,8 @@ def test_a_gain_of_each_module_that_is_kept_as_its_difference_from_one_is_rescal
         def forward(self, inputs):
             return self.out(self.into(inputs).relu() * (1 + self.gain))
 
-    class Added(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.members = nn.ModuleList(Gained() for _ in range(3))
-
-        def forward(self, inputs):
-            return sum(member(inputs) for member in self.members)
-
     torch.manual_seed(0)
-    symmetries = find_symmetries(Added(), (torch.randn(7, 4),))
+    symmetries = find_symmetries(Summed(Gained() for _ in range(3)), (torch.randn(7, 4),))
     moved = {group.name: group.rows for group in symmetries if group.kind in ("permutation", "rescaling")}
     assert {"members": (), "members.*.gain.rescaling": (("members", 3),)}.items() <= moved.items()
     assert symmetries.rejected == ()

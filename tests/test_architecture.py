@@ -20,7 +20,7 @@ ALLOWED = {
     "labelling": {"stacks", "tracing"},
     "symmetry": {"stacks", "tracing", "labelling"},
     "gauge": {"functional", "stacks", "symmetry"},
-    "measurement": {"functional", "stacks", "keys", "symmetry", "gauge"},
+    "measurement": {"functional", "stacks", "keys", "tracing", "symmetry", "gauge"},
     "decimation": set(),
     "history": {"decimation"},
     "report": {"keys", "decimation", "history"},

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.distributed.fsdp import FSDPModule
 
-from lightning_symmetry.tracing.copying import Copying, deep_copy, uncompiled
+from lightning_symmetry.tracing.copying import deep_copy, tensors_copied, uncompiled
 from lightning_symmetry.tracing.silence import silence, stand_in
 
 _CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def unsharded(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     optimizers, schedulers = ([], []) if trainer is None else (trainer.optimizers, trainer.lr_scheduler_configs)
     states = {id(state): state for optimizer in optimizers for state in optimizer.state.values()}
     whole: Any
-    with Copying(lambda tensor: tensor.detach().to(_CPU, copy=True)):
+    with tensors_copied(lambda tensor: tensor.detach().to(_CPU, copy=True)):
         whole, attributes, optimizers, schedulers = deep_copy(
             (model, [_attributes(module) for module in spread], optimizers, schedulers),
             shared,

@@ -94,6 +94,11 @@ def first_tensor(output: Any) -> Tensor | None:
     return first_tensor(output[0]) if isinstance(output, tuple | list) and output else None
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """The same numbers without their graph, of no class of their own, whose methods may do more than torch's."""
+    return Tensor.detach(tensor) if isinstance(tensor, DTensor) else Tensor.detach(tensor).as_subclass(Tensor)
+
+
 def whole_features(output: Tensor | None, module: nn.Module) -> Tensor | None:
     """What a module returned, if this process has all of its features: under tensor parallelism it may have a part."""
     if isinstance(output, DTensor):

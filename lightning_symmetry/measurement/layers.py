@@ -12,8 +12,11 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from torch import nn
+
+from lightning_symmetry.tracing.enclosed import enclosed_modules
 
 MOST_LAYERS = 24
 """Most layers listened to: the cost, and the number of keys, grow with them."""
@@ -95,14 +98,18 @@ def layers_of_types(model: nn.Module, types: Sequence[str]) -> list[str]:
 
 
 def inside_compiled(model: nn.Module) -> set[str]:
-    """The names of the modules that run inside of what `torch.compile` has compiled."""
+    """The names of the modules that run inside of what `torch.compile` has compiled: modules, methods or functions."""
+    names = {module: name for name, module in model.named_modules()}
     inside: set[str] = set()
-    names = [name for name, _ in model.named_modules()]
-    for name, module in model.named_modules():
+    for module, name in names.items():
         if module._compiled_call_impl is not None or getattr(module, "_compiler_ctx", None) is not None:
-            inside |= {name, *_beneath(names, name)}
+            inside |= {name, *_beneath(names.values(), name)}
         elif original(module) is not module:
-            inside |= _beneath(names, name)
+            inside |= _beneath(names.values(), name)
+        functions = (getattr(held, "_torchdynamo_orig_callable", None) for held in vars(module).values())
+        for enclosed in chain.from_iterable(map(enclosed_modules, functions)):
+            if enclosed in names:
+                inside |= {names[enclosed], *_beneath(names.values(), names[enclosed])}
     return inside
 
 

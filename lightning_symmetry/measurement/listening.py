@@ -212,7 +212,7 @@ class Listener:
         if output is None or not output.is_floating_point() or output.ndim < 2 or not output.numel():
             return
         layout = layout_of(output, module, self._batch_size)
-        positions = layout.positions(output.detach())
+        positions = layout.positions(features.plain(output))
         own = self._masks.decoder if name in self._of_decoder else self._masks.tokens
         mask = features.mask_for(positions, own)
         if own is not None and mask is None and positions.shape[1] > 1 and not layout.channels_first:
@@ -238,7 +238,7 @@ class Listener:
         self, name: str, layout: Layout, chosen: Tensor | None, kept: Tensor | None
     ) -> Callable[[Tensor], None]:
         def hear(gradient: Tensor) -> None:
-            rows = self._rows(layout.positions(gradient.detach()), layout, chosen)
+            rows = self._rows(layout.positions(features.plain(gradient)), layout, chosen)
             finite = rows.isfinite().all(1)  # a scaler skips steps in which they are not
             found = moments(self.projected(rows), finite if kept is None else finite & kept)
             self._sum(name, gradient=found.outer)
@@ -253,7 +253,7 @@ class Listener:
             logits = features.whole_features(features.first_tensor(output), module)
             whole = given is not None and given.shape[-1] == getattr(module, "in_features", given.shape[-1])
             if given is not None and whole and logits is not None:
-                self._add_classes(name, given.detach(), self._found_labels, logits.detach())
+                self._add_classes(name, features.plain(given), self._found_labels, features.plain(logits))
 
         return self._hearing(_CLASSIFIER, hear)
 

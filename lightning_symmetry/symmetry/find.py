@@ -58,8 +58,8 @@ def find_symmetries(
     tape = trace(step)
     if not any(output.depends for output in tape.outputs):
         raise ValueError(
-            f"what one step of {type(model).__name__} returns depends on none of its parameters, or reaches them from "
-            "outside, as `self.f = torch.compile(self.net.forward)` does; make that a method"
+            f"what one step of {type(model).__name__} returns depends on none of its parameters, or reaches them by a "
+            "global variable or a weak reference; reach them by `self`"
         )
     odd = next((name for name in tape.leaves if n_stacked(name)), None)
     if odd is not None:

@@ -11,23 +11,34 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
+
+from lightning_symmetry.tracing.enclosed import enclosed_modules_copied
+from lightning_symmetry.tracing.subclassing import has_own_class, with_class
 
 _MAX_SHARED = 100
 """How many things of a module that cannot be copied are shared with its copies."""
 
 
-class Copying(TorchFunctionMode):
-    """Lets `copy.deepcopy` copy any tensor, also one with a gradient's history, or without memory of its own."""
+@contextmanager
+def tensors_copied(copied: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Lets `copy.deepcopy` copy any tensor, also one with a gradient's history, or without memory of its own.
 
-    def __init__(self, copied: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self._copied = copied
+    No mode of torch sees to it, since a tensor of a class of its own may be copied where modes are off.
+    """
+    before = Tensor.__deepcopy__
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self._copied(args[0]) if function is Tensor.__deepcopy__ else function(*args, **(kwargs or {}))
+    def deep_copied(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+        if not has_own_class(tensor):
+            return copied(tensor)
+        made = with_class(copied(with_class(tensor, Tensor)), type(tensor))
+        vars(made).update(copy.deepcopy(vars(tensor), memo))
+        return made
+
+    Tensor.__deepcopy__ = deep_copied  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Tensor.__deepcopy__ = before  # type: ignore[method-assign]
 
 
 def _copied_whole(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
@@ -55,6 +66,7 @@ def _optimizers_copied_whole() -> Iterator[None]:
         del Optimizer.__deepcopy__  # type: ignore[attr-defined]
 
 
+@enclosed_modules_copied()
 @_optimizers_copied_whole()
 def deep_copy(original: Any, shared: dict[int, Any], swapped: Mapping[int, Any] | None = None) -> Any:
     """A deep copy, but for what is shared, or swapped, by its id.

@@ -67,7 +67,7 @@ def _with_least_constant(operation: OpOverload, args: tuple[Any, ...]) -> tuple[
 def lifted(given: Any) -> Any:
     """A tensor, or a type, of the same numbers in double precision, or several of them."""
     if isinstance(given, Tensor):
-        return given.to(lifted(given.dtype))
+        return Tensor.to(given, lifted(given.dtype))
     if isinstance(given, (tuple, list)):
         return type(given)(map(lifted, given))
     if isinstance(given, torch.dtype):

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from lightning_symmetry.tracing.copying import Copying
+from lightning_symmetry.tracing.copying import tensors_copied
 
 
 def second_batches(batch: Any, seed: int = 0) -> Iterator[Any]:
@@ -40,7 +40,7 @@ def second_batches(batch: Any, seed: int = 0) -> Iterator[Any]:
     """
     for as_rows in _AS_ROWS:
         generator = Generator().manual_seed(seed)
-        with Copying(partial(_changed, as_rows=as_rows, generator=generator)):
+        with tensors_copied(partial(_changed, as_rows=as_rows, generator=generator)):
             second = copy.deepcopy(batch)
         yield second
 

@@ -30,8 +30,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_symmetry.tracing.copying import Copying, deep_copy, uncompiled
+from lightning_symmetry.tracing.copying import deep_copy, tensors_copied, uncompiled
 from lightning_symmetry.tracing.silence import idle, lend_optimizers, nothing, silence, stand_in, with_wrapped
+from lightning_symmetry.tracing.subclassing import followed_subclasses
 from lightning_symmetry.tracing.writing import Writing
 
 Tensors = dict[str, Tensor]
@@ -123,9 +124,9 @@ class Step:
         if changed:
             raise RuntimeError(
                 f"one step of {type(self._model).__name__} changed parameters or buffers of the model itself, not of "
-                f"the copy that it was run on: {', '.join(changed)}. They have their values again. Something in the "
-                "model refers to it from outside, as `self.f = lambda x: self.net(x)` does, which should be a method; "
-                "or the step calls a method of an optimizer that changes parameters, beside `step`"
+                f"the copy that it was run on: {', '.join(changed)}. They have their values again. The step reaches "
+                "the model by a global variable or a weak reference, where it should by `self`; or it calls a method "
+                "of an optimizer that changes parameters, beside `step`"
             )
         changed_in_place = (name for name, tensor in given.items() if not _identical(tensor, before[name]))
         self.written = frozenset([*written, *changed_in_place])
@@ -174,7 +175,8 @@ def undisturbed(gradients: bool = False, copied: Callable[[Tensor], Tensor] = Te
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.set_grad_enabled(gradients))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # modes hold for one thread
-        stack.enter_context(Copying(copied))
+        stack.enter_context(followed_subclasses())
+        stack.enter_context(tensors_copied(copied))
         alone = stack.enter_context(_Alone())
         stack.callback(alone.put_back)
         yield

@@ -17,7 +17,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_symmetry.tracing.centred import with_centring
@@ -141,7 +141,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, operation: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = tree_map_only(Tensor, plain, (args, kwargs or {}))
         if operation.namespace == "prim":  # a question about a tensor without memory
             return operation(*args, **kwargs)
         if operation.overloadpacket in _FROM_SHAPE_ALONE:

@@ -286,6 +286,31 @@ def gluonts(callbacks, settings):
     return estimator.train(common.ListDataset(waves, freq="D")).prediction_net
 
 
+def pina(callbacks, settings):
+    """A network that solves Poisson's equation on a square, whose tensors are of a class of the package's own."""
+    package, parts = published("pina"), ("domain", "equation", "model", "operator", "problem", "solver")
+    domain, equation, model, operator, problem, solver = (published(f"pina.{part}") for part in parts)
+
+    def residual(points, field):
+        force = torch.sin(points.extract(["x"]) * torch.pi) * torch.sin(points.extract(["y"]) * torch.pi)
+        return operator.laplacian(field, points, components=["u"], d=["x", "y"]) - force
+
+    square, edge = domain.CartesianDomain({"x": [0, 1], "y": [0, 1]}), domain.CartesianDomain({"x": [0, 1], "y": 0})
+    conditions = {
+        "inside": package.Condition(domain="inside", equation=equation.Equation(residual)),
+        "edge": package.Condition(domain="edge", equation=equation.FixedValue(0.0)),
+    }
+    domains = {"inside": square, "edge": edge}
+    posed = {"output_variables": ["u"], "spatial_domain": square, "domains": domains, "conditions": conditions}
+    poisson = type("Poisson", (problem.SpatialProblem,), posed)()
+    poisson.discretise_domain(20, "random", domains=["inside", "edge"])
+    network = solver.PINN(poisson, model.FeedForward(2, 1, layers=[9, 7], func=nn.Tanh))
+    package.Trainer(
+        network, max_epochs=8, logger=False, enable_checkpointing=False, callbacks=callbacks, **settings
+    ).train()
+    return network
+
+
 @pytest.mark.parametrize(
     ("train", "permuted"),
     [
@@ -298,6 +323,7 @@ def gluonts(callbacks, settings):
             },
         ),
         (gluonts, {"model.param_proj.proj.0": 8, "model.rnn.weight_ih_l0": 8}),
+        (pina, {"_pina_models.0.model.0": 9, "_pina_models.0.model.2": 7}),
     ],
     ids=lambda case: getattr(case, "__name__", ""),
 )

@@ -245,10 +245,31 @@ def layer():
     return model
 
 
+class ByMethod(Compilable):
+    def __init__(self):
+        super().__init__()
+        self.compiled = torch.compile(self.net.forward, backend="aot_eager")
+
+    def forward(self, images):
+        return self.compiled(images)
+
+
+class ByFunction(Compilable):
+    def __init__(self):
+        super().__init__()
+        self.compiled = torch.compile(lambda images: self.net(images), backend="aot_eager")
+
+    def forward(self, images):
+        return self.compiled(images)
+
+
 COMPILES = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor asks for a C++ compiler")
 
 
-@pytest.mark.parametrize("build", [whole, pytest.param(by_inductor, marks=COMPILES), in_place, inner, layer])
+BUILDS = [whole, pytest.param(by_inductor, marks=COMPILES), in_place, inner, layer, ByMethod, ByFunction]
+
+
+@pytest.mark.parametrize("build", BUILDS)
 def test_what_is_compiled_is_compiled_once_and_has_no_more_breaks(tmp_path, build):
     left, counts = [], []
     for monitored in (False, True):
@@ -265,16 +286,18 @@ def test_what_is_compiled_is_compiled_once_and_has_no_more_breaks(tmp_path, buil
     assert steps_of(monitor[0].history) == [0, 3, 6]
 
 
-def test_a_step_that_reaches_its_model_past_the_copy_by_what_is_compiled_is_told_of(tmp_path):
-    class Closure(Compilable):
+def test_a_step_that_reaches_its_model_past_the_copy_is_told_of(tmp_path):
+    nets = []
+
+    class Global(Compilable):
         def __init__(self):
             super().__init__()
-            self.compiled = torch.compile(self.net.forward, backend="aot_eager")
+            nets[:] = [self.net]
 
         def forward(self, images):
-            return self.compiled(images)
+            return nets[0](images)
 
-    with pytest.warns(UserWarning, match=r"returns depends on none of its parameters, or reaches them from outside"):
-        _, (monitor, _), _ = outcome(tmp_path, 0, True, Closure, on_error="warn", epochs=1)
+    with pytest.warns(UserWarning, match=r"returns depends on none of its parameters, or reaches them by a global"):
+        _, (monitor, _), _ = outcome(tmp_path, 0, True, Global, on_error="warn", epochs=1)
     assert not monitor.symmetries
     assert monitor.history.keys("spectrum/effective_rank/")

@@ -183,6 +183,43 @@ class OnGraph(Net):
         return super().forward(torch.sparse.mm(self.graph, images.flatten(1).T).T.view_as(images))
 
 
+class Enclosing(Net):
+    """Has a forward that was wrapped, and a function that has enclosed its norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = lambda images: F.relu(self.norm(self.conv(images)))
+        self.forward = torch.enable_grad()(self.forward)
+
+    def forward(self, images):
+        return self.head(torch.tanh(self.hidden(self.features(images).flatten(1))))
+
+
+class Labelled(torch.Tensor):
+    """A tensor with a label, made as PINA makes its own."""
+
+    @staticmethod
+    def __new__(cls, entries, label):
+        return super().__new__(cls, entries)
+
+    def __init__(self, entries, label):
+        self.label = label
+
+    def __deepcopy__(self, memo):
+        return Labelled(self.as_subclass(torch.Tensor).clone(), self.label)
+
+
+class OnLabelled(Net):
+    """Trains on tensors of a class of their own, of which it keeps one."""
+
+    def on_train_start(self):
+        self.shift = Labelled(torch.ones(6), "shift")
+
+    def training_step(self, batch, batch_idx):
+        images = Labelled(batch[0], "images") + self.shift
+        return super().training_step((images, batch[1]), batch_idx).as_subclass(torch.Tensor)
+
+
 class OfExperts(Net):
     """Sends each image to two of three experts, which are modules of a list; one may get none."""
 
@@ -342,7 +379,7 @@ UNITS = [("conv", 6), ("hidden", 8)]
     ("build", "expected"),
     [
         *((build, UNITS) for build in (caching, InPlace, StepsSchedulers, Manual, Wrapped, Averaged, Counting)),
-        *((build, UNITS) for build in (KeepsOptimizer, OnGraph, Drawing, KeepsLog)),
+        *((build, UNITS) for build in (KeepsOptimizer, OnGraph, Drawing, KeepsLog, Enclosing, OnLabelled)),
         *((build, UNITS) for build in (Locking, Casting, WithNumPy, WithMetrics, Frozen)),
         *((build, UNITS) for build in (WeightNormed, SpectrallyNormed)),
         (Orthogonal, [("conv", 6)]),
@@ -391,17 +428,20 @@ def test_a_compiled_model_stays_compiled_and_is_compiled_no_more_often(tmp_path)
 
 
 def test_a_step_that_reaches_its_model_past_the_copy_is_found_out_and_its_statistics_are_put_back(tmp_path):
-    class Closure(Net):
+    norms = []
+
+    class Global(Net):
         def __init__(self):
             super().__init__()
-            self.features = lambda images: F.relu(self.norm(self.conv(images)))
+            norms[:] = [self.norm]
 
         def forward(self, images):
-            return self.head(torch.tanh(self.hidden(self.features(images).flatten(1))))
+            features = F.relu(norms[0](self.conv(images)))
+            return self.head(torch.tanh(self.hidden(features.flatten(1))))
 
-    without, _, _ = outcome(tmp_path / "without", 0, False, Closure)
+    without, _, _ = outcome(tmp_path / "without", 0, False, Global)
     with pytest.warns(UserWarning, match=r"buffers of the model itself.*: norm.running_mean, norm.running_var"):
-        with_monitors, _, _ = outcome(tmp_path / "with", 0, True, Closure, on_error="warn")
+        with_monitors, _, _ = outcome(tmp_path / "with", 0, True, Global, on_error="warn")
     assert_identical(with_monitors, without)
 
 

@@ -7,6 +7,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,11 +24,14 @@ _MAX_SHARED = 100
 def tensors_copied(copied: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Lets `copy.deepcopy` copy any tensor, also one with a gradient's history, or without memory of its own.
 
-    No mode of torch sees to it, since a tensor of a class of its own may be copied where modes are off.
+    In this thread alone; but no mode of torch sees to it, since a tensor of a class of its own may be copied where
+    modes are off.
     """
-    before = Tensor.__deepcopy__
+    before, thread = Tensor.__deepcopy__, get_ident()
 
     def deep_copied(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+        if get_ident() != thread:
+            return before(tensor, memo)
         if not has_own_class(tensor):
             return copied(tensor)
         made = with_class(copied(with_class(tensor, Tensor)), type(tensor))

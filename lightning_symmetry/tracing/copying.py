@@ -27,7 +27,8 @@ def tensors_copied(copied: Callable[[Tensor], Tensor]) -> Iterator[None]:
     In this thread alone; but no mode of torch sees to it, since a tensor of a class of its own may be copied where
     modes are off.
     """
-    before, thread = Tensor.__deepcopy__, get_ident()
+    before: Callable[..., Tensor] = Tensor.__deepcopy__
+    thread = get_ident()
 
     def deep_copied(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
         if get_ident() != thread:

@@ -24,6 +24,7 @@ from lightning_symmetry.tracing.centred import with_centring
 from lightning_symmetry.tracing.filled import with_pieces_joined
 from lightning_symmetry.tracing.functionalization import functional, functionalized, plain, written_by
 from lightning_symmetry.tracing.largest import with_largest_kept
+from lightning_symmetry.tracing.norms import WRITTEN_OUT, statistics_are_read, without_running_statistics
 from lightning_symmetry.tracing.parts import with_parts_viewed
 from lightning_symmetry.tracing.rewriting import (
     with_lengths,
@@ -45,7 +46,27 @@ def trace(step: Step) -> Tape:
     Buffers that the step reads and changes move with a symmetry, as statistics of what the parameters give do.
     """
     step.rehearse()
-    recorder = _Recorder()
+    operations, leaves, returned = _recorded(step, _DECOMPOSITIONS)
+    if statistics_are_read(_living(operations, returned)):
+        operations, leaves, returned = _recorded(step, {**_DECOMPOSITIONS, **WRITTEN_OUT})
+    operations = _living(without_running_statistics(operations, returned), returned)
+    operations, returned = without_repeats(operations, returned)
+    operations = with_parts_viewed(with_pieces_joined(operations))
+    operations = with_centring(with_picked_maps(operations))
+    operations = _living(with_largest_kept(with_slices_looked_up(operations)), returned)
+    operations, offsets = without_offsets(operations, leaves, set(returned))
+    tape = Tape(with_lengths(with_sums(operations, returned), returned), leaves, returned, offsets)
+    for name, value in leaves.items():
+        if name in step.buffers and value.depends and value not in tape.readers:
+            value.constant = step.buffers[name]
+    return tape
+
+
+def _recorded(
+    step: Step, decompositions: Mapping[OpOverload, Callable[..., Any]]
+) -> tuple[list[Operation], dict[str, Value], list[Value]]:
+    """The operations of a step, the parameters and buffers that it starts from by name, and what it returns."""
+    recorder = _Recorder(decompositions)
     parameters, buffers = (
         {name: tensor.clone() if name in step.written else tensor.detach() for name, tensor in tensors.items()}
         for tensors in (step.parameters, step.buffers)
@@ -59,16 +80,7 @@ def trace(step: Step) -> Tape:
             inputs = [{name: functional(tensor) for name, tensor in some.items()} for some in (parameters, buffers)]
             outputs = step(inputs[0], inputs[1], step.batch)
             returned = [recorder.value(plain(output)) for output in outputs.preserved]
-    operations, returned = without_repeats(recorder.operations, returned)
-    operations = with_parts_viewed(with_pieces_joined(operations))
-    operations = with_centring(with_picked_maps(operations))
-    operations = _living(with_largest_kept(with_slices_looked_up(operations)), returned)
-    operations, offsets = without_offsets(operations, leaves, set(returned))
-    tape = Tape(with_lengths(with_sums(operations, returned), returned), leaves, returned, offsets)
-    for name in moving:
-        if leaves[name] not in tape.readers:
-            leaves[name].constant = buffers[name]
-    return tape
+    return recorder.operations, leaves, returned
 
 
 def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Operation]:
@@ -115,15 +127,11 @@ _OF_SPARSE = packets("_indices_copy _values_copy indices_copy values_copy crow_i
 _NOISE = packets("exponential normal_functional rand rand_like randn randn_like uniform")
 
 
-def _decomposition(operation: OpOverload) -> Callable[..., Any] | None:
-    composite = operation._can_decompose() and operation.overloadpacket not in _KEPT_WHOLE
-    return _DECOMPOSITIONS.get(operation, operation.decompose if composite else None)
-
-
 class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, decompositions: Mapping[OpOverload, Callable[..., Any]]) -> None:
         super().__init__()
         self.operations: list[Operation] = []
+        self._decompositions = decompositions
         self._values: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def value(self, tensor: Tensor, name: str | None = None) -> Value:
@@ -154,7 +162,8 @@ class _Recorder(TorchDispatchMode):
             if operation.overloadpacket in _NOISE:
                 self.depending(drawn)
             return drawn
-        decomposition = _decomposition(operation)
+        composite = operation._can_decompose() and operation.overloadpacket not in _KEPT_WHOLE
+        decomposition = self._decompositions.get(operation, operation.decompose if composite else None)
         if decomposition is not None:
             with self:
                 result = decomposition(*args, **kwargs)

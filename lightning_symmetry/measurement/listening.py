@@ -344,5 +344,9 @@ def _averaged(positions: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _not_the_step() -> bool:
-    """Whether this is a trace, or the forward of a checkpoint again during backward."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._current_graph_task_id() != -1
+    """Whether this is a trace, the forward of a checkpoint again during backward, or within a transform of torch.func.
+
+    Within a transform, as of `torch.func.grad`, outputs are tensors that must not be kept beyond it.
+    """
+    traced, again = torch._C._len_torch_dispatch_stack() > 0, torch._C._current_graph_task_id() != -1
+    return traced or again or torch._C._functorch.peek_interpreter_stack() is not None

@@ -33,6 +33,8 @@ def tensors_copied(copied: Callable[[Tensor], Tensor]) -> Iterator[None]:
     def deep_copied(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
         if get_ident() != thread:
             return before(tensor, memo)
+        if tensor.requires_grad and tensor.is_leaf:  # so is its copy, for an optimizer to take
+            return deep_copied(tensor.detach(), memo).detach().requires_grad_()
         if not has_own_class(tensor):
             return copied(tensor)
         made = with_class(copied(with_class(tensor, Tensor)), type(tensor))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
@@ -329,6 +330,26 @@ def test_a_forward_that_is_run_again_in_backward_is_heard_once(tmp_path):
         for key, value in one.values.items():
             if key.startswith("representation/"):
                 assert other.values[key] == pytest.approx(value, rel=1e-9), key
+
+
+def test_a_forward_within_a_transform_of_torch_func_is_not_heard(tmp_path):
+    """As in meta-learning: what a layer gives there must not be kept."""
+
+    class Adapting(Net):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.Identity()  # running statistics cannot be changed within a transform
+
+        def training_step(self, batch, batch_idx):
+            def loss_by(weight):
+                return F.cross_entropy(functional_call(self, {"head.weight": weight}, (batch[0],)), batch[1])
+
+            adapted = self.head.weight - 0.1 * torch.func.grad(loss_by)(self.head.weight)
+            return super().training_step(batch, batch_idx) + loss_by(adapted)
+
+    history = monitored(tmp_path, Adapting())
+    assert history.series("representation/effective_rank/hidden")[0] == STEPS
+    assert history.series("monitor/errors")[1][-1] == 0
 
 
 def test_layers_are_chosen_by_name_or_type(tmp_path):

@@ -1,5 +1,6 @@
 """Training steps that do more than compute a loss: none is changed by being traced, and each trains as without us."""
 
+import copy
 import dataclasses
 import functools
 import math
@@ -220,6 +221,17 @@ class OnLabelled(Net):
         return super().training_step((images, batch[1]), batch_idx).as_subclass(torch.Tensor)
 
 
+class Adapting(Net):
+    """Takes a step of its own on a copy of its head, as first-order meta-learning does."""
+
+    def training_step(self, batch, batch_idx):
+        features = torch.tanh(self.hidden(F.relu(self.norm(self.conv(batch[0]))).flatten(1)))
+        head = copy.deepcopy(self.head)
+        F.cross_entropy(head(features.detach()), batch[1]).backward()
+        torch.optim.SGD(head.parameters(), lr=0.1).step()
+        return super().training_step(batch, batch_idx) + F.cross_entropy(head(features), batch[1])
+
+
 class OfExperts(Net):
     """Sends each image to two of three experts, which are modules of a list; one may get none."""
 
@@ -379,7 +391,7 @@ UNITS = [("conv", 6), ("hidden", 8)]
     ("build", "expected"),
     [
         *((build, UNITS) for build in (caching, InPlace, StepsSchedulers, Manual, Wrapped, Averaged, Counting)),
-        *((build, UNITS) for build in (KeepsOptimizer, OnGraph, Drawing, KeepsLog, Enclosing, OnLabelled)),
+        *((build, UNITS) for build in (KeepsOptimizer, OnGraph, Drawing, KeepsLog, Enclosing, OnLabelled, Adapting)),
         *((build, UNITS) for build in (Locking, Casting, WithNumPy, WithMetrics, Frozen)),
         *((build, UNITS) for build in (WeightNormed, SpectrallyNormed)),
         (Orthogonal, [("conv", 6)]),

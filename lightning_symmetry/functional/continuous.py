@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.precision import in_own_units, row_scales
+from lightning_symmetry.functional.precision import for_measuring, in_own_units, row_scales
 from lightning_symmetry.functional.products import scaled_core
 
 
@@ -102,7 +102,7 @@ def product_rank(incoming: Tensor, outgoing: Tensor, tolerance: float = 1e-2) ->
 
 def _roots(units: Tensor) -> Tensor:
     """The square roots of the lengths of units, over a power of two that all share."""
-    units = units.detach().double()
+    units = for_measuring(units, torch.float64)
     scales = row_scales(units)
     lengths = torch.linalg.vector_norm(units / scales, dim=1)
     return in_own_units(scales[:, 0].sqrt() * lengths.sqrt())

@@ -36,8 +36,8 @@ def for_measuring(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """``tensor`` without its graph, in ``dtype``; on the CPU if it lies on MPS, which has no float64.
 
     Args:
-        tensor: Any floating-point tensor.
-        dtype: The dtype to measure in, as from `working_dtype`.
+        tensor: Any tensor of real numbers, or of complex ones, which stay so.
+        dtype: The dtype to measure in, as from `working_dtype`, or that of the parts of complex numbers.
 
     Returns:
         A tensor of the same shape.
@@ -46,6 +46,7 @@ def for_measuring(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         >>> for_measuring(torch.ones(2, dtype=torch.float16, requires_grad=True), torch.float32)
         tensor([1., 1.])
     """
+    dtype = dtype.to_complex() if tensor.is_complex() else dtype
     return tensor.detach().to("cpu" if tensor.device.type == "mps" else tensor.device, dtype)
 
 
@@ -116,7 +117,7 @@ def row_scales(*sides: Tensor) -> Tensor:
                 [1.]])
     """
     sizes = [torch.linalg.vector_norm(side, math.inf, -1, keepdim=True) for side in sides if side.shape[-1]]
-    largest = torch.stack([sides[0].new_zeros(*sides[0].shape[:-1], 1), *sizes]).amax(0)
+    largest = torch.stack([sides[0].real.new_zeros(*sides[0].shape[:-1], 1), *sizes]).amax(0)
     return torch.where(largest == 0, 1.0, largest / (2 * torch.frexp(largest).mantissa))
 
 

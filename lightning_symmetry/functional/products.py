@@ -38,7 +38,7 @@ def product_core(incoming: Tensor, outgoing: Tensor) -> Tensor:
     """
     core, scales = scaled_core(incoming, outgoing)
     range_of = torch.finfo(core.dtype)
-    product = core.double() * (scales[0] * scales[1])
+    product = for_measuring(core, torch.float64) * (scales[0] * scales[1])
     magnitude = torch.linalg.vector_norm(product, math.inf).item() if core.numel() else 0.0
     return product.to(core) if range_of.tiny / range_of.eps <= magnitude <= range_of.max else core
 

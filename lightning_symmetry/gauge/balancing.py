@@ -76,7 +76,7 @@ class Part:
         start = 0
         for piece in self.values.split(step) if shape else (self.values,):
             here = slice(start, start + len(piece) if shape else None)
-            squares = piece.double() ** self.power
+            squares = (piece.abs() if piece.is_complex() else piece).double() ** self.power
             for (factors, kept), total in zip(asked, totals, strict=True):
                 beside = [(_cut(values, dims, here), dims) for values, dims in factors]
                 _cut(total, kept, here).add_(_contracted(squares, beside, kept))

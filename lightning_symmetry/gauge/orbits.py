@@ -74,7 +74,11 @@ def orbit_fraction(groups: Iterable[SymmetryGroup], tensors: Tensors, step: Tens
     free = tuple(group for group in groups if group.dimension and step.keys() >= set(group.parameters))
     if not free or total == 0 or not np.isfinite(total):
         return torch.tensor(0.0 * total, dtype=torch.float64)
-    numbers = {name: for_measuring(tensor, dtype) for name, tensor in tensors.items() if tensor.is_floating_point()}
+    numbers = {
+        name: for_measuring(tensor, dtype)
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() or tensor.is_complex()
+    }
     tangents = _Tangents(free, numbers, step)
     lengths = tangents.lengths()
     scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
@@ -146,7 +150,7 @@ class _Tangents:
 
     def _zero(self, group: SymmetryGroup) -> Tensor:
         shape = (group.n_rows, *[group.size] * group.acts_as.order)
-        return torch.zeros(shape, dtype=self.like[group.parameters[0]].dtype)
+        return torch.zeros(shape, dtype=self.like[group.parameters[0]].real.dtype)
 
 
 def _apart(group: SymmetryGroup) -> bool:
@@ -157,4 +161,6 @@ def _apart(group: SymmetryGroup) -> bool:
 
 
 def _inner(one: Tensors, other: Tensors) -> float:
-    return sum(float(torch.sum(one[name].double() * other[name].double())) for name in one)
+    """Of complex numbers as of pairs of real ones."""
+    doubled = ([for_measuring(each[name], torch.float64) for name in one] for each in (one, other))
+    return sum(float((left.conj() * right).real.sum()) for left, right in zip(*doubled, strict=True))

@@ -159,7 +159,7 @@ def _folded(
     squares = torch.zeros(_shape(group), dtype=torch.float64)
     for action in vectors:
         (each,) = gauge.scaled[action.block]
-        squares = squares + gather(gauge.of(action.block, tensors).double().square().cpu(), each.dims)
+        squares = squares + gather(gauge.of(action.block, tensors).abs().double().square().cpu(), each.dims)
     logarithms = torch.where(squares > 0, -squares.log() / (2 * degrees.pop()), 0.0)
     gauge = replace(gauge, logarithms={**gauge.logarithms, group.name: logarithms})
     moved = set(group.blocks)
@@ -168,7 +168,7 @@ def _folded(
         return gauge
     flip = flips[0]
     (each,) = gauge.scaled[vectors[0].block]
-    sign = gather(gauge.of(vectors[0].block, tensors).double().cpu(), each.dims).sign()
+    sign = gather(gauge.of(vectors[0].block, tensors).real.double().cpu(), each.dims).sign()
     scaled = dict(gauge.scaled)
     for action in flip.actions:
         for block, acting in _acting(flip, action, dict.fromkeys(flip.blocks)):

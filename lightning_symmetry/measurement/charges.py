@@ -19,6 +19,7 @@ from lightning_symmetry.functional.charges import (
     mean_component,
     rotation_imbalance,
 )
+from lightning_symmetry.functional.precision import for_measuring
 from lightning_symmetry.keys import key_names
 from lightning_symmetry.measurement.indicators import NONE_YET, Piece
 from lightning_symmetry.stacks import first_of
@@ -144,7 +145,11 @@ class _AngularSpeed:
         step, before = last
         sums = [
             torch.stack([_squares(part).flatten() for part in several]).sum(0)
-            for several in (before, parts, [part.double() - old for part, old in zip(parts, before, strict=True)])
+            for several in (
+                before,
+                parts,
+                [for_measuring(part, torch.float64) - old for part, old in zip(parts, before, strict=True)],
+            )
         ]
         return angles_of(*sums).mean() / max(1, now - step)
 
@@ -170,5 +175,6 @@ def _parts(
 
 
 def _squares(part: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(part, dim=-1, dtype=torch.float64)
+    dtype = torch.promote_types(part.dtype, torch.float64)
+    norms: Tensor = torch.linalg.vector_norm(part, dim=-1, dtype=dtype)
     return norms.square()

@@ -175,7 +175,7 @@ def _stream_rank(group: SymmetryGroup, gauge: Gauge, tolerance: float, tensors: 
         for dim, degree in enumerate(action.degrees):
             if degree > 0:
                 writes = in_front(gauge.of(action.block, tensors), action.block, group, [dim])
-                gram += (writes @ writes.mT).double().cpu()
+                gram += (writes @ writes.mH).real.double().cpu()
     if not bool(gram.isfinite().all()):
         return [torch.full((), torch.nan)] * 3
     values = torch.linalg.eigvalsh(gram)

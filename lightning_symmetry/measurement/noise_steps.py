@@ -94,7 +94,7 @@ class NoiseSteps:
         scale = float(scaler.get_scale()) if scaled else 1.0
         for name, gradient in gradients.items():
             if name not in self._sums:
-                self._sums[name] = torch.zeros_like(gradient, dtype=torch.float64)
+                self._sums[name] = torch.zeros_like(gradient, dtype=torch.promote_types(gradient.dtype, torch.float64))
             self._sums[name].add_(gradient, alpha=1 / scale)
         for group in self._own:
             if some := gradients.keys() & set(group.parameters):

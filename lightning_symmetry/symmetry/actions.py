@@ -160,7 +160,8 @@ class Fold:
 
     Attributes:
         kind: ``"rescaling"``, which multiplies by the pivot, or ``"translation"``, which takes the pivot away.
-        pivot: The gain or the bias: one dimension, of stacks behind those of the modules, each with its own.
+        pivot: The gain or the bias: one dimension, of stacks behind those of the modules, each with its own; beside
+            such as have one position.
         actions: What it does to blocks along the axis of the pivot.
         carried: What it does to those of other axes.
     """
@@ -177,23 +178,30 @@ class Fold:
 
     def element(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """By what it multiplies, or what it adds: ``(n_rows, n)``, a row for each module of a list."""
-        pivot = self.pivot.of(tensors[self.pivot.tensor])
+        pivot = self._vector(tensors)
         pivot = pivot.reshape(-1, pivot.shape[-1])
         return -pivot if self.kind == "translation" else torch.where(pivot == 0, 1, pivot)
 
     def reached(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Which units it can unfold again, ``(n,)``."""
-        pivot = self.pivot.of(tensors[self.pivot.tensor])
-        pivot = pivot.reshape(-1, pivot.shape[-1])
-        return (torch.ones_like(pivot, dtype=torch.bool) if self.kind == "translation" else pivot != 0).all(0)
+        pivot = self._vector(tensors)
+        reached = torch.ones_like(pivot, dtype=torch.bool) if self.kind == "translation" else pivot != 0
+        return reached.reshape(-1, pivot.shape[-1]).all(0)
 
     def apply(self, tensors: Mapping[str, Tensor], element: Tensor) -> None:
         """Change the tensors in place."""
+        *rows, units = (axis for axis in self.pivot.axes if axis)
         for action in self.actions:
-            transform(tensors[action.block.tensor], action, self.pivot.axes[:-1], KINDS[self.kind], element)
+            transform(tensors[action.block.tensor], action, rows, KINDS[self.kind], element)
         for each in self.carried:
-            vector = element.reshape(self.pivot.view(tensors[self.pivot.tensor]).shape)
-            carry(tensors[each.block.tensor], each, tensors, self.pivot.axes, vector)
+            vector = element.reshape(self._vector(tensors).shape)
+            carry(tensors[each.block.tensor], each, tensors, (*rows, units), vector)
+
+    def _vector(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The pivot without the dimensions that have one position."""
+        pivot = self.pivot.of(tensors[self.pivot.tensor])
+        lengths = [length for axis, length in zip(self.pivot.axes, pivot.shape, strict=True) if axis]
+        return pivot.reshape(lengths)
 
     def inverse(self, element: Tensor) -> Tensor:
         """What undoes an element."""

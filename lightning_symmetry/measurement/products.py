@@ -21,6 +21,7 @@ from lightning_symmetry.measurement.indicators import Piece, SharedGauge, Tensor
 from lightning_symmetry.stacks import n_stacked
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
+from lightning_symmetry.symmetry.planes import coordinates
 
 INDICATORS = ("product_effective_rank", "attention_logit_bound")
 """What is measured of a product; the second of queries and keys alone."""
@@ -95,8 +96,9 @@ def _turned(group: SymmetryGroup, gauge: SharedGauge, tensors: Tensors) -> Seque
     sides: dict[int, list[Tensor]] = {1: [], -1: []}
     for action in group.actions:
         degree = max(action.degrees, key=abs)
-        halves = [_by_plane(group, half, gauge.at(tensors).of(half, tensors)) for half in _halves(action, gauge)]
-        sides[1 if degree > 0 else -1].append(torch.stack(halves, -2))
+        held = coordinates(action, gauge.symmetries.blocks)
+        parts = [_by_plane(group, action, block, gauge.at(tensors).of(block, tensors)) for block in held]
+        sides[1 if degree > 0 else -1].append(torch.cat(parts, -2))
     queries, keys = (torch.cat(parts, -1) for parts in sides.values())
     n_heads = max(queries.shape[1], keys.shape[1])
     heads = [
@@ -109,19 +111,13 @@ def _turned(group: SymmetryGroup, gauge: SharedGauge, tensors: Tensors) -> Seque
     return [torch.stack(ranks).mean(), torch.stack(bounds).amax()]
 
 
-def _halves(action: Action, gauge: SharedGauge) -> list[Block]:
-    """The blocks of the first and of the second coordinates of the planes that an action turns."""
-    *before, _ = action.block.views[:-1]
-    own = [b for b in gauge.symmetries.blocks if b.tensor == action.block.tensor and b.views[:-1] == tuple(before)]
-    return sorted(own, key=lambda block: block.views[-1][1])
-
-
-def _by_plane(group: SymmetryGroup, half: Block, entries: Tensor) -> Tensor:
-    """One coordinate of the planes, ``(n_rows, n_heads, n_planes, dim)``: heads that share a row beside each other."""
-    rows = [half.dims(row)[0] for row, _ in group.rows]
-    plane, origins = rows.pop(), _origins(half)
+def _by_plane(group: SymmetryGroup, action: Action, block: Block, entries: Tensor) -> Tensor:
+    """Coordinates of the planes, ``(n_rows, n_heads, n_planes, 1 or 2, dim)``: heads of one row beside each other."""
+    component = action.block.dims(group.axis) if block.views == action.block.views else ()
+    rows = [block.dims(row)[0] for row, _ in group.rows]
+    plane, origins = rows.pop(), _origins(block)
     written = [dim for dim, origin in enumerate(origins) if origin == origins[plane]]
-    heads = [dim for dim in written if dim not in (*rows, plane)]
+    heads = [dim for dim in written if dim not in (*rows, plane, *component)]
     read = [dim for dim in range(entries.ndim) if dim not in written]
-    shape = [math.prod(entries.shape[dim] for dim in dims) for dims in (rows, heads, [plane], read)]
-    return entries.permute(*rows, *heads, plane, *read).reshape(shape)
+    shape = [math.prod(entries.shape[dim] for dim in dims) for dims in (rows, heads, [plane], component, read)]
+    return entries.permute(*rows, *heads, plane, *component, *read).reshape(shape)

@@ -8,6 +8,7 @@ the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ from lightning_symmetry.functional.units import Deferred, Units
 from lightning_symmetry.gauge.gauge import Gauge
 from lightning_symmetry.symmetry.actions import Action, Block
 from lightning_symmetry.symmetry.groups import SymmetryGroup
+from lightning_symmetry.symmetry.planes import coordinates, turns_planes
 
 MOST_MATCHING = 1e9
 """The largest n_units^2 x n_inner^3 at which the inner parts of two units are matched to one another."""
@@ -58,10 +60,13 @@ def units_of(
         if len(signs) == 2:
             coupled.append((in_front(entries(), block, group, own), (signs[0], signs[1])))
         elif plane is not None and len(rows) <= 1:
-            turning, action, component = plane
-            dims = [*own, *(block.dims(row)[0] for row in rows), block.dims(turning.rows[-1][0])[0]]
-            half = in_front(entries(), block, group, dims)
-            halves.setdefault((turning.name, action), {})[component] = half if rows else half.unsqueeze(2)
+            turning, action, held = plane
+            component = action.block.dims(turning.axis) if len(held) == 2 else ()
+            dims = [*own, *(block.dims(row)[0] for row in rows), block.dims(turning.rows[-1][0])[0], *component]
+            part = in_front(entries(), block, group, dims)
+            part = part if rows else part.unsqueeze(2)
+            found = part.unbind(-2) if component else (part,)
+            halves.setdefault((turning.name, action), {}).update(zip(held, found, strict=True))
             where_of[turning.name, action] = (turning, rows)
         elif len(rows) <= 1 and len(products) == 1:
             (product,) = products
@@ -151,9 +156,13 @@ class _Inner:
     mixed: dict[str, bool] = field(default_factory=dict)
 
     def add(self, product: _Side, side: Tensor) -> None:
-        """One side of a product, ``(n_rows, n_units, n_inner or 1, d, dim)``; ``(..., dim, 2)`` of planes."""
-        self.mixed[product.group.name] = product.group.kind == "rotation" and not product.group.form
+        """One side of a product, ``(n_rows, n_units, n_inner or 1, d, dim)``; ``(..., dim, 2)`` of planes.
+
+        What is on both sides, since directions keep their lengths, counts half on each.
+        """
+        self.mixed[product.group.name] = product.group.kind == "rotation" and not turns_planes(product.group)
         both = self.sides.setdefault(product.group.name, ([], []))
+        side = side if product.degree else side / math.sqrt(2)
         if product.degree >= 0:
             both[0].append(side)
         if product.degree <= 0:
@@ -195,10 +204,10 @@ def _products(
 ) -> Iterator[tuple[SymmetryGroup, float]]:
     """The rotations within a unit that act on a block, and the signs of positions that no permutation moves."""
     for other in within:
-        if other.kind == "rotation" and not other.form and len(block.dims(other.axis)) == 1:
+        if other.kind == "rotation" and not turns_planes(other) and len(block.dims(other.axis)) == 1:
             degree = _degree(other, block)
             if degree:
-                yield other, degree
+                yield other, 0 if other.form else degree
         elif other.kind == "sign" and other.axis not in rows and len(block.dims(other.axis)) == 1:
             permuted = any(each.kind == "permutation" and each.axis == other.axis for each in within)
             if _degree(other, block) and not permuted:
@@ -206,14 +215,13 @@ def _products(
                 yield other, next((degree for each in scaling if (degree := _degree(each, block))), 0)
 
 
-def _plane_of(within: Sequence[SymmetryGroup], block: Block) -> tuple[SymmetryGroup, Action, int] | None:
-    """The rotation of planes, with the action, of which a block holds the first coordinates (0) or the second (1)."""
-    for other in within:
-        if other.kind == "rotation" and other.form:
-            for action in other.actions:
-                *before, narrowed = action.block.views[:-1]
-                if block.tensor == action.block.tensor and block.views[:-1] == tuple(before):
-                    return other, action, int(block.views[-1][1] != narrowed[1])
+def _plane_of(within: Sequence[SymmetryGroup], block: Block) -> tuple[SymmetryGroup, Action, Sequence[int]] | None:
+    """The rotation of planes, with the action, of which a block holds coordinates: the first (0), the second (1)."""
+    for turning in filter(turns_planes, within):
+        for action in turning.actions:
+            if coordinates(action, [block]):
+                both = block.views == action.block.views
+                return turning, action, (0, 1) if both else (int(block.views[-1][1] != action.block.views[-2][1]),)
     return None
 
 

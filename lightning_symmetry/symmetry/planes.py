@@ -8,6 +8,7 @@ coordinates and the second ones, shows them; or one that moves pairs of coordina
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 
 from lightning_symmetry.symmetry.actions import Action, Block
@@ -16,7 +17,7 @@ from lightning_symmetry.symmetry.groups import SymmetryGroup
 
 def rotation_of_planes(rescaling: SymmetryGroup) -> SymmetryGroup | None:
     """The rotations within the planes that a group rescales, yet without a name; None where it moves no pairs."""
-    component = f"{rescaling.axis}.plane"
+    component = _component(rescaling.axis)
     pairs = [_side_by_side(action, component) for action in rescaling.actions]
     if not all(pairs):
         halves: defaultdict[tuple[object, ...], list[Action]] = defaultdict(list)
@@ -36,6 +37,30 @@ def rotation_of_planes(rescaling: SymmetryGroup) -> SymmetryGroup | None:
         actions=tuple(pair for pair in pairs if pair is not None),
         form="orthogonal",
     )
+
+
+def _component(axis: str) -> str:
+    return f"{axis}.plane"
+
+
+def turns_planes(group: SymmetryGroup) -> bool:
+    """Whether a group is such a rotation within planes."""
+    return group.kind == "rotation" and bool(group.rows) and group.axis == _component(group.rows[-1][0])
+
+
+def coordinates(action: Action, blocks: Iterable[Block]) -> list[Block]:
+    """Those blocks that hold coordinates of the planes that an action turns: the first, the second, or one with both.
+
+    Beside them a dimension may have parts that are in no plane.
+    """
+    beside = [block for block in blocks if block.tensor == action.block.tensor]
+    both = [block for block in beside if block.views == action.block.views]
+    views = action.block.views
+    if both or len(views) < 2 or len(views[-2]) != 3:
+        return both
+    dim, start, length = views[-2]
+    halves = [(*views[:-2], (dim, at, length // 2)) for at in (start, start + length // 2)]
+    return sorted((block for block in beside if block.views in halves), key=lambda block: halves.index(block.views))
 
 
 def _is_of_vector(action: Action) -> bool:

@@ -4,7 +4,9 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.nn import functional as F
 
+from lightning_symmetry.functional.precision import for_measuring
 from lightning_symmetry.gauge.gauge import Gauge
 from lightning_symmetry.measurement import indicators
 from lightning_symmetry.measurement.indicators import SharedGauge, symmetry_pieces
@@ -25,7 +27,8 @@ def generic(model, dtype):
     """The model's tensors, every parameter a little off where it was made."""
     generator = torch.Generator().manual_seed(7)
     tensors = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in snapshot(model).items()
+        name: for_measuring(tensor, dtype) if tensor.is_floating_point() or tensor.is_complex() else tensor
+        for name, tensor in snapshot(model).items()
     }
     for name, _ in model.named_parameters():
         noise = torch.randn(tensors[name].shape, generator=generator, dtype=torch.float64)
@@ -227,9 +230,92 @@ def experts_before_norms():
     return nn.Sequential(nn.Linear(3, 4), NormedExperts(first=False), nn.Linear(4, 2)), torch.randn(16, 3)
 
 
-@pytest.mark.parametrize(
-    "build", [dinov2, heads_without_biases, experts_behind_a_map, experts_behind_norms, experts_before_norms]
-)
+class Attention(nn.Module):
+    """Two heads that compare queries and keys by their angle, or turn planes of their coordinates, all or some."""
+
+    def __init__(self, turned=0, side_by_side=False, by_angle=False):
+        super().__init__()
+        self.read, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
+        self.query, self.key, self.value, self.output = (nn.Linear(12, 12, bias=False) for _ in range(4))
+        self.turned, self.side_by_side, self.by_angle = turned, side_by_side, by_angle
+
+    def forward(self, inputs):
+        stream = self.read(inputs)
+        maps = (self.query, self.key, self.value)
+        query, key, value = (each(stream).unflatten(-1, (2, 6)).transpose(1, 2) for each in maps)
+        if self.by_angle:
+            query, key = (F.normalize(each, dim=-1) for each in (query, key))
+        query, key = self.rotated(query), self.rotated(key)
+        attended = (query @ key.mT).softmax(-1) @ value
+        return self.last(stream + self.output(attended.transpose(1, 2).flatten(2)))
+
+    def rotated(self, inputs):
+        turned, left = inputs[..., : self.turned], inputs[..., self.turned :]
+        planes = turned.unflatten(-1, (-1, 2) if self.side_by_side else (2, -1))
+        dim = -1 if self.side_by_side else -2
+        first, second = planes.unbind(dim)
+        angles = torch.arange(inputs.shape[-2])[:, None] / 2.0 ** torch.arange(self.turned // 2)
+        pair = (first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin())
+        return torch.cat([torch.stack(pair, dim).flatten(-2), left], -1)
+
+
+def turning(**how):
+    return lambda: (Attention(**how), torch.randn(4, 6, 5))
+
+
+class Spectral(nn.Module):
+    """Complex maps between the frequencies of what goes in, as in a Fourier neural operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.last = nn.Linear(4, 5), nn.Linear(6, 2)
+        self.maps = nn.Parameter(torch.randn(5, 6, 3, dtype=torch.complex64))
+
+    def forward(self, inputs):
+        spectrum = torch.fft.rfft(self.read(inputs).relu().mT)[..., :3]
+        mapped = torch.einsum("bil,iol->bol", spectrum, self.maps)
+        return self.last(torch.fft.irfft(mapped, n=inputs.shape[1]).mT.relu())
+
+
+class ComplexMaps(nn.Module):
+    """Complex linear maps in a row, before a norm of the length."""
+
+    def __init__(self):
+        super().__init__()
+        shapes = ((4, 6), (6, 5), (5, 7))
+        self.maps = nn.Sequential(*(nn.Linear(*shape, bias=False, dtype=torch.complex64) for shape in shapes))
+
+    def forward(self, inputs):
+        mapped = self.maps(inputs.to(torch.complex64))
+        return (mapped / mapped.abs().square().mean(-1, keepdim=True).sqrt()).real
+
+
+def spectral():
+    return Spectral(), torch.randn(3, 8, 4)
+
+
+def complex_maps():
+    return ComplexMaps(), torch.randn(30, 4)
+
+
+BUILDS = {
+    "dinov2": dinov2,
+    "heads without biases": heads_without_biases,
+    "experts behind a map": experts_behind_a_map,
+    "experts behind norms": experts_behind_norms,
+    "experts before norms": experts_before_norms,
+    "attention by angle": turning(by_angle=True),
+    "rotary": turning(turned=6),
+    "rotary, side by side": turning(turned=6, side_by_side=True),
+    "rotary in part": turning(turned=4),
+    "rotary in part, side by side": turning(turned=4, side_by_side=True),
+    "spectral": spectral,
+    "complex maps": complex_maps,
+}
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
 def test_nor_in_models_beside_the_zoo(build):
     torch.manual_seed(0)
     model, batch = build()

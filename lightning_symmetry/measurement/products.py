@@ -19,7 +19,7 @@ from lightning_symmetry.gauge.mixing import sides_of_rotation
 from lightning_symmetry.keys import key_names
 from lightning_symmetry.measurement.indicators import Piece, SharedGauge, Tensors, read_with
 from lightning_symmetry.stacks import n_stacked
-from lightning_symmetry.symmetry.actions import Action, Block
+from lightning_symmetry.symmetry.actions import Block
 from lightning_symmetry.symmetry.groups import Symmetries, SymmetryGroup
 from lightning_symmetry.symmetry.planes import coordinates
 
@@ -44,7 +44,7 @@ def product_pieces(symmetries: Symmetries, gauge: SharedGauge) -> list[Piece]:
     pieces = []
     for group in symmetries:
         turned = bool(group.form) and group.axis not in axes
-        if group.kind == "rotation" and (turned or not group.form):
+        if group.kind == "rotation" and (_is_of_heads(group) if turned else not group.form):
             indicators = INDICATORS if turned or is_query_key(group) else INDICATORS[:1]
             pieces.append(
                 Piece(
@@ -92,12 +92,30 @@ def _products(group: SymmetryGroup, gauge: SharedGauge, tensors: Tensors) -> Seq
     return values
 
 
+def _is_of_heads(group: SymmetryGroup) -> bool:
+    """Whether the queries of a rotation of planes are alike, and its keys: not where a prefix holds others too."""
+    sides: dict[bool, set[int]] = {True: set(), False: set()}
+    for action in group.actions:
+        sides[max(action.degrees, key=abs) > 0].add(len(_heads(group, action.block)))
+    return all(len(counts) == 1 for counts in sides.values())
+
+
+def _heads(group: SymmetryGroup, block: Block) -> list[int]:
+    """The dimensions of heads that share a row: such as are written beside the planes that a rotation turns."""
+    turned = [*(block.dims(row)[0] for row, _ in group.rows), *block.dims(group.axis)]
+    origins, (plane, _) = _origins(block), group.rows[-1]
+    written = (dim for dim, origin in enumerate(origins) if origin == origins[block.dims(plane)[0]])
+    return [dim for dim in written if dim not in turned]
+
+
 def _turned(group: SymmetryGroup, gauge: SharedGauge, tensors: Tensors) -> Sequence[Tensor]:
     sides: dict[int, list[Tensor]] = {1: [], -1: []}
     for action in group.actions:
         degree = max(action.degrees, key=abs)
-        held = coordinates(action, gauge.symmetries.blocks)
-        parts = [_by_plane(group, action, block, gauge.at(tensors).of(block, tensors)) for block in held]
+        parts = []
+        for block in coordinates(action, gauge.symmetries.blocks):
+            named = action.block if block.views == action.block.views else block
+            parts.append(_by_plane(group, named, gauge.at(tensors).of(block, tensors)))
         sides[1 if degree > 0 else -1].append(torch.cat(parts, -2))
     queries, keys = (torch.cat(parts, -1) for parts in sides.values())
     n_heads = max(queries.shape[1], keys.shape[1])
@@ -111,13 +129,11 @@ def _turned(group: SymmetryGroup, gauge: SharedGauge, tensors: Tensors) -> Seque
     return [torch.stack(ranks).mean(), torch.stack(bounds).amax()]
 
 
-def _by_plane(group: SymmetryGroup, action: Action, block: Block, entries: Tensor) -> Tensor:
+def _by_plane(group: SymmetryGroup, block: Block, entries: Tensor) -> Tensor:
     """Coordinates of the planes, ``(n_rows, n_heads, n_planes, 1 or 2, dim)``: heads of one row beside each other."""
-    component = action.block.dims(group.axis) if block.views == action.block.views else ()
-    rows = [block.dims(row)[0] for row, _ in group.rows]
-    plane, origins = rows.pop(), _origins(block)
-    written = [dim for dim, origin in enumerate(origins) if origin == origins[plane]]
-    heads = [dim for dim in written if dim not in (*rows, plane, *component)]
-    read = [dim for dim in range(entries.ndim) if dim not in written]
-    shape = [math.prod(entries.shape[dim] for dim in dims) for dims in (rows, heads, [plane], component, read)]
-    return entries.permute(*rows, *heads, plane, *component, *read).reshape(shape)
+    *rows, plane = (block.dims(row)[0] for row, _ in group.rows)
+    parts = [rows, _heads(group, block), [plane], list(block.dims(group.axis))]
+    turned = [dim for part in parts for dim in part]
+    parts.append([dim for dim in range(entries.ndim) if dim not in turned])
+    shape = [math.prod(entries.shape[dim] for dim in part) for part in parts]
+    return entries.permute(*turned, *parts[-1]).reshape(shape)

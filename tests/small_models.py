@@ -219,3 +219,33 @@ SMALL_MODELS = {
     "layer scale": Mini(LayerScale, numbers(16, 4), missing=(16, "mixtures of a stream that gains write to")),
     "layer scale between norms": Mini(layer_scale_between_norms, numbers(16, 5)),
 }
+
+
+class TurnedAttention(nn.Module):
+    """Two heads that compare queries and keys by their angle, or turn planes of their coordinates, all or some."""
+
+    def __init__(self, turned=0, side_by_side=False, by_angle=False, gained=False):
+        super().__init__()
+        self.read, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
+        self.query, self.key, self.value, self.output = (nn.Linear(12, 12, bias=False) for _ in range(4))
+        self.gain = nn.Parameter(torch.ones(12)) if gained else 1.0
+        self.turned, self.side_by_side, self.by_angle = turned, side_by_side, by_angle
+
+    def forward(self, inputs):
+        stream = self.read(inputs)
+        written = (self.query(stream), self.key(stream) * self.gain, self.value(stream))
+        query, key, value = (each.unflatten(-1, (2, 6)).transpose(1, 2) for each in written)
+        if self.by_angle:
+            query, key = (F.normalize(each, dim=-1) for each in (query, key))
+        query, key = self.rotated(query), self.rotated(key)
+        attended = (query @ key.mT).softmax(-1) @ value
+        return self.last(stream + self.output(attended.transpose(1, 2).flatten(2)))
+
+    def rotated(self, inputs):
+        turned, left = inputs[..., : self.turned], inputs[..., self.turned :]
+        planes = turned.unflatten(-1, (-1, 2) if self.side_by_side else (2, -1))
+        dim = -1 if self.side_by_side else -2
+        first, second = planes.unbind(dim)
+        angles = torch.arange(inputs.shape[-2])[:, None] / 2.0 ** torch.arange(self.turned // 2)
+        pair = (first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin())
+        return torch.cat([torch.stack(pair, dim).flatten(-2), left], -1)

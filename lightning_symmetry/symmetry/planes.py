@@ -25,8 +25,9 @@ def rotation_of_planes(rescaling: SymmetryGroup) -> SymmetryGroup | None:
             block = action.block
             halves[block.tensor, block.views[:-1], block.axes, action.degrees].append(action)
         pairs = [_pair(both[0], both[1], component) if len(both) == 2 else None for both in halves.values()]
-    if not all(pairs) or all(map(_is_of_vector, rescaling.actions)):
-        return None  # gains multiply each coordinate by itself
+    sides = [[each for each in rescaling.actions if (max(each.degrees, key=abs) > 0) is side] for side in (True, False)]
+    if not all(pairs) or any(all(map(_is_of_vector, side)) for side in sides):
+        return None  # gains multiply each coordinate by itself; biases stand beside a matrix
     return replace(
         rescaling,
         kind="rotation",

@@ -118,7 +118,8 @@ class _Model:
         for degrees in exact:
             group = self._group("rotation" if degrees in linear else "rescaling", atom, degrees)
             yield group
-            planes = rotation_of_planes(group) if atom.pinned and group.kind == "rescaling" else None
+            of_all = atom.pinned and group.kind == "rescaling" and len(degrees) == len(unknowns)
+            planes = rotation_of_planes(group) if of_all else None
             if planes is not None:
                 yield self.completed(planes)
         for degrees in self._own("scale", atom, _beyond(self._solutions("scale", atom), exact)):

@@ -4,7 +4,6 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from torch.nn import functional as F
 
 from lightning_symmetry.functional.precision import for_measuring
 from lightning_symmetry.gauge.gauge import Gauge
@@ -16,7 +15,7 @@ from lightning_symmetry.stacks import Stacked
 from lightning_symmetry.symmetry.actions import along
 from lightning_symmetry.symmetry.find import find_symmetries
 from tests.module_lists import Experts, Heads, NormedExperts
-from tests.small_models import PreNorm
+from tests.small_models import PreNorm, TurnedAttention
 from tests.zoo import ZOO, found
 
 FEW = ("mlp tanh", "unet", "encoder post-norm", "llama", "lstm")
@@ -230,37 +229,8 @@ def experts_before_norms():
     return nn.Sequential(nn.Linear(3, 4), NormedExperts(first=False), nn.Linear(4, 2)), torch.randn(16, 3)
 
 
-class Attention(nn.Module):
-    """Two heads that compare queries and keys by their angle, or turn planes of their coordinates, all or some."""
-
-    def __init__(self, turned=0, side_by_side=False, by_angle=False):
-        super().__init__()
-        self.read, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
-        self.query, self.key, self.value, self.output = (nn.Linear(12, 12, bias=False) for _ in range(4))
-        self.turned, self.side_by_side, self.by_angle = turned, side_by_side, by_angle
-
-    def forward(self, inputs):
-        stream = self.read(inputs)
-        maps = (self.query, self.key, self.value)
-        query, key, value = (each(stream).unflatten(-1, (2, 6)).transpose(1, 2) for each in maps)
-        if self.by_angle:
-            query, key = (F.normalize(each, dim=-1) for each in (query, key))
-        query, key = self.rotated(query), self.rotated(key)
-        attended = (query @ key.mT).softmax(-1) @ value
-        return self.last(stream + self.output(attended.transpose(1, 2).flatten(2)))
-
-    def rotated(self, inputs):
-        turned, left = inputs[..., : self.turned], inputs[..., self.turned :]
-        planes = turned.unflatten(-1, (-1, 2) if self.side_by_side else (2, -1))
-        dim = -1 if self.side_by_side else -2
-        first, second = planes.unbind(dim)
-        angles = torch.arange(inputs.shape[-2])[:, None] / 2.0 ** torch.arange(self.turned // 2)
-        pair = (first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin())
-        return torch.cat([torch.stack(pair, dim).flatten(-2), left], -1)
-
-
 def turning(**how):
-    return lambda: (Attention(**how), torch.randn(4, 6, 5))
+    return lambda: (TurnedAttention(**how), torch.randn(4, 6, 5))
 
 
 class Spectral(nn.Module):
@@ -325,3 +295,20 @@ def test_nor_in_models_beside_the_zoo(build):
     before = measured(symmetries, tensors)
     for group in symmetries:
         assert_same(measured(symmetries, moved(tensors, [group])), before)
+
+
+def test_planes_are_measured_alike_wherever_their_coordinates_stand():
+    """Side by side, or in two halves of a head."""
+    values = []
+    torch.manual_seed(0)
+    halves, pairs = TurnedAttention(turned=6), TurnedAttention(turned=6, side_by_side=True)
+    pairs.load_state_dict(halves.state_dict())
+    for name in ("query", "key"):
+        weight = getattr(halves, name).weight.detach().unflatten(0, (2, 2, 3))
+        getattr(pairs, name).weight.data = weight.transpose(1, 2).flatten(0, 2).contiguous()
+    batch = torch.randn(4, 6, 5)
+    torch.testing.assert_close(halves(batch), pairs(batch))
+    for model in (halves, pairs):
+        found = measured(find_symmetries(model, batch), {name: each.double() for name, each in snapshot(model).items()})
+        values.append({key.replace("query_units", "query"): value for key, value in found.items()})
+    assert_same(*values)

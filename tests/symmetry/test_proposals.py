@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_symmetry.symmetry.find import find_symmetries
+from tests.small_models import TurnedAttention
 
 
 class Ghost(nn.Module):
@@ -446,3 +447,13 @@ def test_of_largest_entries_that_are_returned_nothing_is_said_that_holds_of_thei
     symmetries = find_symmetries(Largest(), (torch.randn(7, 4),))
     assert symmetries.rejected == ()
     assert [(group.kind, group.size) for group in symmetries] == [("scale", 1), ("sign", 1), ("permutation", 6)]
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+@pytest.mark.parametrize("gained", [False, True])
+def test_planes_are_turned_where_no_gain_tells_their_coordinates_apart(gained, side_by_side):
+    """A gain on the keys, as IA3 adds one, is a number for each coordinate."""
+    model = TurnedAttention(turned=6, side_by_side=side_by_side, gained=gained)
+    groups = find_symmetries(model, torch.randn(4, 6, 5))
+    assert sum(group.name.endswith("plane.rotation") for group in groups) == (not gained)
+    assert not groups.rejected

@@ -21,6 +21,8 @@ from lightning_symmetry.tracing.enclosed import enclosed_modules
 MOST_LAYERS = 24
 """Most layers listened to: the cost, and the number of keys, grow with them."""
 
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
 
 def original(module: nn.Module) -> nn.Module:
     """The module that `torch.compile` was given, or the module itself."""
@@ -30,11 +32,10 @@ def original(module: nn.Module) -> nn.Module:
 
 def layer_names(model: nn.Module) -> list[str]:
     """The names of all modules that can be a layer: what is only a list of modules, or the model itself, cannot."""
-    containers = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
     return [
         name
         for name, module in model.named_modules()
-        if name and not isinstance(module, containers) and not name.endswith("_orig_mod")
+        if name and not isinstance(module, _CONTAINERS) and not name.endswith("_orig_mod")
     ]
 
 
@@ -50,18 +51,29 @@ def _blocks(module: nn.Module, prefix: str) -> Iterator[str]:
     if _is_compiled(module):
         return
     kinds: Counter[type[nn.Module]] = Counter()
+    children = list(module.named_children())
     if isinstance(module, nn.ModuleList | nn.Sequential):
-        kinds.update(type(original(child)) for child in module.children() if _is_block(child))
-    for name, child in module.named_children():
+        children = list(_members(module))
+        kinds.update(type(original(child)) for _, child in children if _is_block(child))
+    for name, child in children:
         if kinds[type(original(child))] > 1 and _is_block(child):
             yield f"{prefix}{name}"
         else:
             yield from _blocks(child, f"{prefix}{name}.")
 
 
+def _members(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a list, those of lists and dictionaries within it in their place: these are called by nobody."""
+    for name, child in module.named_children():
+        if isinstance(child, _CONTAINERS):
+            yield from ((f"{name}.{inner}", member) for inner, member in _members(child))
+        else:
+            yield name, child
+
+
 def _is_block(module: nn.Module) -> bool:
     inner = original(module)
-    return any(True for _ in inner.children()) and any(True for _ in inner.parameters())
+    return any(True for _ in inner.children()) and any(parameter.dim() > 1 for parameter in inner.parameters())
 
 
 def _matrix_layers(module: nn.Module, prefix: str) -> Iterator[str]:

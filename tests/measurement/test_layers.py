@@ -78,6 +78,15 @@ def test_without_blocks_layers_with_a_matrix_are():
     assert default_layers(nn.ReLU()) == []
 
 
+def test_blocks_may_be_lists_and_dictionaries_of_their_parts():
+    def parts():
+        return nn.ModuleList([nn.Sequential(nn.LayerNorm(4)), Residual(4), nn.ModuleDict({"up": Residual(4)})])
+
+    model = nn.Module()
+    model.blocks = nn.ModuleList([parts(), parts()])
+    assert default_layers(model) == [f"blocks.{block}.{part}" for block in (0, 1) for part in ("1", "2.up")]
+
+
 def test_a_list_may_have_empty_places():
     block = nn.Sequential(nn.Linear(2, 2), None, nn.ReLU())
     assert default_layers(nn.ModuleDict({"blocks": nn.ModuleList([block, None, mlp()])})) == ["blocks.0", "blocks.2"]

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import core_aten_decompositions
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensor
@@ -21,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_symmetry.tracing.centred import with_centring
+from lightning_symmetry.tracing.decompositions import DECOMPOSITIONS, KEPT_WHOLE
 from lightning_symmetry.tracing.filled import with_pieces_joined
 from lightning_symmetry.tracing.functionalization import functional, functionalized, plain, written_by
 from lightning_symmetry.tracing.largest import with_largest_kept
@@ -46,9 +46,9 @@ def trace(step: Step) -> Tape:
     Buffers that the step reads and changes move with a symmetry, as statistics of what the parameters give do.
     """
     step.rehearse()
-    operations, leaves, returned = _recorded(step, _DECOMPOSITIONS)
+    operations, leaves, returned = _recorded(step, DECOMPOSITIONS)
     if statistics_are_read(_living(operations, returned)):
-        operations, leaves, returned = _recorded(step, {**_DECOMPOSITIONS, **WRITTEN_OUT})
+        operations, leaves, returned = _recorded(step, {**DECOMPOSITIONS, **WRITTEN_OUT})
     operations = _living(without_running_statistics(operations, returned), returned)
     operations, returned = without_repeats(operations, returned)
     operations = with_parts_viewed(with_pieces_joined(operations))
@@ -94,33 +94,6 @@ def _living(operations: list[Operation], outputs: Iterable[Value]) -> list[Opera
     return living[::-1]
 
 
-_KEPT_WHOLE = packets("""
-    _adaptive_avg_pool2d _native_batch_norm_legit _native_batch_norm_legit_functional avg_pool1d avg_pool2d
-    _native_batch_norm_legit_no_training max_pool2d_with_indices native_batch_norm native_group_norm native_layer_norm
-    nll_loss2d_forward nll_loss_forward select_scatter upsample_bilinear2d upsample_nearest2d
-""")
-_DECOMPOSITIONS = {
-    operation: decomposition
-    for operation, decomposition in core_aten_decompositions().items()
-    if getattr(operation, "overloadpacket", None) not in _KEPT_WHOLE
-}
-
-
-def _sparse_product(added: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
-    """What `torch.sparse.mm` calls, as the product that it is."""
-    return aten.mm(left, right) if (beta, alpha) == (0, 1) else NotImplemented
-
-
-def _bilinear(left: Tensor, maps: Tensor, right: Tensor, *expanded: Any) -> Any:
-    """What `torch.nn.functional.bilinear` calls, as two products: `expanded` are the dimensions missing in each."""
-    if expanded[:4] != ([1, 3], [0], [1, 2], [2, 3]):
-        return NotImplemented
-    mapped = (left @ maps.transpose(0, 1).flatten(1)).unflatten(1, (len(maps), -1))
-    return (mapped @ right.unsqueeze(2)).squeeze(2)
-
-
-_DECOMPOSITIONS[aten._sparse_addmm.default] = _sparse_product
-_DECOMPOSITIONS[aten._trilinear.default] = _bilinear
 _FROM_SHAPE_ALONE = packets("empty_like full_like new_empty new_full new_ones new_zeros ones_like zeros_like")
 _UNWRITTEN = packets("empty empty_like empty_strided new_empty new_empty_strided")
 _OF_SPARSE = packets("_indices_copy _values_copy indices_copy values_copy crow_indices_copy col_indices_copy")
@@ -162,7 +135,7 @@ class _Recorder(TorchDispatchMode):
             if operation.overloadpacket in _NOISE:
                 self.depending(drawn)
             return drawn
-        composite = operation._can_decompose() and operation.overloadpacket not in _KEPT_WHOLE
+        composite = operation._can_decompose() and operation.overloadpacket not in KEPT_WHOLE
         decomposition = self._decompositions.get(operation, operation.decompose if composite else None)
         if decomposition is not None:
             with self:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator, cg
+from scipy.sparse.linalg import LinearOperator, minres
 from torch import Tensor
 
 from lightning_symmetry.stacks import first_of
@@ -138,7 +138,7 @@ def _least(
     if not np.isfinite(right).all():
         return named(np.full_like(right, np.nan))
     operator = LinearOperator((len(right), len(right)), matvec=normal, dtype=np.float64)
-    return named(cg(operator, right, rtol=1e-13, maxiter=1000)[0])
+    return named(minres(operator, right, rtol=1e-15, maxiter=1000)[0])  # translations may be sums of others
 
 
 def _least_of_one(group: SymmetryGroup, actions: Sequence[Action], tensors: Tensors) -> Tensor:

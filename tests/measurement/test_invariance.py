@@ -260,6 +260,15 @@ class ComplexMaps(nn.Module):
         return (mapped / mapped.abs().square().mean(-1, keepdim=True).sqrt()).real
 
 
+def phi():
+    """Maps side by side, each with a bias, in a stream whose mean nothing sees: shifts that are sums of others."""
+    config = transformers.PhiConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=14, num_hidden_layers=1, num_attention_heads=2
+    )
+    tokens = torch.randint(0, 20, (4, 6))
+    return transformers.PhiForCausalLM(config), {"input_ids": tokens, "labels": tokens}
+
+
 def spectral():
     return Spectral(), torch.randn(3, 8, 4)
 
@@ -279,6 +288,7 @@ BUILDS = {
     "rotary, side by side": turning(turned=6, side_by_side=True),
     "rotary in part": turning(turned=4),
     "rotary in part, side by side": turning(turned=4, side_by_side=True),
+    "phi": phi,
     "spectral": spectral,
     "complex maps": complex_maps,
 }

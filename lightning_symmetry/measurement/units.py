@@ -55,7 +55,7 @@ def units_of(
         own = block.dims(group.axis)[:2]
         signs = tuple(_flips(own_signs, block, dim) for dim in own)
         rows = [other.axis for other in within if other.kind == "permutation" and len(block.dims(other.axis)) == 1]
-        products = [_Side(other, degree) for other, degree in _products(within, rows, block)]
+        products = _told(block, [_Side(other, degree) for other, degree in _products(within, rows, block)])
         plane = _plane_of(within, block)
         if len(signs) == 2:
             coupled.append((in_front(entries(), block, group, own), (signs[0], signs[1])))
@@ -72,7 +72,7 @@ def units_of(
             (product,) = products
             dims = [*own, *(block.dims(row)[0] for row in rows), block.dims(product.group.axis)[0]]
             side = in_front(entries(), block, group, dims)
-            where = inner.setdefault(rows[0] if rows else product.group.name, _Inner())
+            where = inner.setdefault(rows[0] if rows else product.name, _Inner())
             where.add(product, side if rows else side.unsqueeze(2))
         elif len(rows) == 1:
             flips = _flips(_signs_on(rows[0], within, gauge), block, block.dims(rows[0])[0])
@@ -145,6 +145,12 @@ class _Side:
 
     group: SymmetryGroup
     degree: float
+    alone: Block | None = None
+
+    @property
+    def name(self) -> str:
+        """What those have in common of which only the product is told."""
+        return self.group.name if self.alone is None else f"{self.alone}"
 
 
 @dataclass
@@ -160,8 +166,8 @@ class _Inner:
 
         What is on both sides, since directions keep their lengths, counts half on each.
         """
-        self.mixed[product.group.name] = product.group.kind == "rotation" and not turns_planes(product.group)
-        both = self.sides.setdefault(product.group.name, ([], []))
+        self.mixed[product.name] = product.group.kind == "rotation" and not turns_planes(product.group)
+        both = self.sides.setdefault(product.name, ([], []))
         side = side if product.degree else side / math.sqrt(2)
         if product.degree >= 0:
             both[0].append(side)
@@ -213,6 +219,12 @@ def _products(
             if _degree(other, block) and not permuted:
                 scaling = [each for each in within if each.kind == "rescaling" and each.axis == other.axis]
                 yield other, next((degree for each in scaling if (degree := _degree(each, block))), 0)
+
+
+def _told(block: Block, products: list[_Side]) -> list[_Side]:
+    """Of a block that several signs flip no sign is told beside those of others, but by itself up to one."""
+    several = len(products) > 1 and all(each.group.kind == "sign" for each in products)
+    return [_Side(products[0].group, 0, alone=block)] if several else products
 
 
 def _plane_of(within: Sequence[SymmetryGroup], block: Block) -> tuple[SymmetryGroup, Action, Sequence[int]] | None:

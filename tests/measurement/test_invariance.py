@@ -269,6 +269,14 @@ def phi():
     return transformers.PhiForCausalLM(config), {"input_ids": tokens, "labels": tokens}
 
 
+def olmo2():
+    """Queries and keys each behind a norm over all heads, with a gain: coordinates that several signs flip."""
+    sizes = {"hidden_size": 16, "intermediate_size": 14, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokens = torch.randint(0, 20, (4, 6))
+    model = transformers.Olmo2ForCausalLM(transformers.Olmo2Config(vocab_size=20, eos_token_id=1, **sizes))
+    return model, {"input_ids": tokens, "labels": tokens}
+
+
 def spectral():
     return Spectral(), torch.randn(3, 8, 4)
 
@@ -289,6 +297,7 @@ BUILDS = {
     "rotary in part": turning(turned=4),
     "rotary in part, side by side": turning(turned=4, side_by_side=True),
     "phi": phi,
+    "olmo2": olmo2,
     "spectral": spectral,
     "complex maps": complex_maps,
 }

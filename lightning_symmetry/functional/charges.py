@@ -140,7 +140,7 @@ def rotation_imbalance(incoming: Tensor, outgoing: Tensor) -> Tensor:
     sides = [for_measuring(side, dtype) for side in (incoming, outgoing)]
     scales = row_scales(*(side.flatten(-2) for side in sides)).unsqueeze(-1)
     above, below = (side / scales for side in sides)
-    above, below = (for_measuring(side @ side.mH, torch.float64) for side in (above, below.conj()))
+    above, below = (above @ above.mT).double(), (below @ below.mT).double()
     total = torch.linalg.matrix_norm(above) + torch.linalg.matrix_norm(below)
     return torch.where(total == 0, total, torch.linalg.matrix_norm(above - below) / total)
 

@@ -92,8 +92,8 @@ class Gauge:
             part = part.clone()  # one copy, and all else in place: of an embedding each is a good part of a model
         for mean in centred:
             if mean.gain is not None:
-                dims = (*(block.dims(row)[0] for row in mean.gain.axes[:-1]), mean.dim)
-                gain = spread(mean.gain.of(tensors[mean.gain.tensor]).to(part), dims, part.ndim)
+                dims = (*(block.dims(row)[0] for row in mean.gain.named[:-1]), mean.dim)
+                gain = spread(mean.gain.along_named(tensors[mean.gain.tensor]).to(part), dims, part.ndim)
                 part -= (part * gain).mean(mean.dim, keepdim=True) * torch.where(gain == 0, 0.0, 1 / gain)
         for factors, dims in scaled:
             part *= spread(factors.to(part), dims, part.ndim)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_symmetry.functional.precision import for_measuring
 from lightning_symmetry.gauge.balancing import Part, Sum, part_of
 from lightning_symmetry.gauge.gauge import Acting, Gauge, Tensors
 from lightning_symmetry.symmetry.actions import Block
@@ -46,12 +45,16 @@ def rooted_sums(
             for each in acting:
                 if each.by == group.name and block not in apart:
                     free = [one for one in gauge.scaled.get(block, ()) if one.by in levels]
-                    entries = for_measuring(gauge.of(block, tensors), torch.float64)
-                    sides[each.degree < 0].append(_side(entries, each.dims, free))
+                    sides[each.degree < 0].append(_side(_real(gauge.of(block, tensors)), each.dims, free))
         if any(side.scaled for side in (*sides[0], *sides[1])):
             parts = tuple(_product(left, right, n_rows) for left in sides[0] for right in sides[1])
             if parts:
                 yield Sum(parts, rooted=True, row_dims=n_rows)
+
+
+def _real(entries: Tensor) -> Tensor:
+    """In float64, complex entries as pairs in one more dimension: they are mixed by real numbers."""
+    return (torch.view_as_real(entries) if entries.is_complex() else entries).double()
 
 
 def _side(entries: Tensor, dims: Sequence[int], free: Sequence[Acting]) -> _Side:
@@ -73,9 +76,9 @@ def _product(left: _Side, right: _Side, n_rows: int) -> Part:
     if right.n_scaled:
         product = a.mT @ b
         shape = (*rows, *left.entries.shape[n_rows + 1 :], *right.entries.shape[n_rows + 1 :])
-        squares = product.view(shape).abs().square().sum((n_rows + left.n_scaled, -1))
+        squares = product.view(shape).square().sum((n_rows + left.n_scaled, -1))
     else:
-        squares = ((b.conj() @ b.mT) @ a * a.conj()).real.sum(n_rows).clamp_min(0.0)
+        squares = ((b @ b.mT) @ a * a).sum(n_rows).clamp_min(0.0)
         squares = squares.view(*rows, *kept, -1).sum(-1)
     return part_of(
         squares,
@@ -124,8 +127,8 @@ def meeting(gauge: Gauge) -> set[Block]:
 def _mixture(gauge: Gauge, group: SymmetryGroup, tensors: Tensors) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """M and N with M A = (N B) R, R orthogonal, both of the singular values S^(1/2), where A^T B has S; and S.
 
-    With A = R_A^T Q_A^T, B = R_B^T Q_B^T and the singular value decomposition R_A R_B^T = U S V^H these are
-    M = S^(-1/2) V^T R_B and N = S^(-1/2) U^H R_A; directions without a singular value become zero.
+    With A = R_A^T Q_A^T, B = R_B^T Q_B^T and the singular value decomposition R_A R_B^T = U S V^T these are
+    M = S^(-1/2) V^T R_B and N = S^(-1/2) U^T R_A; directions without a singular value become zero.
     """
     sides = sides_of_rotation(gauge, group, tensors)
     if not all(bool(side.isfinite().all()) for side in sides):
@@ -135,7 +138,7 @@ def _mixture(gauge: Gauge, group: SymmetryGroup, tensors: Tensors) -> tuple[tupl
     left, values, right = torch.linalg.svd(triangles[0] @ triangles[1].mT, full_matrices=False)
     told = values > 1e-14 * values[..., :1]  # the largest; none where one side has nothing
     inverse = torch.where(told, values.rsqrt(), 0.0)[..., None]
-    matrices = (inverse * (right.conj() @ triangles[1]), inverse * (left.mH @ triangles[0]))
+    matrices = (inverse * (right @ triangles[1]), inverse * (left.mT @ triangles[0]))
     missing = group.size - values.shape[-1]
     padded = [torch.nn.functional.pad(matrix, (0, 0, 0, missing)) for matrix in matrices]
     return (padded[0], padded[1]), torch.nn.functional.pad(values, (0, missing))
@@ -149,8 +152,7 @@ def sides_of_rotation(gauge: Gauge, group: SymmetryGroup, tensors: Tensors) -> t
         own = [each for each in acting if each.by == group.name]
         if len(own) == 1:
             (each,) = own
-            whole = for_measuring(gauge.of(block, tensors, unmixed=group.name), torch.float64)
-            front = whole.movedim(each.dims, tuple(range(len(each.dims))))
+            front = _real(gauge.of(block, tensors, unmixed=group.name)).movedim(each.dims, tuple(range(len(each.dims))))
             some = front.reshape(*front.shape[: len(each.dims)], -1)
             sides[each.degree < 0].append(some)
     assert some is not None

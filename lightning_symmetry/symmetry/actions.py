@@ -65,6 +65,16 @@ class Block:
         """The shape of the part, from that of the tensor."""
         return tuple(self.view(torch.empty(shape, device="meta")).shape)
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The axes that it has by name."""
+        return tuple(axis for axis in self.axes if axis)
+
+    def along_named(self, tensor: Tensor) -> Tensor:
+        """The part of a tensor as the model reads it, without dimensions of no name, each of one position."""
+        part = self.of(tensor)
+        return part.reshape([length for axis, length in zip(self.axes, part.shape, strict=True) if axis])
+
     def dims(self, axis: str) -> tuple[int, ...]:
         """The dimensions that are the axis: more than one where a matrix maps the axis to itself."""
         return tuple(dim for dim, name in enumerate(self.axes) if name == axis)
@@ -178,30 +188,23 @@ class Fold:
 
     def element(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """By what it multiplies, or what it adds: ``(n_rows, n)``, a row for each module of a list."""
-        pivot = self._vector(tensors)
+        pivot = self.pivot.along_named(tensors[self.pivot.tensor])
         pivot = pivot.reshape(-1, pivot.shape[-1])
         return -pivot if self.kind == "translation" else torch.where(pivot == 0, 1, pivot)
 
     def reached(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Which units it can unfold again, ``(n,)``."""
-        pivot = self._vector(tensors)
+        pivot = self.pivot.along_named(tensors[self.pivot.tensor])
         reached = torch.ones_like(pivot, dtype=torch.bool) if self.kind == "translation" else pivot != 0
         return reached.reshape(-1, pivot.shape[-1]).all(0)
 
     def apply(self, tensors: Mapping[str, Tensor], element: Tensor) -> None:
         """Change the tensors in place."""
-        *rows, units = (axis for axis in self.pivot.axes if axis)
         for action in self.actions:
-            transform(tensors[action.block.tensor], action, rows, KINDS[self.kind], element)
+            transform(tensors[action.block.tensor], action, self.pivot.named[:-1], KINDS[self.kind], element)
         for each in self.carried:
-            vector = element.reshape(self._vector(tensors).shape)
-            carry(tensors[each.block.tensor], each, tensors, (*rows, units), vector)
-
-    def _vector(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The pivot without the dimensions that have one position."""
-        pivot = self.pivot.of(tensors[self.pivot.tensor])
-        lengths = [length for axis, length in zip(self.pivot.axes, pivot.shape, strict=True) if axis]
-        return pivot.reshape(lengths)
+            vector = element.reshape(self.pivot.along_named(tensors[self.pivot.tensor]).shape)
+            carry(tensors[each.block.tensor], each, tensors, self.pivot.named, vector)
 
     def inverse(self, element: Tensor) -> Tensor:
         """What undoes an element."""

@@ -1,15 +1,18 @@
 """What SymmetryMonitor logs besides the order parameters, with the learning rates of real optimizers."""
 
+import math
+
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch import nn
 
-from lightning_symmetry import SymmetryMonitor, orbit_fraction
-from lightning_symmetry.functional import noise_imbalance
+from lightning_symmetry import SpectrumMonitor, SymmetryMonitor, orbit_fraction
+from lightning_symmetry.functional import noise_imbalance, rescaling_imbalance
 from lightning_symmetry.measurement.noise_steps import WINDOW
-from tests.callbacks.trainings import EVERY, Net, train
+from tests.callbacks.trainings import EVERY, OF_STEPS, Net, train
 
 KINDS = ("scale", "rescaling", "translation")
 
@@ -190,3 +193,27 @@ def test_a_training_is_bit_for_bit_what_it_is_without(tmp_path, build):
     assert all(torch.equal(one, other) for one, other in zip(*left, strict=True))
     names = {key.split("/")[1] for key in callbacks[0].history.keys("symmetry/")}
     assert set(everything) <= names
+
+
+def test_of_complex_parameters_all_is_measured_as_of_pairs_of_real_ones(tmp_path):
+    class Complex(Net):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(36, 7), nn.Linear(5, 3)
+            self.maps = nn.Parameter(torch.randn(7, 5, dtype=torch.complex64))
+
+        def forward(self, images):
+            mapped = torch.relu(self.first(images.flatten(1))).to(self.maps.dtype) @ self.maps
+            return self.last(torch.relu(mapped.real))
+
+    indicators = ("imbalance", "effective_lr", "angular_speed", *OF_STEPS)
+    monitor = SymmetryMonitor(indicators=indicators, every_n_train_steps=EVERY, on_error="raise")
+    spectra = SpectrumMonitor(of=["weights", "gradients", "updates"], every_n_train_steps=EVERY, on_error="raise")
+    model, _ = train(tmp_path, [monitor, spectra], model=Complex(), epochs=4)
+    last = {key: monitor.history.series(key)[1][-1] for key in monitor.history.keys("symmetry/")}
+    assert all(map(math.isfinite, last.values()))
+    incoming = torch.cat([model.first.weight, model.first.bias[:, None]], 1)
+    outgoing = torch.view_as_real(model.maps.detach()).flatten(1)
+    assert last["symmetry/imbalance/first_rescaling"] == pytest.approx(float(rescaling_imbalance(incoming, outgoing)))
+    assert 0 < last["symmetry/noise_imbalance/first_rescaling"] < 1
+    assert 0 < last["symmetry/orbit_fraction"] < 1

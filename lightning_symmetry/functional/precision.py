@@ -50,6 +50,19 @@ def for_measuring(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to("cpu" if tensor.device.type == "mps" else tensor.device, dtype)
 
 
+def in_pairs(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones, side by side in the last dimension; a tensor of real numbers as it is.
+
+    Args:
+        tensor: Any tensor of at least one dimension.
+
+    Example:
+        >>> in_pairs(torch.tensor([1 + 2j, 3 + 4j]))
+        tensor([1., 2., 3., 4.])
+    """
+    return torch.view_as_real(tensor).flatten(-2) if tensor.is_complex() else tensor
+
+
 def binary_scale(magnitude: float, dtype: torch.dtype = torch.float32) -> float:
     """The power of two next to ``magnitude``: what to divide by so that squares neither overflow nor underflow.
 

@@ -38,7 +38,7 @@ from torch import Tensor
 from lightning_symmetry.functional.joint_vectors import Deferred as Deferred
 from lightning_symmetry.functional.joint_vectors import Units as Units
 from lightning_symmetry.functional.matching import Inner, matched_squares
-from lightning_symmetry.functional.precision import binary_scale, for_measuring, working_dtype
+from lightning_symmetry.functional.precision import binary_scale, for_measuring, in_pairs, working_dtype
 from lightning_symmetry.functional.signs import Costs, at_signs, bits_of, least_over_signs
 
 BLOCK_ELEMENTS = 2**20
@@ -308,7 +308,7 @@ def pair_geometry(units: Units, resolution: float = 1.0) -> PairGeometry | None:
     scale = 1.0
 
     def prepared(tensor: Tensor) -> Tensor:
-        real = for_measuring(torch.view_as_real(tensor).flatten(-2) if tensor.is_complex() else tensor, dtype)
+        real = for_measuring(in_pairs(tensor), dtype)
         return real if scale == 1.0 else real / scale
 
     held = [prepared(tensor) for tensor in units.tensors[len(units.parts) :]]

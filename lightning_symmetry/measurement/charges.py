@@ -19,7 +19,7 @@ from lightning_symmetry.functional.charges import (
     mean_component,
     rotation_imbalance,
 )
-from lightning_symmetry.functional.precision import for_measuring
+from lightning_symmetry.functional.precision import for_measuring, in_pairs
 from lightning_symmetry.keys import key_names
 from lightning_symmetry.measurement.indicators import NONE_YET, Piece
 from lightning_symmetry.stacks import first_of
@@ -107,7 +107,7 @@ def _rescaling_imbalance(group: SymmetryGroup, tensors: Tensors) -> Tensor:
 
 def _rotation_imbalance(group: SymmetryGroup, tensors: Tensors) -> Tensor:
     """The mean over the rows in which it acts by itself; a side that nothing is on has no columns."""
-    parts = [(_real(part), degree) for part, degree in _parts(group, tensors)]
+    parts = [(in_pairs(part), degree) for part, degree in _parts(group, tensors)]  # which real numbers mix
     nothing = parts[0][0][..., :0]
     above, below = (torch.cat([nothing, *(p for p, degree in parts if degree * sign > 0)], -1) for sign in (1, -1))
     return rotation_imbalance(above, below).mean()
@@ -172,11 +172,6 @@ def _parts(
         if names is None or first_of(action.block.tensor) in names:
             for part, degree in along(tensors[action.block.tensor], action, [row for row, _ in group.rows]):
                 yield part.contents, degree
-
-
-def _real(part: Tensor) -> Tensor:
-    """Complex entries as pairs: a rotation mixes them by real numbers."""
-    return torch.view_as_real(part).flatten(-2) if part.is_complex() else part
 
 
 def _squares(part: Tensor) -> Tensor:

@@ -47,9 +47,10 @@ def trace(step: Step) -> Tape:
     """
     step.rehearse()
     operations, leaves, returned = _recorded(step, DECOMPOSITIONS)
-    if statistics_are_read(_living(operations, returned)):
-        operations, leaves, returned = _recorded(step, {**DECOMPOSITIONS, **WRITTEN_OUT})
-    operations = _living(without_running_statistics(operations, returned), returned)
+    living = _living(operations, returned)
+    if statistics_are_read(living):
+        living, leaves, returned = _recorded(step, {**DECOMPOSITIONS, **WRITTEN_OUT})
+    operations = _living(without_running_statistics(living, returned), returned)
     operations, returned = without_repeats(operations, returned)
     operations = with_parts_viewed(with_pieces_joined(operations))
     operations = with_centring(with_picked_maps(operations))

@@ -21,6 +21,7 @@ from lightning_symmetry import SymmetryMonitor
 from tests.callbacks.test_untouched_training import assert_identical
 from tests.callbacks.trainings import OF_STEPS, Net, outcome, train
 from tests.module_lists import RoutedExperts
+from tests.tracing.test_subclassing import Points
 
 COMPILED = {"times": 0, "calls": 0}
 
@@ -196,28 +197,14 @@ class Enclosing(Net):
         return self.head(torch.tanh(self.hidden(self.features(images).flatten(1))))
 
 
-class Labelled(torch.Tensor):
-    """A tensor with a label, made as PINA makes its own."""
-
-    @staticmethod
-    def __new__(cls, entries, label):
-        return super().__new__(cls, entries)
-
-    def __init__(self, entries, label):
-        self.label = label
-
-    def __deepcopy__(self, memo):
-        return Labelled(self.as_subclass(torch.Tensor).clone(), self.label)
-
-
-class OnLabelled(Net):
+class OnPoints(Net):
     """Trains on tensors of a class of their own, of which it keeps one."""
 
     def on_train_start(self):
-        self.shift = Labelled(torch.ones(6), "shift")
+        self.shift = Points(torch.ones(6), ["column"])
 
     def training_step(self, batch, batch_idx):
-        images = Labelled(batch[0], "images") + self.shift
+        images = Points(batch[0], ["row", "column"]) + self.shift
         return super().training_step((images, batch[1]), batch_idx).as_subclass(torch.Tensor)
 
 
@@ -391,7 +378,7 @@ UNITS = [("conv", 6), ("hidden", 8)]
     ("build", "expected"),
     [
         *((build, UNITS) for build in (caching, InPlace, StepsSchedulers, Manual, Wrapped, Averaged, Counting)),
-        *((build, UNITS) for build in (KeepsOptimizer, OnGraph, Drawing, KeepsLog, Enclosing, OnLabelled, Adapting)),
+        *((build, UNITS) for build in (KeepsOptimizer, OnGraph, Drawing, KeepsLog, Enclosing, OnPoints, Adapting)),
         *((build, UNITS) for build in (Locking, Casting, WithNumPy, WithMetrics, Frozen)),
         *((build, UNITS) for build in (WeightNormed, SpectrallyNormed)),
         (Orthogonal, [("conv", 6)]),

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_symmetry.tracing.enclosed import enclosed_modules
 
@@ -73,13 +74,18 @@ def _members(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _is_block(module: nn.Module) -> bool:
     inner = original(module)
-    return any(True for _ in inner.children()) and any(parameter.dim() > 1 for parameter in inner.parameters())
+    return any(True for _ in inner.children()) and _holds_matrix(inner)
+
+
+def _holds_matrix(module: nn.Module) -> bool:
+    """Whether a parameter is a matrix, or may be once it has a shape."""
+    return any(is_lazy(parameter) or parameter.dim() > 1 for parameter in module.parameters())
 
 
 def _matrix_layers(module: nn.Module, prefix: str) -> Iterator[str]:
     for name, child in module.named_children():
         if _is_compiled(child) or not any(True for _ in child.children()):
-            if any(parameter.dim() > 1 for parameter in child.parameters()):
+            if _holds_matrix(child):
                 yield f"{prefix}{name}"
         else:
             yield from _matrix_layers(child, f"{prefix}{name}.")

@@ -87,6 +87,15 @@ def test_blocks_may_be_lists_and_dictionaries_of_their_parts():
     assert default_layers(model) == [f"blocks.{block}.{part}" for block in (0, 1) for part in ("1", "2.up")]
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_layers_may_have_no_shape_yet():
+    def block():
+        return nn.Sequential(nn.LazyLinear(4), nn.ReLU())
+
+    assert default_layers(block()) == ["0"]
+    assert default_layers(nn.Sequential(block(), block())) == ["0", "1"]
+
+
 def test_a_list_may_have_empty_places():
     block = nn.Sequential(nn.Linear(2, 2), None, nn.ReLU())
     assert default_layers(nn.ModuleDict({"blocks": nn.ModuleList([block, None, mlp()])})) == ["blocks.0", "blocks.2"]

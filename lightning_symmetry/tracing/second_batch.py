@@ -11,6 +11,8 @@ is made of it, of the same shapes and of other contents, that is as likely as ca
   those of each column, as of a table whose columns count different things.
 
 What only other shapes would show, as the outer taps of a kernel on maps of one pixel, it does not show.
+
+A trace is of a batch whose whole numbers are those given, and whose other numbers are changed in the same way.
 """
 
 from __future__ import annotations
@@ -43,6 +45,27 @@ def second_batches(batch: Any, seed: int = 0) -> Iterator[Any]:
         with tensors_copied(partial(_changed, as_rows=as_rows, generator=generator)):
             second = copy.deepcopy(batch)
         yield second
+
+
+def with_other_floats(batch: Any, seed: int = 0) -> Any:
+    """A batch of which no pixel, and no other number of floating point, is the same in all rows by chance.
+
+    What is of an integer type is as it was: it chooses what a step does (tokens, labels, lengths).
+
+    Example:
+        >>> batch = with_other_floats({"image": torch.tensor([[0.0, 0.0], [0.0, 0.5]]), "label": torch.tensor([1, 0])})
+        >>> batch["image"].unique().numel(), batch["label"].tolist()
+        (4, [1, 0])
+    """
+    generator = Generator().manual_seed(seed)
+
+    def copied(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() or tensor.is_complex():
+            return _changed(tensor, _AS_ROWS[0], generator)
+        return tensor.detach().clone()
+
+    with tensors_copied(copied):
+        return copy.deepcopy(batch)
 
 
 _AS_ROWS: tuple[Callable[[Tensor], Tensor], ...] = (

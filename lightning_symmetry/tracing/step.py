@@ -99,7 +99,7 @@ class Step:
         """Where to run the step: `undisturbed`, with gradients if it asks for them."""
         return undisturbed(self.gradients, copied)
 
-    def rehearse(self) -> None:
+    def rehearse(self, batch: Any) -> None:
         """Run the step once as it is, to learn what it asks for and what it changes.
 
         What it keeps outside of its model is then kept before anything is traced: a table that a function caches must
@@ -113,10 +113,10 @@ class Step:
         before = cloned(kept)
         try:
             try:
-                given, written = self._try(before)
+                given, written = self._try(before, batch)
             except Exception:
                 self.gradients = True
-                given, written = self._try(before)
+                given, written = self._try(before, batch)
         finally:
             changed = [name for name, tensor in kept.items() if not _identical(tensor, before[name])]
             for name in changed:
@@ -131,7 +131,7 @@ class Step:
         changed_in_place = (name for name, tensor in given.items() if not _identical(tensor, before[name]))
         self.written = frozenset([*written, *changed_in_place])
 
-    def _try(self, tensors: Tensors) -> tuple[Tensors, set[str]]:
+    def _try(self, tensors: Tensors, batch: Any) -> tuple[Tensors, set[str]]:
         """Run the step; return the parameters and buffers that it was given, as it left them, and those written to."""
         given = cloned(tensors)
         writing = Writing(given)
@@ -139,7 +139,7 @@ class Step:
             self(
                 {name: given[name] for name in self.parameters},
                 {name: given[name] for name in self.buffers},
-                self.batch,
+                batch,
             )
         return given, writing.written
 

@@ -3,6 +3,9 @@
 Operations run as they are, on real tensors, so that Python control flow and `.item()` work; they are decomposed to core
 ATen, but for norms and pooling, which are ruled whole. Views and mutations are made functional. A random operation acts
 by its mean, so that dropout is the identity: the mask that it would draw tells positions apart that the model does not.
+
+The batch is traced with other numbers of floating point in place of its own, where the step accepts them: pixels that
+are zero in all of it, as in the corners of pictures, are no less told apart than others.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from lightning_symmetry.tracing.rewriting import (
     without_offsets,
     without_repeats,
 )
+from lightning_symmetry.tracing.second_batch import with_other_floats
 from lightning_symmetry.tracing.step import Step
 from lightning_symmetry.tracing.tape import Operation, Tape, Value, packets
 
@@ -45,11 +49,18 @@ def trace(step: Step) -> Tape:
 
     Buffers that the step reads and changes move with a symmetry, as statistics of what the parameters give do.
     """
-    step.rehearse()
-    operations, leaves, returned = _recorded(step, DECOMPOSITIONS)
+    try:
+        return _traced(step, with_other_floats(step.batch))
+    except Exception:
+        return _traced(step, step.batch)
+
+
+def _traced(step: Step, batch: Any) -> Tape:
+    step.rehearse(batch)
+    operations, leaves, returned = _recorded(step, batch, DECOMPOSITIONS)
     living = _living(operations, returned)
     if statistics_are_read(living):
-        living, leaves, returned = _recorded(step, {**DECOMPOSITIONS, **WRITTEN_OUT})
+        living, leaves, returned = _recorded(step, batch, {**DECOMPOSITIONS, **WRITTEN_OUT})
     operations = _living(without_running_statistics(living, returned), returned)
     operations, returned = without_repeats(operations, returned)
     operations = with_parts_viewed(with_pieces_joined(operations))
@@ -64,7 +75,7 @@ def trace(step: Step) -> Tape:
 
 
 def _recorded(
-    step: Step, decompositions: Mapping[OpOverload, Callable[..., Any]]
+    step: Step, batch: Any, decompositions: Mapping[OpOverload, Callable[..., Any]]
 ) -> tuple[list[Operation], dict[str, Value], list[Value]]:
     """The operations of a step, the parameters and buffers that it starts from by name, and what it returns."""
     recorder = _Recorder(decompositions)
@@ -79,7 +90,7 @@ def _recorded(
             leaves[name] = recorder.depending(tensor, name) if name in moving else recorder.value(tensor, name)
         with functionalized():
             inputs = [{name: functional(tensor) for name, tensor in some.items()} for some in (parameters, buffers)]
-            outputs = step(inputs[0], inputs[1], step.batch)
+            outputs = step(inputs[0], inputs[1], batch)
             returned = [recorder.value(plain(output)) for output in outputs.preserved]
     return recorder.operations, leaves, returned
 

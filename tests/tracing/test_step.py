@@ -104,7 +104,7 @@ def test_a_step_that_asks_for_gradients_leaves_none():
 
     module = Differentiating()
     step = Step(module, BATCH)
-    step.rehearse()
+    step.rehearse(step.batch)
     assert step.gradients
     assert found(module) == ["net.0"]
     assert module.net[0].weight.grad is None
@@ -117,7 +117,7 @@ def test_a_step_that_optimizes_by_hand_need_not_record_gradients():
             super().training_step(batch, batch_idx).backward()
 
     step = Step(Manual(), BATCH)
-    step.rehearse()
+    step.rehearse(step.batch)
     assert not step.gradients
     assert found(Manual()) == ["net.0"]
 
@@ -161,7 +161,7 @@ def test_what_a_step_changes_in_place_is_told():
 
     module = Writing()
     step = Step(module, BATCH)
-    step.rehearse()
+    step.rehearse(step.batch)
     assert step.written == {"count", "net.2.bias"}
     assert module.count == 0
 
@@ -187,7 +187,7 @@ class Teacher(Module):
 @pytest.mark.parametrize("by", ["data", "in place"])
 def test_what_a_step_writes_to_is_told_also_where_it_stays_what_it_is(by):
     step = Step(module := Teacher(by), BATCH)
-    step.rehearse()
+    step.rehearse(step.batch)
     assert step.written == {f"follower.{name}" for name, _ in module.net.named_parameters()}
     assert found(module) == ["net.0", "net.2"]
 

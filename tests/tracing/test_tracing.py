@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
@@ -150,3 +151,23 @@ def test_what_is_returned_beside_its_sum_stays_on_the_tape(summed):
     made = {output for operation in tape.operations for output in operation.outputs}
     assert made.issuperset(tape.outputs)
     assert find_symmetries(Both(summed), (torch.randn(5, 4),)).rejected == ()
+
+
+@pytest.mark.parametrize("brightest", [1.0, 16.0], ids=["fractions", "whole numbers"])
+def test_pixels_that_are_dark_in_the_whole_batch_are_told_apart(brightest):
+    digits = torch.from_numpy(load_digits().data[:32]).float() / 16 * brightest
+    dark = (digits == 0).all(0)
+    assert (dark[1:] & dark[:-1]).any()
+    torch.manual_seed(0)
+    symmetries = find_symmetries(nn.Sequential(nn.Linear(64, 7), nn.Tanh(), nn.Linear(7, 3)), digits)
+    assert [(group.kind, group.size) for group in symmetries] == [("permutation", 7), ("sign", 7)]
+    assert not symmetries.rejected
+
+
+def test_a_step_that_refuses_other_numbers_is_traced_on_its_own():
+    def step(model, inputs):
+        if not torch.equal(inputs, VECTORS):
+            raise ValueError("these are not the numbers that this step knows")
+        return model.out(model.hidden(inputs).relu())
+
+    assert found(step) == {"hidden": (7,)}

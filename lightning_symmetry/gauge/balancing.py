@@ -207,6 +207,12 @@ def balance(
     return potential.named(first + sizes * found.x), int(found.nit)
 
 
+def moments_at(sums: Sequence[Sum], at: Logarithms, living: Mapping[str, Tensor]) -> Logarithms:
+    """sum_k d_k n_k exp(2 d_k . l), which is c where F is least."""
+    potential = _Potential(sums, {name: torch.zeros_like(values) for name, values in at.items()}, living)
+    return {name: values / 2 for name, values in potential.named(potential.gradient(potential.flat(at))).items()}
+
+
 @dataclass(frozen=True)
 class _Terms:
     """A sum at some scales: each part with its factors and its sums along each axis; the roots by row."""

@@ -53,6 +53,7 @@ class Gauge:
         shifts: What each translation adds, ``(n_rows, n)``.
         received: Biases with all that others have folded into them.
         absorbed: The blocks of biases that are folded away.
+        levels: To what the scales of each group are balanced, ``(*rows, n)``.
         logarithms: Of the scale of each unit of a group, ``(*rows, n)``.
         signs: The sign of each unit that a fold brings.
         living: Which units of a group are not dead.
@@ -69,6 +70,7 @@ class Gauge:
     shifts: Mapping[str, Tensor] = field(default_factory=dict)
     received: Mapping[str, Tensor] = field(default_factory=dict)
     absorbed: frozenset[Block] = frozenset()
+    levels: Mapping[str, Tensor] = field(default_factory=dict)
     logarithms: Mapping[str, Tensor] = field(default_factory=dict)
     signs: Mapping[str, Tensor] = field(default_factory=dict)
     living: Mapping[str, Tensor] = field(default_factory=dict)

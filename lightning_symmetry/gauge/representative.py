@@ -23,6 +23,7 @@ from torch import Tensor
 from lightning_symmetry.gauge.balancing import Sum, alive, balance, part_of
 from lightning_symmetry.gauge.centring import absorbed_by, shifts_of
 from lightning_symmetry.gauge.gauge import Acting, Centred, Gauge, Tensors, gather
+from lightning_symmetry.gauge.levels import is_whole, level_of, shape_of_scales, within_reach
 from lightning_symmetry.gauge.mixing import MOST_SWEEPS, meeting, mixtures_of, rooted_sums
 from lightning_symmetry.stacks import first_of
 from lightning_symmetry.symmetry.actions import Action, Block
@@ -57,7 +58,7 @@ def find_gauge(symmetries: Symmetries, tensors: Tensors, start: Gauge | None = N
             gauge = _folded(gauge, group, groups["sign"], gains, tensors)
         gauge = replace(gauge, centred=_centred(gauge, groups["translation"], symmetries.blocks))
         scaling = [*groups["rescaling"], *groups["scale"]]
-        levels = {group.name: _level(group, symmetries, tensors) for group in scaling}
+        levels = {group.name: level_of(group, symmetries, tensors) for group in scaling}
         gauge = replace(gauge, living=alive(list(_plain_sums(gauge, levels, tensors, gauge.scaled)), levels))
         free = {name: level for name, level in levels.items() if name not in gauge.logarithms}
         rotations = [group for group in groups["rotation"] if not group.form]
@@ -102,35 +103,10 @@ def _acting(group: SymmetryGroup, action: Action, blocks: Mapping[Block, None]) 
         for dim, degree in enumerate(action.degrees):
             if degree:
                 yield action.block, Acting(group.name, degree, (*rows, dim))
-    elif _is_whole(group):
+    elif is_whole(group):
         for block in blocks:
             if block.tensor == action.block.tensor:
                 yield block, Acting(group.name, max(action.degrees, key=abs), ())
-
-
-def _is_whole(group: SymmetryGroup) -> bool:
-    return group.kind == "scale" and group.size == 1 and not group.rows
-
-
-def _shape(group: SymmetryGroup) -> tuple[int, ...]:
-    return () if _is_whole(group) else (*(length for _, length in group.rows), group.size)
-
-
-def _level(group: SymmetryGroup, symmetries: Symmetries, tensors: Tensors) -> Tensor:
-    """The squared norm that balancing gives to what a norm divides by its size: one for each unit that it holds."""
-    level = torch.zeros(_shape(group), dtype=torch.float64)
-    if group.kind != "scale":
-        return level
-    if not _is_whole(group):
-        return level + 1
-    grown = {action.block.tensor for action in group.actions_on_parameters if max(action.degrees, key=abs) > 0}
-    sizes: list[dict[str, int]] = []
-    for name in grown:
-        blocks = [block for block in symmetries.blocks if block.tensor == name]
-        shapes = [zip(block.axes, block.shape(tensors[name].shape), strict=True) for block in blocks]
-        sizes.append({axis: size for shape in shapes for axis, size in shape if axis})
-    common = set.intersection(*map(set, sizes)) if sizes else set()
-    return level + max((sizes[0][axis] for axis in common), default=1)
 
 
 def _folded(
@@ -153,10 +129,10 @@ def _folded(
     vectors = [each for each in sides[of_vectors[True]] if each.block in gains] or sides[of_vectors[True]]
     degrees = {max(action.degrees, key=abs) for action in vectors}
     if len(vectors) == 1 and vectors[0].block in gains:
-        gauge = _with_scales_handed_over(gauge, group, vectors[0], sides[not of_vectors[True]])
+        gauge = _with_scales_handed_over(gauge, group, vectors[0])
     if len(degrees) > 1 or any(len(gauge.scaled[action.block]) > 1 for action in vectors):
         return gauge
-    squares = torch.zeros(_shape(group), dtype=torch.float64)
+    squares = torch.zeros(shape_of_scales(group), dtype=torch.float64)
     for action in vectors:
         (each,) = gauge.scaled[action.block]
         squares = squares + gather(gauge.of(action.block, tensors).abs().double().square().cpu(), each.dims)
@@ -182,8 +158,8 @@ def _folded(
     )
 
 
-def _with_scales_handed_over(gauge: Gauge, group: SymmetryGroup, vector: Action, maps: Sequence[Action]) -> Gauge:
-    """A gauge in which scales of whole tensors act on maps instead of on the vector that is to be folded into them.
+def _with_scales_handed_over(gauge: Gauge, group: SymmetryGroup, vector: Action) -> Gauge:
+    """A gauge in which scales of whole tensors act on all else that is rescaled instead of on the vector to be folded.
 
     Both come to the same, but for a rescaling of all units alike.
     """
@@ -191,11 +167,14 @@ def _with_scales_handed_over(gauge: Gauge, group: SymmetryGroup, vector: Action,
     whole = [each for each in gauge.scaled[vector.block] if each.by != group.name and not each.dims]
     if len(own) + len(whole) < len(gauge.scaled[vector.block]) or not whole:
         return gauge
-    scaled = {**gauge.scaled, vector.block: tuple(own)}
-    for action in maps:
+    scaled = dict(gauge.scaled)
+    for action in group.actions_on_parameters:
         share = -max(action.degrees, key=abs) / max(vector.degrees, key=abs)
-        given = (Acting(each.by, share * each.degree, ()) for each in whole)
-        scaled[action.block] = (*scaled[action.block], *given)
+        for each in whole:
+            before = [one for one in scaled[action.block] if one.by == each.by]
+            degree = share * each.degree + sum(one.degree for one in before)
+            others = tuple(one for one in scaled[action.block] if one not in before)
+            scaled[action.block] = (*others, Acting(each.by, degree, ())) if degree else others
     return replace(gauge, scaled=scaled)
 
 
@@ -240,6 +219,8 @@ def _balanced(
             *rooted_sums(unscaled, rotations, levels, tensors),
         ]
         living = alive(sums, levels, {name: gauge.living[name] for name in levels})
+        if last == math.inf:
+            levels = within_reach(sums, levels, living, {} if start is None else start.levels)
         found, steps = balance(sums, levels, known, living)
         unbounded = {name for name, values in found.items() if levels[name].any() and values.abs().max() > _FAR}
         if unbounded:  # two of them, and zeros among what they scale, leave nothing to balance: they stay as they are
@@ -254,6 +235,7 @@ def _balanced(
         last, jumped = change, share > 0
         gauge = replace(
             gauge,
+            levels=levels,
             logarithms={**fixed, **known},
             living={**gauge.living, **living},
             steps=gauge.steps + steps,

@@ -190,7 +190,7 @@ def test_what_is_not_finite_has_no_gauge():
 
 
 class TwoNorms(nn.Module):
-    """A stream that is normed, mapped, and normed: by the biases of zero the gains have no place to come to rest at."""
+    """A stream that is normed, mapped, and normed, with biases of zero."""
 
     def __init__(self):
         super().__init__()
@@ -205,11 +205,15 @@ class TwoNorms(nn.Module):
         return nn.functional.layer_norm(self.out(stream), (6,))
 
 
-def test_scales_that_nothing_holds_stay_as_they_are():
+def test_scales_come_to_rest_at_one_point_of_the_orbit_also_where_biases_that_they_act_on_are_zero():
     torch.manual_seed(0)
-    _, _, gauge = found(TwoNorms(), torch.randn(7, 5))
-    assert not gauge.logarithms["first.scale"].any()
+    symmetries, tensors, gauge = found(TwoNorms(), torch.randn(7, 5))
     assert all(values.abs().max() < 10 for values in gauge.logarithms.values())
+    scale = next(group for group in symmetries if group.name == "first.scale")
+    moved = scale.transform(tensors, torch.Generator().manual_seed(0))
+    there = find_gauge(symmetries, moved)
+    for block in symmetries.blocks:
+        torch.testing.assert_close(there.of(block, moved), gauge.of(block, tensors), rtol=1e-6, atol=1e-9)
 
 
 class HalfThrownAway(nn.Module):

@@ -277,6 +277,25 @@ def olmo2():
     return model, {"input_ids": tokens, "labels": tokens}
 
 
+SMALL = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 14, "num_hidden_layers": 1}
+
+
+def gemma2():
+    """Gated layers between two norms, whose gains are kept as their difference from one: scales tied to others."""
+    config = transformers.Gemma2Config(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=4)
+    tokens = torch.randint(0, 20, (4, 6))
+    return transformers.Gemma2ForCausalLM(config), {"input_ids": tokens, "labels": tokens}
+
+
+def stablelm():
+    """A norm for each head's queries and keys, and a stream whose scale acts on gains of norms, and on their biases."""
+    config = transformers.StableLmConfig(
+        **SMALL, num_attention_heads=2, num_key_value_heads=2, qk_layernorm=True, bos_token_id=0, eos_token_id=0
+    )
+    tokens = torch.randint(0, 20, (4, 6))
+    return transformers.StableLmForCausalLM(config), {"input_ids": tokens, "labels": tokens}
+
+
 def spectral():
     return Spectral(), torch.randn(3, 8, 4)
 
@@ -298,6 +317,8 @@ BUILDS = {
     "rotary in part, side by side": turning(turned=4, side_by_side=True),
     "phi": phi,
     "olmo2": olmo2,
+    "gemma2": gemma2,
+    "stablelm": stablelm,
     "spectral": spectral,
     "complex maps": complex_maps,
 }

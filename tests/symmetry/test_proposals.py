@@ -457,3 +457,33 @@ def test_planes_are_turned_where_no_gain_tells_their_coordinates_apart(gained, s
     groups = find_symmetries(model, torch.randn(4, 6, 5))
     assert sum(group.name.endswith("plane.rotation") for group in groups) == (not gained)
     assert not groups.rejected
+
+
+class PartlySharedKeys(nn.Module):
+    """Attention whose keys have a part for each head and one for all, laid beside it, as in DeepSeek."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key = nn.Linear(5, 2 * 7, bias=False), nn.Linear(5, 2 * 4, bias=False)
+        self.shared, self.value = nn.Linear(5, 3, bias=False), nn.Linear(5, 2 * 4, bias=False)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, inputs):
+        query, key, value = (
+            layer(inputs).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        key = torch.cat([key, self.shared(inputs)[:, None].expand(-1, 2, -1, -1)], -1)
+        scores = (query @ key.mT).softmax(-1)
+        return self.out((scores @ value).transpose(1, 2).flatten(2))
+
+
+def test_heads_cannot_be_scaled_against_what_is_laid_beside_each_and_is_the_same_for_all():
+    torch.manual_seed(0)
+    symmetries = find_symmetries(PartlySharedKeys(), torch.randn(4, 6, 5))
+    assert [(group.kind, group.name, group.size) for group in symmetries] == [
+        ("permutation", "query.groups", 2),
+        ("rotation", "query.0.rotation", 4),
+        ("rotation", "query.1.rotation", 3),
+        ("rotation", "value.units.rotation", 4),
+    ]
+    assert not symmetries.rejected

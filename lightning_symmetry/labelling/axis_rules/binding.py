@@ -31,13 +31,16 @@ from lightning_symmetry.labelling.axes import (
 )
 from lightning_symmetry.labelling.axis_rules.language import ELLIPSIS, TOLD_APART, Pattern, Term
 from lightning_symmetry.labelling.charges import NEUTRAL, UNIFORM, Charge, Hidden, Image, Unknown
-from lightning_symmetry.labelling.laws import LENGTH, Law, length, neutral, ranking
+from lightning_symmetry.labelling.laws import LENGTH, Law, joint, length, neutral, ranking
 
 
-def _charges(axis: Axis) -> list[Charge | None]:
-    """The charges at the places of an axis; None for those of an axis that is no better than broadcast."""
-    in_part = any(isinstance(factor, Concatenation) for factor in resolve(axis))
-    return [place.charge if place.charge is not UNIFORM or in_part else None for place in places(axis)]
+def _charges(axis: Axis, law: Law) -> list[Charge | None]:
+    """The charges at the places of an axis; None for those of an axis that is no better than broadcast.
+
+    What others are laid beside has to be scaled as they are, though it is the same all along the axis.
+    """
+    counts = law is joint or any(isinstance(factor, Concatenation) for factor in resolve(axis))
+    return [place.charge if place.charge is not UNIFORM or counts else None for place in places(axis)]
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,7 @@ class Binding:
             for _, axis in self._held[letter]:  # laid out in ways that cannot be compared place by place
                 forbid(axis)
             holding = {}
-        charges = {number: _charges(axis) for number, axis in holding.items()}
+        charges = {number: _charges(axis, self._law) for number, axis in holding.items()}
         none: list[Charge | None] = [None] * len(first)
         columns = zip(*(charges.get(number, none) for number in range(self._n_inputs)), strict=True)
         return [list(column) for column in columns], [axis for _, axis in self._held[letter]]

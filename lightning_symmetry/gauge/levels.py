@@ -60,6 +60,8 @@ def within_reach(
         living: Which units are not dead.
         known: Those of squares that are all one, from before.
     """
+    if not any(level.any() for level in levels.values()):
+        return dict(levels)
     filled = [each for each in sums if any(part.sums(((), ()))[0] > 0 for part in each.parts)]
     if _can_be_balanced(filled, levels):
         return dict(levels)
@@ -76,7 +78,7 @@ def within_reach(
 def _can_be_balanced(sums: Sequence[Sum], levels: Mapping[str, Tensor]) -> bool:
     """Whether c is a sum of the d_k with positive weights, where units of an axis have the same."""
     parts = [part for each in sums for part in each.parts]
-    if not parts or not any(level.any() for level in levels.values()):
+    if not parts:
         return True
     names = {name: number for number, name in enumerate(levels)}
     degrees = np.zeros((len(names), len(parts) + 1))

@@ -111,6 +111,7 @@ class Step:
         """
         kept = {**self.parameters, **self.buffers}
         before = cloned(kept)
+        self.gradients = False
         try:
             try:
                 given, written = self._try(before, batch)

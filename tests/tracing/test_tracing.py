@@ -171,3 +171,6 @@ def test_a_step_that_refuses_other_numbers_is_traced_on_its_own():
         return model.out(model.hidden(inputs).relu())
 
     assert found(step) == {"hidden": (7,)}
+    traced = Step(Calling(step), VECTORS)
+    trace(traced)
+    assert not traced.gradients  # which is what a step that fails is tried with next
